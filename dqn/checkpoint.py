@@ -1,0 +1,113 @@
+"""All that a run is after a cycle: from it and the configuration, the rest of the run follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqn.config import TrainConfig
+from dqn.episodes import LaneHistory, first_histories
+from dqn.optimization import Learner
+
+RECENT_EPISODES = 100
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a run has done so far."""
+
+    cycle: int = 0
+    states: int = 0
+    episodes: int = 0
+    updates: int = 0  # optimizer steps
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The small part of a checkpoint: what the run is, and how far it is."""
+
+    config: TrainConfig
+    action_names: tuple[str, ...]
+    counters: Counters = Counters()
+    recent_scores: tuple[float, ...] = ()  # of the last 100 finished episodes, oldest first
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two cycles. Random draws need no state: each has its key."""
+
+    facts: Facts
+    histories: list[LaneHistory]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "<index of the weight>.<name>": state of the optimizer
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration of the run."""
+        return self.facts.config
+
+
+def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint:
+    """The state of a new run of a resolved configuration."""
+    learner = Learner(config, len(action_names), torch.device("cpu"))
+    return Checkpoint(
+        Facts(config, tuple(action_names)), first_histories(config.lanes), *learner_tensors(learner)
+    )
+
+
+def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and optimizer state of `learner` by name, on the CPU."""
+    weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
+    state = learner.optimizer.state_dict()["state"]
+    optimizer = {
+        f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()
+    }
+    return weights, optimizer
+
+
+def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
+    """The learner that `checkpoint` was made from.
+
+    Raises:
+        ValueError: the weights are not those of the configuration's network.
+    """
+    learner = Learner(checkpoint.config, len(checkpoint.facts.action_names), device)
+    try:
+        learner.network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
+    learner.refresh()
+    state: dict[int, dict[str, Tensor]] = {}
+    weights = list(learner.network.parameters())
+    for key, tensor in checkpoint.optimizer.items():
+        index, name = key.split(".", 1)
+        if tensor.ndim:  # in the order of memory that the optimizer itself would use
+            tensor = torch.empty_like(weights[int(index)]).copy_(tensor)
+        state.setdefault(int(index), {})[name] = tensor
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return learner
+
+
+def histories_as_arrays(histories: list[LaneHistory]) -> dict[str, np.ndarray]:
+    """Lane histories as flat arrays: episode, score and steps (L,), actions (sum of steps,)."""
+    return {
+        "episode": np.array([history.episode for history in histories], np.int64),
+        "score": np.array([history.score for history in histories], np.float64),
+        "steps": np.array([len(history.actions) for history in histories], np.int64),
+        "actions": np.concatenate([history.actions for history in histories]).astype(np.uint8),
+    }
+
+
+def histories_from_arrays(arrays: dict[str, np.ndarray]) -> list[LaneHistory]:
+    """The inverse of `histories_as_arrays`."""
+    actions = np.split(arrays["actions"], np.cumsum(arrays["steps"])[:-1])
+    rows = zip(arrays["episode"], actions, arrays["score"], strict=True)
+    return [LaneHistory(int(episode), played, float(score)) for episode, played, score in rows]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()

@@ -1,0 +1,184 @@
+"""The one configuration of a training run, its presets, and how people override it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dqn.schedules import LinearSchedule
+
+Preset = Literal["fast", "tutorial"]
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides what a training run computes. The defaults are the preset `fast`.
+
+    A state is one decision of the agent: what it sees before it acts. A cycle plays, sweeps and
+    optimizes once. Schedules count states played since the start of the run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # The games
+    game: str = Field("ALE/Breakout-v5", description="Gymnasium id of an Atari game.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw of the run.")
+    lanes: int = Field(64, ge=1, le=4096, description="Games played side by side.")
+    episode_frames_limit: int = Field(
+        108_000, ge=8, description="Frames after which an episode is cut off; its last state bootstraps."
+    )
+
+    # The cycle
+    replay_states: int = Field(4_096, ge=1, description="States the replay memory holds when full.")
+    replay_fraction: LinearSchedule = Field(
+        LinearSchedule(start=1, end=1),
+        description="Share of the replay memory that a cycle fills, above 0 and at most 1.",
+    )
+    keep_cycles: int = Field(
+        2, ge=1, description="Newest cycles of experience, targets and checkpoints kept on disk."
+    )
+
+    # Exploration
+    epsilon: LinearSchedule = Field(
+        LinearSchedule(start=1, end=0.01, states=1_000_000),
+        description="Probability of a random action while training.",
+    )
+    testing_epsilon: float = Field(
+        0.01, ge=0, le=1, description="Probability of a random action in evaluation."
+    )
+
+    # The backward sweep
+    sweep: Literal["max", "ebu", "peng", "watkins"] = Field(
+        "peng", description="How the value of the next state enters the return; see dqn.sweep."
+    )
+    discount: float = Field(0.99, ge=0, le=1, description="Weight of the next state's value.")
+    trace_decay: float = Field(
+        0.65,
+        ge=0,
+        le=1,
+        description="Lambda of peng and watkins, beta of ebu: share of the swept return; max has no use for it.",
+    )
+    reward_clip: float = Field(1.0, gt=0, description="Rewards are clipped to plus or minus this.")
+
+    # The network
+    network: Literal["tutorial", "nature"] = Field("nature", description="Convolutions and dense layers.")
+    normalize: bool = Field(True, description="Normalize each hidden layer before its ReLU.")
+    scale_input: bool = Field(True, description="Divide pixels by 255 before the first layer.")
+
+    # Optimization
+    optimizer: Literal["rmsprop", "adam", "radam"] = Field(
+        "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
+    )
+    learning_rate: LinearSchedule = Field(
+        LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
+    )
+    loss: Literal["all-actions", "action-taken"] = Field(
+        "action-taken",
+        description="Squared error summed over all actions, or half of it on the action taken.",
+    )
+    gradient_norm_limit: float = Field(
+        10.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
+    )
+    batch_size: int = Field(256, ge=1, description="States per optimizer step.")
+    balanced_sampling: bool = Field(
+        False, description="Give states with a high estimation error at least half of every batch."
+    )
+    error_threshold: float = Field(0.1, ge=0, description="Estimation errors above this are high.")
+    min_epochs: float = Field(1.0, ge=0, description="Epochs before the loss limit may stop a run.")
+    max_epochs: LinearSchedule = Field(
+        LinearSchedule(start=2, end=2), description="Epochs after which an optimization run stops."
+    )
+    loss_limit: LinearSchedule = Field(
+        LinearSchedule(start=0, end=0),
+        description="An optimization run stops when the mean loss of 100 batches is below this.",
+    )
+
+    # The machine; `auto` is decided once, when the run starts, and stored
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network lives.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of the network; the optimizer's weights are always float32."
+    )
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 means one for each core.")
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> TrainConfig:
+        epsilon, fraction = self.epsilon, self.replay_fraction
+        if max(epsilon.start, epsilon.end) > 1:
+            raise ValueError(f"epsilon is {epsilon}; a probability is at most 1")
+        if not (0 < min(fraction.start, fraction.end) and max(fraction.start, fraction.end) <= 1):
+            raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
+        return self
+
+    def cycle_steps(self, states: int) -> int:
+        """Steps of every lane in the cycle that starts after `states` states were played; at least 1."""
+        return max(1, round(self.replay_fraction.at(states) * self.replay_states / self.lanes))
+
+    def scheduled(self, states: int) -> dict[str, float]:
+        """Every scheduled parameter's value after `states` states were played, by field name."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value.at(states) for name, value in values.items() if isinstance(value, LinearSchedule)}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    # The tutorial's recipe. It plays one game at a time; with more lanes a state is the same, and
+    # a cycle plays as many states as its replay memory would take.
+    "tutorial": {
+        "game": "Breakout-v0",
+        "lanes": 40,
+        "replay_states": 200_000,
+        "replay_fraction": "0.1:1:5000000",
+        "epsilon": "1:0.1:1000000",
+        "sweep": "max",
+        "discount": 0.97,
+        "network": "tutorial",
+        "normalize": False,
+        "scale_input": False,
+        "optimizer": "rmsprop",
+        "learning_rate": "1e-3:1e-5:5000000",
+        "loss": "all-actions",
+        "gradient_norm_limit": 0.0,
+        "batch_size": 128,
+        "balanced_sampling": True,
+        "max_epochs": "5:10:5000000",
+        "loss_limit": "0.1:0.015:5000000",
+    },
+}
+
+
+def make_config(preset: str = "fast", overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of `preset` with the fields in `overrides` (values or their text) replaced.
+
+    Raises:
+        ValueError: unknown preset or field (with the nearest name), or a value out of range; one line.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
+    overrides = dict(overrides or {})
+    for name in overrides:
+        if name not in TrainConfig.model_fields:
+            raise ValueError(f"unknown field {name!r}{nearest(name, TrainConfig.model_fields)}")
+    try:
+        return TrainConfig.model_validate({**PRESETS[preset], **overrides})
+    except ValidationError as error:
+        raise ValueError(_one_line(error)) from None
+
+
+def nearest(name: str, names: Any, count: int = 3) -> str:
+    """`; did you mean …?` with the names closest to `name`, or nothing."""
+    by_lower = {known.lower(): known for known in names}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.55)
+    return f"; did you mean {' or '.join(by_lower[match] for match in matches)}?" if matches else ""
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    description = TrainConfig.model_fields[name].description
+    return f"{name} is {first['input']!r}: {message} ({description})"

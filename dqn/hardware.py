@@ -1,0 +1,51 @@
+"""What this machine computes with, decided once at the start of a run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from dqn.config import TrainConfig
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """`config` with every `auto` of device, precision and threads replaced by this machine's choice.
+
+    bfloat16 is chosen only where the processor multiplies it in hardware; emulated it is
+    hundreds of times slower than float32.
+
+    Raises:
+        ValueError: the configuration asks for a CUDA device and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ValueError("device is cuda, but torch finds no CUDA device here; use cpu or auto")
+    device = ("cuda" if cuda else "cpu") if config.device == "auto" else config.device
+    if config.precision != "auto":
+        precision = config.precision
+    else:
+        fast = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_multiplies_bfloat16()
+        precision = "bfloat16" if fast else "float32"
+    threads = config.threads or len(os.sched_getaffinity(0))
+    return config.model_copy(update={"device": device, "precision": precision, "threads": threads})
+
+
+def prepare(config: TrainConfig) -> torch.device:
+    """Set torch up for a resolved configuration and return its device.
+
+    Raises:
+        ValueError: the run was started on a device or with a thread count that this machine lacks.
+    """
+    if config.device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("this run was started on a CUDA device and torch finds none here; start a new run")
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    torch.set_num_threads(config.threads)
+    return torch.device(config.device)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return bool(supported or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

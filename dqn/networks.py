@@ -1,0 +1,124 @@
+"""The networks that estimate Q-values from states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dqn.config import TrainConfig
+from dqn.motion_tracer import STATE_SHAPE
+from dqn.randomness import torch_generator
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    channels: int
+    kernel: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    convolutions: tuple[_Convolution, ...]
+    dense: tuple[int, ...]
+    same_padding: bool  # as TensorFlow pads: the output has ceil(size / stride) pixels
+    truncated_normal: float  # standard deviation of all weights; 0 means scaled to each layer's inputs
+
+
+_ARCHITECTURES = {
+    "tutorial": _Architecture(
+        (_Convolution(16, 3, 2), _Convolution(32, 3, 2), _Convolution(64, 3, 1)),
+        (1024, 1024, 1024, 1024),
+        same_padding=True,
+        truncated_normal=0.02,
+    ),
+    # Mnih and others 2015
+    "nature": _Architecture(
+        (_Convolution(32, 8, 4), _Convolution(64, 4, 2), _Convolution(64, 3, 1)),
+        (512,),
+        same_padding=False,
+        truncated_normal=0.0,
+    ),
+}
+
+
+class QNetwork(nn.Module):
+    """States (N, 105, 80, 2) uint8 to Q-values (N, A) float32.
+
+    With normalization, every hidden layer is normalized before its ReLU, convolutions over channels
+    and space together (Ba, Kiros and Hinton 2016; its use in place of a target network: Gallici and
+    others 2024, Parallel Q-Network).
+    """
+
+    def __init__(self, config: TrainConfig, actions: int) -> None:
+        super().__init__()
+        architecture = _ARCHITECTURES[config.network]
+        self._scale = 1 / 255 if config.scale_input else 1.0
+        height, width, channels = STATE_SHAPE
+        layers: list[nn.Module] = []
+        for convolution in architecture.convolutions:
+            kernel, stride = convolution.kernel, convolution.stride
+            if architecture.same_padding:
+                padding = (*_same_padding(width, kernel, stride), *_same_padding(height, kernel, stride))
+                layers.append(nn.ZeroPad2d(padding))
+                height, width = -(-height // stride), -(-width // stride)
+            else:
+                height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            layers.append(nn.Conv2d(channels, convolution.channels, kernel, stride))
+            channels = convolution.channels
+            if config.normalize:
+                layers.append(nn.GroupNorm(1, channels))
+            layers.append(nn.ReLU())
+        self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        features, layers = channels * height * width, []
+        for units in architecture.dense:
+            layers.append(nn.Linear(features, units))
+            if config.normalize:
+                layers.append(nn.LayerNorm(units))
+            layers.append(nn.ReLU())
+            features = units
+        self.dense = nn.Sequential(*layers, nn.Linear(features, actions))
+        self._initialize(architecture, torch_generator(config.seed, "weights"))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Estimate Q-values (N, A) float32 of states (N, 105, 80, 2) uint8."""
+        assert states.dtype == torch.uint8 and states.shape[1:] == STATE_SHAPE
+        weights = self.dense[-1].weight
+        pixels = states.permute(0, 3, 1, 2).to(weights.dtype)
+        features = self.convolutions(pixels * self._scale if self._scale != 1 else pixels)
+        # Flattened pixel by pixel, the order they lie in memory.
+        q_values: Tensor = self.dense(features.permute(0, 2, 3, 1).flatten(1))
+        return q_values.float()
+
+    @torch.no_grad()
+    def _initialize(self, architecture: _Architecture, generator: torch.Generator) -> None:
+        spread = architecture.truncated_normal
+        for layer in self.modules():
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            if spread:
+                nn.init.trunc_normal_(layer.weight, std=spread, a=-2 * spread, b=2 * spread, generator=generator)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def q_loss(q_values: Tensor, targets: Tensor, actions: Tensor, kind: str) -> Tensor:
+    """The loss of estimates and targets (N, A) with the actions taken (N,), averaged over N.
+
+    `all-actions`: squared error summed over the actions (the tutorial).
+    `action-taken`: half the squared error of the action taken.
+    """
+    if kind == "all-actions":
+        return (q_values - targets).square().sum(1).mean()
+    taken = actions[:, None]
+    return 0.5 * functional.mse_loss(q_values.gather(1, taken), targets.gather(1, taken))

@@ -1,0 +1,114 @@
+"""One optimization run: train the network towards the targets of the sweep."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dqn.config import TrainConfig
+from dqn.networks import QNetwork, q_loss
+from dqn.optimizers import make_optimizer
+from dqn.randomness import generator
+from dqn.replay import ReplayMemory, balanced_batches, shuffled_batches
+
+LOSS_WINDOW = 100
+
+
+@dataclass(frozen=True)
+class OptimizationResult:
+    """What an optimization run did."""
+
+    losses: np.ndarray  # (batches,) float32
+    epochs: float
+    states_trained: int
+
+
+class Learner:
+    """A network with its optimizer. The weights are float32; a copy in `precision` does the arithmetic."""
+
+    def __init__(self, config: TrainConfig, actions: int, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.network = QNetwork(config, actions).to(device)
+        self.optimizer = make_optimizer(config, self.network.parameters())
+        low = config.precision == "bfloat16"
+        self._worker = copy.deepcopy(self.network).to(torch.bfloat16) if low else self.network
+        self._weights: list[Tensor] = list(self.network.parameters())
+        self._working_weights: list[Tensor] = list(self._worker.parameters())
+
+    @torch.no_grad()
+    def estimate(self, states: np.ndarray) -> np.ndarray:
+        """Q-values (N, A) float32 of states (N, 105, 80, 2) uint8."""
+        estimates: Tensor = self._worker(torch.from_numpy(states).to(self.device))
+        return estimates.cpu().numpy()
+
+    def train_batch(self, states: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
+        """One optimizer step on a batch; returns its loss, still on the device."""
+        loss = q_loss(self._worker(states), targets, actions, self.config.loss)
+        gradients = torch.autograd.grad(loss, self._working_weights)
+        for weight, gradient in zip(self._weights, gradients, strict=True):
+            weight.grad = gradient.to(weight.dtype)
+        if self.config.gradient_norm_limit:
+            nn.utils.clip_grad_norm_(self._weights, self.config.gradient_norm_limit)
+        self.optimizer.step()
+        self.refresh()
+        return loss.detach()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Carry the weights over to the copy that does the arithmetic."""
+        if self._worker is not self.network:
+            torch._foreach_copy_(self._working_weights, self._weights)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The step size of the optimizer from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+
+def optimize(
+    learner: Learner,
+    memory: ReplayMemory,
+    cycle: int,
+    scheduled: dict[str, float],
+    on_batch: Callable[[int, int], None] = lambda done, batches: None,
+) -> OptimizationResult:
+    """Train `learner` on `memory` for the cycle's epochs, or until the loss is low enough.
+
+    Stops after max_epochs; from min_epochs on also as soon as the mean loss of the last 100 batches
+    is below the loss limit (the history starts as zeros, as in the tutorial).
+
+    Args:
+        cycle: part of the key of every draw.
+        scheduled: values of learning_rate, max_epochs and loss_limit.
+        on_batch: told the batches done and at most to do.
+    """
+    config = learner.config
+    batch_size = min(config.batch_size, len(memory))
+    draws = generator(config.seed, "batches", cycle)
+    if config.balanced_sampling:
+        batches = balanced_batches(memory.estimation_errors, config.error_threshold, batch_size, draws)
+    else:
+        batches = shuffled_batches(len(memory), batch_size, draws)
+    epoch = len(memory) / batch_size
+    least, most = int(epoch * config.min_epochs), max(1, int(epoch * scheduled["max_epochs"]))
+    learner.set_learning_rate(scheduled["learning_rate"])
+    losses: list[Tensor] = []
+    recent = np.zeros(LOSS_WINDOW)
+    while len(losses) < most:
+        loss = learner.train_batch(*memory.batch(next(batches), learner.device))
+        losses.append(loss)
+        if scheduled["loss_limit"] > 0:
+            recent[len(losses) % LOSS_WINDOW] = loss.item()
+            if len(losses) > least and recent.mean() < scheduled["loss_limit"]:
+                break
+        on_batch(len(losses), most)
+    trained = len(losses) * batch_size
+    return OptimizationResult(
+        torch.stack(losses).cpu().numpy().astype(np.float32), trained / len(memory), trained
+    )

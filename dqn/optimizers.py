@@ -1,0 +1,54 @@
+"""Optimizers by name, and TensorFlow's RMSProp, which torch does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dqn.config import TrainConfig
+
+
+class TensorFlowRMSprop(torch.optim.Optimizer):
+    """RMSProp as `tf.train.RMSPropOptimizer` computes it.
+
+    mean_square ← decay · mean_square + (1 - decay) · gradient², starting at 1
+    weight ← weight - learning_rate · gradient / sqrt(mean_square + epsilon)
+
+    torch's own starts at 0 and adds epsilon outside the root.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 1e-3, decay: float = 0.9, epsilon: float = 1e-10
+    ) -> None:
+        super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Take one step with the gradients at hand."""
+        assert closure is None
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["mean_square"] = torch.ones_like(weight)
+            mean_squares = [self.state[weight]["mean_square"] for weight in weights]
+            torch._foreach_mul_(mean_squares, group["decay"])
+            torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - group["decay"])
+            roots = torch._foreach_add(mean_squares, group["epsilon"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_addcdiv_(weights, gradients, roots, -group["lr"])
+
+
+def make_optimizer(config: TrainConfig, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The configuration's optimizer over `weights`; its learning rate is set before each run."""
+    if config.optimizer == "rmsprop":
+        return TensorFlowRMSprop(weights)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(weights)
+    return torch.optim.RAdam(weights)

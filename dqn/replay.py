@@ -1,0 +1,87 @@
+"""The replay memory that an optimization run trains from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqn.experience import Experience, Targets
+
+
+@dataclass(frozen=True)
+class ReplayMemory:
+    """`N` states with what the network should estimate for them, lanes and steps forgotten."""
+
+    states: np.ndarray  # (N, 105, 80, 2) uint8
+    q_values: np.ndarray  # (N, A) float32: targets
+    actions: np.ndarray  # (N,) int64: actions taken
+    estimation_errors: np.ndarray  # (N,) float32: how far the sweep moved the taken action's value
+
+    @classmethod
+    def of(cls, experience: Experience, targets: Targets) -> ReplayMemory:
+        """All states of an experience with their targets; the states are not copied."""
+        count = experience.states_played
+        return cls(
+            states=experience.states.reshape(count, *experience.states.shape[2:]),
+            q_values=targets.q_values.reshape(count, -1),
+            actions=experience.actions.reshape(count).astype(np.int64),
+            estimation_errors=targets.estimation_errors.reshape(count),
+        )
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def batch(self, chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """States, targets and actions of the chosen indices, as tensors on `device`."""
+        index = torch.from_numpy(chosen)
+        picked = (
+            torch.from_numpy(array).index_select(0, index)
+            for array in (self.states, self.q_values, self.actions)
+        )
+        states, q_values, actions = (tensor.to(device, non_blocking=True) for tensor in picked)
+        return states, q_values, actions
+
+
+def shuffled_batches(states: int, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Batches of indices below `states` without end: each epoch shuffled anew, its ragged rest left out."""
+    batch_size = min(batch_size, states)
+    while True:
+        order = generator.permutation(states)
+        for start in range(0, states - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def balanced_batches(
+    estimation_errors: np.ndarray, threshold: float, batch_size: int, generator: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Batches of indices without end, in which high estimation errors have at least half the places.
+
+    Their share is max(share of the memory, 0.5), rounded down to whole states; the others have the
+    rest. Drawn without replacement within a batch; a group with too few states gives what it has and
+    the other fills its places.
+
+    Source: the tutorial's replay memory.
+    """
+    high = np.flatnonzero(estimation_errors > threshold)
+    low = np.flatnonzero(estimation_errors <= threshold)
+    high_size, low_size = balanced_sizes(len(high), len(low), batch_size)
+    while True:
+        yield np.concatenate(
+            [
+                generator.choice(high, high_size, replace=False),
+                generator.choice(low, low_size, replace=False),
+            ]
+        )
+
+
+def balanced_sizes(high: int, low: int, batch_size: int) -> tuple[int, int]:
+    """Places in a batch for `high` states with high errors and `low` others, by `balanced_batches`."""
+    batch_size = min(batch_size, high + low)
+    share = max(high / (high + low), 0.5)
+    high_size = min(int(share * batch_size), high)
+    low_size = min(batch_size - high_size, low)
+    return batch_size - low_size, low_size

@@ -1,0 +1,54 @@
+"""Values that change linearly with the number of states played."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+
+class LinearSchedule(BaseModel):
+    """A value that goes from `start` to `end` over the first `states` states played, and stays there.
+
+    Written as text it is `start:end:states`, or one number for a constant: `1:0.1:1000000`, `0.5`.
+    Source: the linear control signal of the tutorial, which uses one for every scheduled parameter.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+    states: int = Field(default=1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return value
+        parts = str(value).split(":")
+        if len(parts) == 1:
+            return {"start": parts[0], "end": parts[0]}
+        if len(parts) == 3:
+            return {"start": parts[0], "end": parts[1], "states": parts[2].replace("_", "")}
+        raise ValueError("write a schedule as one number or as start:end:states, such as 1:0.1:1000000")
+
+    @model_serializer
+    def _to_text(self) -> str:
+        return str(self)
+
+    def at(self, states: int) -> float:
+        """The value after `states` states were played.
+
+        Raises:
+            ValueError: `states` is negative.
+        """
+        if states < 0:
+            raise ValueError(f"states is {states}; a schedule starts at 0 states played")
+        if states >= self.states:
+            return self.end
+        return states * ((self.end - self.start) / self.states) + self.start
+
+    def __str__(self) -> str:
+        if self.start == self.end:
+            return f"{self.start:.12g}"
+        return f"{self.start:.12g}:{self.end:.12g}:{self.states}"

@@ -1,0 +1,131 @@
+"""The backward sweep: rewards carried back to the states before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from dqn.config import TrainConfig
+from dqn.experience import Experience, Targets
+
+OPERATORS = ("max", "ebu", "peng", "watkins")
+
+
+@dataclass(frozen=True)
+class SweepRule:
+    """How the value of the next state enters the return of the one before it.
+
+    With y the return of the action taken, Q the network's estimates and y = r + discount · V(next):
+
+    max      V = max over actions of Q with the taken action's value replaced by y (the tutorial)
+    ebu      as max, replaced by trace_decay · y + (1 - trace_decay) · Q
+             (Lee, Choi and Chung 2019, Episodic Backward Update, with its diffusion factor)
+    peng     V = trace_decay · y + (1 - trace_decay) · max Q (Peng and Williams 1996)
+    watkins  as peng where the taken action was greedy, else max Q (Watkins 1989)
+    """
+
+    operator: str = "max"
+    discount: float = 0.97
+    trace_decay: float = 1.0
+    reward_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATORS:
+            raise ValueError(f"unknown sweep {self.operator!r}; choose one of: {', '.join(OPERATORS)}")
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> SweepRule:
+        """The rule a configuration asks for."""
+        return cls(config.sweep, config.discount, config.trace_decay, config.reward_clip)
+
+
+def backward_sweep(experience: Experience, rule: SweepRule) -> Targets:
+    """Carry observed rewards back to the states before them.
+
+    Walks each lane from its last step to its first and replaces the Q-value of the action taken by
+    r + discount · V(next state), or by r alone where a life or the episode ended. The state after the
+    last step counts with the bootstrap's highest Q-value; truncated rows keep their estimates.
+
+    Args:
+        experience: q_values (T, L, A) float32 or float64, rewards (T, L) not clipped.
+        rule: how the value of the next state enters.
+
+    Returns:
+        New targets of the same shapes and precision; the experience is not touched.
+    """
+    q_values = experience.q_values
+    steps, lanes, actions = q_values.shape
+    assert experience.actions.shape == experience.rewards.shape == (steps, lanes)
+    assert experience.bootstrap_q_values.shape == (lanes, actions)
+    targets = np.empty_like(q_values)
+    errors = np.empty((steps, lanes), q_values.dtype)
+    _sweep(
+        q_values,
+        experience.bootstrap_q_values,
+        experience.actions,
+        experience.rewards,
+        experience.life_lost,
+        experience.terminated,
+        experience.truncated,
+        rule.reward_clip,
+        rule.discount,
+        1.0 if rule.operator == "max" else rule.trace_decay,
+        rule.operator in ("max", "ebu"),
+        rule.operator == "watkins",
+        targets,
+        errors,
+    )
+    return Targets(targets, errors)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _sweep(  # type: ignore[no-untyped-def]
+    q_values,
+    bootstrap,
+    actions,
+    rewards,
+    life_lost,
+    terminated,
+    truncated,
+    reward_clip,
+    discount,
+    trace_decay,
+    replaces,
+    cuts,
+    targets,
+    errors,
+):
+    steps, lanes, action_count = q_values.shape
+    next_values = np.empty(lanes)
+    for lane in range(lanes):
+        next_values[lane] = bootstrap[lane].max()
+    for step in range(steps - 1, -1, -1):
+        for lane in range(lanes):
+            taken = actions[step, lane]
+            best = -np.inf
+            best_other = -np.inf
+            for action in range(action_count):
+                value = q_values[step, lane, action]
+                targets[step, lane, action] = value
+                best = max(best, value)
+                if action != taken:
+                    best_other = max(best_other, value)
+            if truncated[step, lane]:
+                errors[step, lane] = 0.0
+                next_values[lane] = best
+                continue
+            estimate = q_values[step, lane, taken]
+            swept = min(max(rewards[step, lane], -reward_clip), reward_clip)
+            if not (life_lost[step, lane] or terminated[step, lane]):
+                swept += discount * next_values[lane]
+            targets[step, lane, taken] = swept
+            errors[step, lane] = abs(swept - estimate)
+            if replaces:
+                mixed = trace_decay * swept + (1.0 - trace_decay) * estimate
+                next_values[lane] = max(mixed, best_other)
+            elif cuts and estimate < best:
+                next_values[lane] = best
+            else:
+                next_values[lane] = trace_decay * swept + (1.0 - trace_decay) * best

@@ -1,0 +1,223 @@
+"""The command line `dqn`. Heavy things are imported when they are needed, not before."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+app = typer.Typer(
+    name="dqn",
+    help="Learn to play Atari games from the screen by Q-learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or latest.", show_default=False)]
+
+
+@app.command()
+def train(
+    preset: Annotated[str | None, typer.Option(metavar="fast|tutorial", help="Recipe to start from.  [default: fast]")] = None,
+    game: Annotated[str | None, typer.Option(help="Gymnasium id, such as ALE/Breakout-v5 or Breakout-v0.")] = None,
+    states: Annotated[int | None, typer.Option(help="Stop once the run has played this many states.  [default: 4000000]")] = None,
+    cycles: Annotated[int | None, typer.Option(help="Stop once the run has done this many cycles.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run in MLflow.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run: an id, a name, or latest.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override any other field of the configuration."),
+    ] = None,
+) -> None:
+    """Train an agent, or go on training one."""
+    overrides = _overrides(settings or [])
+    _quiet_prefect()
+    from flows.display import Display
+    from flows.train import Target, check_resume, requested_config, requested_settings
+    from flows.train import train as flow
+    from storage.runs import open_tracking
+
+    # The flow checks all this again; here it is answered before a server starts.
+    Target.of(states, cycles)
+    requested = requested_settings(game, seed, overrides)
+    if resume:
+        check_resume(preset, requested, name)
+        found = open_tracking().find_run(resume)
+        resume = found.info.run_id
+    else:
+        requested_config(preset, requested)
+    stopped = _stop_on_sigterm()
+    try:
+        with Display():
+            run_id = flow(preset, game, states, cycles, seed, name, resume, overrides)
+    except KeyboardInterrupt:
+        _tell_how_to_resume(resume)
+        raise typer.Exit(128 + (signal.SIGTERM if stopped else signal.SIGINT)) from None
+    run = open_tracking().client.get_run(run_id)
+    score = run.data.metrics.get("score/mean_100")
+    print(
+        f"run {run.info.run_name} ({run_id}) has played {run.data.metrics['counter/states']:,.0f} states; "
+        f"mean score of its last 100 episodes: {'none ended' if score is None else f'{score:.2f}'}"
+    )
+    print(f"dqn evaluate {run.info.run_name}    dqn ui")
+
+
+@app.command()
+def runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the runs, newest first."""
+    from storage.runs import list_runs
+
+    rows = list_runs()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        print("no runs yet; `dqn train` starts one")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "id", "game", "preset", "status", "states", "mean score", "started"):
+        table.add_column(column, justify="right" if column in ("states", "mean score") else "left", no_wrap=True)
+    for row in rows:
+        score = row["score"]
+        table.add_row(
+            row["name"],
+            row["id"][:8],
+            row["game"],
+            row["preset"],
+            row["status"],
+            f"{row['states']:,}",
+            "-" if score is None else f"{score:.2f}",
+            row["started"],
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    episodes: Annotated[int, typer.Option(help="Complete episodes to play.")] = 30,
+    epsilon: Annotated[float | None, typer.Option(help="Probability of a random action.  [default: 0.01]")] = None,
+    game: Annotated[str | None, typer.Option(help="Another game with the same actions.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the games and the policy.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Play complete episodes with a run's newest checkpoint and tell the scores."""
+    _quiet_prefect()
+    from flows.display import Display
+    from flows.evaluate import evaluate_run
+    from storage.runs import open_run, open_tracking
+
+    found = open_run(open_tracking().find_run(run).info.run_id)
+    with Display():
+        result = evaluate_run(found, episodes, epsilon, game, seed)
+    if as_json:
+        print(json.dumps({"run": found.run_id, "name": found.name, **result.as_dict()}, indent=1))
+        return
+    summary = result.summary()
+    print(
+        f"{len(result.scores)} episodes of {found.name} at epsilon {result.epsilon:g}: "
+        f"mean score {summary['mean']:.2f} (95 % interval {summary['mean_low']:.2f} to {summary['mean_high']:.2f}), "
+        f"median {summary['median']:g}, sd {summary['sd']:.2f}, min {summary['min']:g}, max {summary['max']:g}, "
+        f"{result.cut_off} cut off by the time limit"
+    )
+    print("scores: " + " ".join(f"{score:g}" for score in result.scores))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+) -> None:
+    """Start the MLflow UI over the runs, until Ctrl-C."""
+    from flows.servers import run_mlflow_ui
+
+    run_mlflow_ui(port)
+
+
+def main() -> None:
+    """Run the command line; every mistake is answered in one line."""
+    try:
+        status: Any = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        # With no command, click raises what it has already printed: its help.
+        if error.format_message():
+            _fail(error.format_message().splitlines()[0], 2)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.exit(130)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except Exception as error:
+        _fail(_one_line(error), 1)
+
+
+def _one_line(error: Exception) -> str:
+    from storage.errors import StorageError
+
+    if isinstance(error, StorageError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no details'}"
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    if os.environ.get("DQN_TRACEBACK"):
+        raise
+    print(f"dqn: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _overrides(settings: list[str]) -> dict[str, Any]:
+    overrides = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: write it as field=value, such as --set lanes=32")
+        overrides[field.strip()] = value.strip()
+    return overrides
+
+
+def _quiet_prefect() -> None:
+    """Keep Prefect's own log off this terminal, which shows the progress instead."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def _stop_on_sigterm() -> list[int]:
+    """Make SIGTERM end the run as Ctrl-C does; the list is empty until it came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    return came
+
+
+def _tell_how_to_resume(resume: str | None) -> None:
+    from storage.runs import open_tracking
+
+    runs = open_tracking().runs()
+    run_id = resume or (runs[0].info.run_id if runs else None)
+    if run_id:
+        print(f"stopped; go on with: dqn train --resume {run_id}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

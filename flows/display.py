@@ -1,0 +1,86 @@
+"""Progress on the terminal: a live line where there is one, plain lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from flows.reports import cycle_line
+from tasks.progress import progress
+
+PLAIN_SECONDS = 10.0
+
+
+class Display(logging.Handler):
+    """Shows the reports of `tasks.progress` on standard error, from entering to leaving it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        console = Console(file=sys.stderr)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._summary: dict[str, float] = {}
+        self._first: tuple[float, float] | None = None  # when the first cycle was done, and its states
+        self._shown = 0.0
+
+    def __enter__(self) -> Display:
+        progress.addHandler(self)
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        progress.removeHandler(self)
+        if self._live:
+            self._live.stop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one report."""
+        now = time.monotonic()
+        summary: dict[str, float] | None = getattr(record, "summary", None)
+        if summary:
+            self._summary = summary
+            self._first = self._first or (now, summary["counter/states"])
+        elif self._live is None or now - self._shown < 0.2:
+            return
+        if self._live:
+            self._live.update(Text(self._line(record, now), overflow="ellipsis", no_wrap=True), refresh=True)
+        elif now - self._shown >= PLAIN_SECONDS or self._summary.get("fraction", 0) >= 1:
+            print(self._line(record, now), file=sys.stderr, flush=True)
+        else:
+            return
+        self._shown = now
+
+    def _line(self, record: logging.LogRecord, now: float) -> str:
+        parts: list[str] = []
+        if self._summary:
+            parts = [cycle_line(self._summary), *self._pace(now)]
+        stage: Any = getattr(record, "stage", None)
+        if stage:
+            parts.append(f"{stage} {100 * record.__dict__['done'] / record.__dict__['total']:.0f} %")
+        return " | ".join(parts)
+
+    def _pace(self, now: float) -> list[str]:
+        """States per second since the first cycle was done, and the time left at that pace."""
+        assert self._first
+        began, began_at = self._first
+        states, fraction = self._summary["counter/states"], self._summary["fraction"]
+        if states <= began_at:
+            return []
+        pace = (states - began_at) / (now - began)
+        left = states * (1 / fraction - 1) / pace
+        return [f"{pace:,.0f} states/s", f"{_duration(max(0.0, left))} left"]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -1,0 +1,75 @@
+"""The servers that people look at runs with, on the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+
+from storage.errors import StorageError
+from storage.settings import Settings
+
+HOST = "127.0.0.1"
+START_SECONDS = 90
+
+
+def run_mlflow_ui(port: int) -> None:
+    """Serve the MLflow UI of this installation's store until interrupted.
+
+    Raises:
+        ValueError: the port is out of range or taken.
+        StorageError: the server did not start.
+    """
+    check_port(port)
+    settings = Settings.from_environment()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
+    command += ["--default-artifact-root", settings.artifacts("").as_uri(), "--workers", "1"]
+    command += ["--host", HOST, "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    address = f"http://{HOST}:{port}"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+        try:
+            wait_for(f"{address}/health", server)
+            print(f"MLflow UI: {address} (Ctrl-C stops it)", flush=True)
+            server.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(10)
+            server.kill()
+
+
+def check_port(port: int) -> None:
+    """Raise a ValueError unless a server can listen on `port` of the loopback interface."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port is {port}; it must be from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ValueError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    """Return as soon as `address` answers.
+
+    Raises:
+        StorageError: the server ended before it did, or took too long.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            said = (server.stderr.read() if server.stderr else b"").decode(errors="replace").strip().splitlines()
+            raise StorageError(f"the server did not start: {said[-1] if said else 'it said nothing'}")
+        with suppress(urllib.error.URLError, ConnectionError, TimeoutError), urllib.request.urlopen(address, timeout=2):
+            return
+        time.sleep(0.2)
+    raise StorageError(f"{address} did not answer within {START_SECONDS} seconds")

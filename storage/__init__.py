@@ -1,0 +1,1 @@
+"""What must survive: committed units, checkpoints, runs and their metrics."""

@@ -1,0 +1,208 @@
+"""One training run as it is stored: its units, its newest checkpoint, its one writer."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dqn.checkpoint import Checkpoint, Facts, first_checkpoint
+from dqn.config import TrainConfig
+from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
+from storage.errors import CorruptUnitError, StorageError
+from storage.settings import Settings
+from storage.tracking import Tracking
+from storage.units import Draft, Unit, clear_staging, committing, cycles_in, discard, open_unit
+
+KINDS = ("experience", "targets", "checkpoint")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """Where one run keeps its units. All units carry the number of the cycle that made them."""
+
+    run_id: str
+    name: str
+    settings: Settings
+    tracking: Tracking
+    artifacts: Path
+
+    def directory(self, kind: str, cycle: int | None = None) -> Path:
+        """Where the units of a kind are, or the one of a cycle."""
+        below = self.artifacts / "checkpoints" if kind == "checkpoint" else self.settings.replay(self.run_id) / kind
+        return below if cycle is None else below / f"{cycle:05d}"
+
+    @contextmanager
+    def commit(
+        self, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str] | None = None
+    ) -> Iterator[Draft]:
+        """Commit what the block writes as this run's unit of `kind` for `cycle`; see storage.units."""
+        with committing(
+            self.directory(kind, cycle),
+            self.settings.staging(self.run_id),
+            kind=kind,
+            cycle=cycle,
+            inputs=inputs,
+            made_by={"mlflow_run_id": self.run_id, **(made_by or {})},
+        ) as draft:
+            yield draft
+
+    def unit(self, kind: str, cycle: int) -> Unit:
+        """The committed unit of `kind` for `cycle`, verified.
+
+        Raises:
+            StorageError: there is none, or it is corrupt.
+        """
+        unit = open_unit(self.directory(kind, cycle))
+        if unit is None:
+            raise StorageError(f"run {self.run_id} has no {kind} of cycle {cycle}: it was pruned or never made")
+        if (unit.kind, unit.cycle) != (kind, cycle):
+            raise CorruptUnitError(f"{unit.directory} is the {unit.kind} of cycle {unit.cycle}")
+        return unit
+
+    def made(self, kind: str, cycle: int, inputs: Mapping[str, str]) -> Unit | None:
+        """The unit if it was committed from just these inputs; a broken one is as good as none."""
+        try:
+            unit = open_unit(self.directory(kind, cycle))
+        except CorruptUnitError as error:
+            _log.warning("%s; making it again", error)
+            return None
+        fits = unit is not None and (unit.kind, unit.cycle, unit.inputs) == (kind, cycle, dict(inputs))
+        return unit if fits else None
+
+    def checkpoint(self, unit: Unit) -> Checkpoint:
+        """What a checkpoint's unit holds."""
+        return read_checkpoint(unit.directory)
+
+    def facts(self, unit: Unit) -> Facts:
+        """The small part of the checkpoint in `unit`."""
+        return read_facts(unit.directory)
+
+    def newest_checkpoint(self) -> Unit:
+        """The newest checkpoint that is whole; broken ones are told in the log and passed over.
+
+        Raises:
+            StorageError: there is none.
+        """
+        problems: list[str] = []
+        for cycle in cycles_in(self.directory("checkpoint")):
+            try:
+                return self.unit("checkpoint", cycle)
+            except CorruptUnitError as error:
+                _log.warning("%s; going back to the checkpoint before it", error)
+                problems.append(str(error))
+        raise StorageError(problems[0] if problems else f"run {self.run_id} has no checkpoint; start a new run")
+
+    def prune(self, cycle: int, keep_cycles: int) -> None:
+        """Remove units of cycles more than `keep_cycles` behind `cycle`."""
+        staging = self.settings.staging(self.run_id)
+        for kind in KINDS:
+            for old in cycles_in(self.directory(kind)):
+                if old <= cycle - keep_cycles:
+                    discard(self.directory(kind, old), staging)
+
+    def publish(self, unit: Unit) -> None:
+        """Log a committed unit's metrics in MLflow, once however often it is called."""
+        self.tracking.publish(self.run_id, unit)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the run's one writer, and remove what a killed one left behind.
+
+        Raises:
+            StorageError: another process is; the message says which.
+        """
+        path = self.settings.lock(self.run_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise StorageError(
+                    f"run {self.name} is being trained by {holder}; wait for it, stop it, or start a run of your own"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            file.flush()
+            clear_staging(self.settings.staging(self.run_id))
+            yield
+
+    def is_held(self) -> bool:
+        """Whether some process is the run's writer now."""
+        path = self.settings.lock(self.run_id)
+        if not path.exists():
+            return False
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+@lru_cache(maxsize=4)
+def _tracking(settings: Settings) -> Tracking:
+    return Tracking(settings)
+
+
+def open_tracking() -> Tracking:
+    """The MLflow store that the environment names; opened once in a process."""
+    return _tracking(Settings.from_environment())
+
+
+@lru_cache(maxsize=16)
+def _stored_run(tracking: Tracking, run_id: str) -> StoredRun:
+    run = tracking.client.get_run(run_id)
+    return StoredRun(run_id, str(run.info.run_name), tracking.settings, tracking, tracking.artifacts_of(run))
+
+
+def open_run(run_id: str) -> StoredRun:
+    """The stored run with that id; looked up once in a process."""
+    return _stored_run(open_tracking(), run_id)
+
+
+def create_run(config: TrainConfig, action_names: list[str], name: str | None, tags: Mapping[str, str]) -> StoredRun:
+    """Create a training run of a resolved configuration, with the checkpoint of cycle 0."""
+    tracking = open_tracking()
+    started: Any = tracking.start_run(config, name, tags)
+    run = open_run(started.info.run_id)
+    with run.writing(), run.commit("checkpoint", 0, {}) as draft:
+        write_checkpoint(draft.directory, first_checkpoint(config, action_names))
+    return run
+
+
+def list_runs() -> list[dict[str, Any]]:
+    """What people want to know of every run, newest first; runs whose writer died are marked as killed."""
+    tracking, rows = open_tracking(), []
+    for run in tracking.runs():
+        status = run.info.status
+        stored = open_run(run.info.run_id)
+        if status == "RUNNING" and not stored.is_held():
+            status = "KILLED"
+            tracking.set_status(run.info.run_id, status)
+        started = time.localtime(run.info.start_time / 1000)
+        rows.append(
+            {
+                "name": stored.name,
+                "id": stored.run_id,
+                "game": run.data.params.get("game", ""),
+                "preset": run.data.tags.get("dqn.preset", ""),
+                "status": status.lower(),
+                "states": int(run.data.metrics.get("counter/states", 0)),
+                "score": run.data.metrics.get("score/mean_100"),
+                "started": time.strftime("%Y-%m-%d %H:%M", started),
+            }
+        )
+    return rows

@@ -1,0 +1,50 @@
+"""Where everything lives."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The places of one installation, all under one home unless told otherwise."""
+
+    home: Path
+    tracking_uri: str
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """`DQN_HOME`, by default `dqn-home` in the checkout, and `MLFLOW_TRACKING_URI`.
+
+        The home is created when first used.
+
+        Raises:
+            OSError: the home cannot be created or written.
+        """
+        default = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "dqn-home"
+        home = Path(os.environ.get("DQN_HOME") or default).expanduser().absolute()
+        home.mkdir(parents=True, exist_ok=True)
+        if not os.access(home, os.W_OK | os.X_OK):
+            raise PermissionError(f"DQN_HOME {home} cannot be written; choose a directory of your own")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+        return cls(home, uri)
+
+    def artifacts(self, experiment: str) -> Path:
+        """Where the artifacts of a new MLflow experiment go."""
+        return self.home / "artifacts" / experiment
+
+    def replay(self, run_id: str) -> Path:
+        """Experience and targets of a run."""
+        return self.home / "replay" / run_id
+
+    def staging(self, run_id: str) -> Path:
+        """Units of a run that are not committed yet, or not any more."""
+        return self.home / "staging" / run_id
+
+    def lock(self, run_id: str) -> Path:
+        """The file that the one writer of a run holds."""
+        return self.home / "locks" / f"{run_id}.lock"

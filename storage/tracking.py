@@ -1,0 +1,195 @@
+"""Runs and their metrics in MLflow."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+import logging
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import mlflow.exceptions
+from mlflow.entities import Experiment, Metric, Param, Run, RunStatus, RunTag, ViewType
+from mlflow.tracking import MlflowClient
+
+import dqn
+from dqn.config import TrainConfig, nearest
+from dqn.environments import game_title
+from storage.errors import StorageError
+from storage.settings import Settings
+from storage.units import Unit
+
+MARK = "dqn.run"  # the tag that tells our runs from others in the same store
+FLOW_RUN = "prefect.flow_run_id"
+TARGET = "dqn.target"
+
+_BATCH = 1000  # metrics in one request, MLflow's limit
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+class Tracking:
+    """The MLflow store of one installation."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the store, creating it when first used.
+
+        Raises:
+            StorageError: the store cannot be reached.
+        """
+        self.settings = settings
+        try:
+            self.client = MlflowClient(tracking_uri=settings.tracking_uri)
+            self._experiments(1)
+        except mlflow.exceptions.MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise StorageError(f"the MLflow store {settings.tracking_uri} cannot be used: {reason}") from None
+
+    def start_run(self, config: TrainConfig, name: str | None, tags: Mapping[str, str]) -> Run:
+        """Create the MLflow run of a new training run, with its whole configuration."""
+        title = game_title(config.game)
+        experiment = self.client.get_experiment_by_name(title)
+        if experiment is None:
+            location = self.settings.artifacts(title).as_uri()
+            experiment_id = self.client.create_experiment(title, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        run = self.client.create_run(experiment_id, run_name=name, tags={MARK: "train", **_versions(), **tags})
+        params = [Param(field, str(value)) for field, value in config.model_dump(mode="json").items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        return run
+
+    def publish(self, run_id: str, unit: Unit) -> None:
+        """Log the metrics of a committed unit. Doing it again changes nothing: the time is the unit's."""
+        speed = unit.made.get("speed", {})
+        last = max((metric.step for metric in unit.metrics), default=0)
+        points = [Metric(name, value, unit.created_ms, step) for name, step, value in unit.metrics]
+        points += [Metric(f"speed/{name}", value, unit.created_ms, last) for name, value in speed.items()]
+        for start in range(0, len(points), _BATCH):
+            self.client.log_batch(run_id, metrics=points[start : start + _BATCH])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def set_status(self, run_id: str, status: str) -> None:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        if status == "RUNNING":
+            self.client.update_run(run_id, status=status)
+        else:
+            self.client.set_terminated(run_id, status=status)
+
+    def runs(self) -> list[Run]:
+        """All training runs, newest first."""
+        experiments = [experiment.experiment_id for experiment in self._experiments()]
+        found: list[Run] = []
+        token: str | None = None
+        while experiments:
+            page = self.client.search_runs(
+                experiments,
+                f"tags.`{MARK}` = 'train'",
+                run_view_type=ViewType.ACTIVE_ONLY,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                break
+        return found
+
+    def find_run(self, wanted: str) -> Run:
+        """The run with the id, the beginning of an id (6 letters at least), or the name; or `latest`.
+
+        Raises:
+            ValueError: no such run, or several; names near matches.
+        """
+        runs = self.runs()
+        if not runs:
+            raise ValueError(f"no run {wanted!r}: there are no runs yet in {self.settings.tracking_uri}")
+        if wanted == "latest":
+            return runs[0]
+        by_id = [run for run in runs if len(wanted) >= 6 and run.info.run_id.startswith(wanted)]
+        matches = by_id or [run for run in runs if run.info.run_name == wanted]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            ids = ", ".join(run.info.run_id for run in matches[:5])
+            raise ValueError(f"{len(matches)} runs are called {wanted!r}; give one of the ids: {ids}")
+        names = [run.info.run_name for run in runs] + [run.info.run_id for run in runs]
+        raise ValueError(f"no run {wanted!r}{nearest(wanted, names) or '; `dqn runs` lists them'}")
+
+    def run_of_flow(self, flow_run_id: str) -> Run | None:
+        """The training run that a Prefect flow run started or resumed before, if any."""
+        for run in self.runs():
+            if flow_run_id in run.data.tags.get(FLOW_RUN, "").split():
+                return run
+        return None
+
+    def artifacts_of(self, run: Run) -> Path:
+        """The directory of a run's artifacts.
+
+        Raises:
+            StorageError: they are not on a file system of this machine.
+        """
+        uri = urlparse(run.info.artifact_uri)
+        if uri.scheme not in ("", "file"):
+            raise StorageError(
+                f"the artifacts of run {run.info.run_id} are at {run.info.artifact_uri}; "
+                "checkpoints need a file system, so give its experiment an artifact location on one"
+            )
+        return Path(unquote(uri.path))
+
+    def _experiments(self, most: int = 1000) -> list[Experiment]:
+        return list(self.client.search_experiments(max_results=most))
+
+
+def is_over(run: Run) -> bool:
+    """Whether MLflow thinks that a run has stopped."""
+    return bool(RunStatus.is_terminated(RunStatus.from_string(run.info.status)))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "gymnasium", "ale-py", "zarr", "mlflow", "prefect")
+    versions = {f"version.{name}": metadata.version(name) for name in packages}
+    machine = f"{platform.node()} {platform.machine()} {_processor()} {os.cpu_count()} cores"
+    revision = _revision()
+    return {
+        **versions,
+        "version.dqn": dqn.__version__,
+        "version.python": platform.python_version(),
+        "machine": machine,
+        **({"mlflow.source.git.commit": revision} if revision else {}),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _revision() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()

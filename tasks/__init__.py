@@ -1,0 +1,1 @@
+"""One file per Prefect task: load committed inputs, one pure call, commit one output."""

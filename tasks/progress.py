@@ -1,0 +1,26 @@
+"""How far a long task is, for whoever wants to show it.
+
+Every report is a record of the logger `dqn.progress` with the attributes `stage`, `done`, `total`
+and `cycle`; without a handler it costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+progress = logging.getLogger("dqn.progress")
+progress.propagate = False
+progress.setLevel(logging.INFO)
+
+
+def report(stage: str, cycle: int, done: int, total: int) -> None:
+    """Tell that `done` of `total` are done in a stage of a cycle."""
+    if progress.handlers:
+        extra = {"stage": stage, "cycle": cycle, "done": done, "total": total}
+        progress.info("%s %d: %d of %d", stage, cycle, done, total, extra=extra)
+
+
+def report_cycle(summary: dict[str, float]) -> None:
+    """Tell the figures of a finished cycle, by the names they have in MLflow."""
+    if progress.handlers:
+        progress.info("cycle %d", summary["counter/cycles"], extra={"summary": summary})
