@@ -53,18 +53,14 @@ class Checkpoint:
 def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint:
     """The state of a new run of a resolved configuration."""
     learner = Learner(config, len(action_names), torch.device("cpu"))
-    return Checkpoint(
-        Facts(config, tuple(action_names)), first_histories(config.lanes), *learner_tensors(learner)
-    )
+    return Checkpoint(Facts(config, tuple(action_names)), first_histories(config.lanes), *learner_tensors(learner))
 
 
 def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and optimizer state of `learner` by name, on the CPU."""
     weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
     state = learner.optimizer.state_dict()["state"]
-    optimizer = {
-        f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()
-    }
+    optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
     return weights, optimizer
 
 
@@ -93,20 +89,25 @@ def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
 
 
 def histories_as_arrays(histories: list[LaneHistory]) -> dict[str, np.ndarray]:
-    """Lane histories as flat arrays: episode, score and steps (L,), actions (sum of steps,)."""
+    """Lane histories as flat arrays: one (L,) for each field, and all actions one after the other."""
     return {
         "episode": np.array([history.episode for history in histories], np.int64),
+        "seeded_episode": np.array([history.seeded_episode for history in histories], np.int64),
         "score": np.array([history.score for history in histories], np.float64),
-        "steps": np.array([len(history.actions) for history in histories], np.int64),
+        "steps": np.array([history.steps for history in histories], np.int64),
+        "lengths": np.array([len(history.actions) for history in histories], np.int64),
         "actions": np.concatenate([history.actions for history in histories]).astype(np.uint8),
     }
 
 
 def histories_from_arrays(arrays: dict[str, np.ndarray]) -> list[LaneHistory]:
     """The inverse of `histories_as_arrays`."""
-    actions = np.split(arrays["actions"], np.cumsum(arrays["steps"])[:-1])
-    rows = zip(arrays["episode"], actions, arrays["score"], strict=True)
-    return [LaneHistory(int(episode), played, float(score)) for episode, played, score in rows]
+    actions = np.split(arrays["actions"], np.cumsum(arrays["lengths"])[:-1])
+    names = ("episode", "seeded_episode", "score", "steps")
+    return [
+        LaneHistory(int(episode), int(seeded), played, float(score), int(steps))
+        for episode, seeded, score, steps, played in zip(*(arrays[name] for name in names), actions, strict=True)
+    ]
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def play(
     """
     assert steps >= 1 and piece_steps >= 1
     lane_count = len(lanes.episodes)
-    piece = Experience.empty(min(steps, piece_steps), lane_count, lanes.actions)
+    piece = Experience.empty(min(steps, piece_steps), lane_count, len(lanes.action_names))
     q_values = estimate(lanes.states)
     for step in range(steps):
         row = step % piece_steps

@@ -36,18 +36,14 @@ class TrainConfig(BaseModel):
         LinearSchedule(start=1, end=1),
         description="Share of the replay memory that a cycle fills, above 0 and at most 1.",
     )
-    keep_cycles: int = Field(
-        2, ge=1, description="Newest cycles of experience, targets and checkpoints kept on disk."
-    )
+    keep_cycles: int = Field(2, ge=1, description="Newest cycles of experience, targets and checkpoints kept on disk.")
 
     # Exploration
     epsilon: LinearSchedule = Field(
         LinearSchedule(start=1, end=0.01, states=1_000_000),
         description="Probability of a random action while training.",
     )
-    testing_epsilon: float = Field(
-        0.01, ge=0, le=1, description="Probability of a random action in evaluation."
-    )
+    testing_epsilon: float = Field(0.01, ge=0, le=1, description="Probability of a random action in evaluation.")
 
     # The backward sweep
     sweep: Literal["max", "ebu", "peng", "watkins"] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
 from dqn.config import nearest
-from dqn.episodes import LaneHistory, first_histories
+from dqn.episodes import SEEDED_STEPS, LaneHistory
 from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, MotionTracer, small_frames
 from dqn.randomness import episode_seeds
 
 gymnasium.register_envs(ale_py)
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
 def game_names() -> list[str]:
@@ -53,26 +55,36 @@ class Outcome:
 
 
 class Lanes:
-    """L games side by side that never stop: where an episode ends the next begins, with its own seed.
+    """L games side by side that never stop: where an episode ends the next begins.
 
     A lane whose episode hits the time limit shows the episode's last state once more, so that it can
     be bootstrapped from; the step after that is reported as truncated and starts the next episode.
     """
 
-    def __init__(self, game: str, lanes: int, seed: int, *, frames_limit: int = 108_000, threads: int = 0) -> None:
-        """Start `lanes` games of `game` at the resets of their first episodes.
+    def __init__(
+        self,
+        game: str,
+        histories: list[LaneHistory],
+        seed: int,
+        *,
+        frames_limit: int = 108_000,
+        threads: int = 0,
+    ) -> None:
+        """Open one game of `game` for each history and bring it to where that leads.
 
         Raises:
             ValueError: unknown game.
         """
         check_game(game)
-        self.game = game
-        self._seed = seed
-        self._games = _open_games(game, lanes, frames_limit, threads)
-        self._tracer = MotionTracer(lanes)
-        self.actions = self._games.actions
         self.action_names = action_names(game)
-        self.restore(first_histories(lanes))
+        self._seed = seed
+        self._games = _open_games(game, len(histories), frames_limit, threads)
+        self._tracer = MotionTracer(len(histories))
+        self._lives = np.zeros(len(histories), np.int64)
+        self._timed_out = np.zeros(len(histories), bool)
+        self._episodes = np.zeros(len(histories), np.int64)
+        self._seeded_steps = np.zeros(len(histories), np.int64)
+        self._restore(histories)
 
     @property
     def states(self) -> np.ndarray:
@@ -92,53 +104,60 @@ class Lanes:
         terminated = terminated & ~cut_off
         self._timed_out = timed_out & ~terminated & ~cut_off
         self._lives = lives
+        self._seeded_steps += 1
         self._tracer.advance(frames)
         ended = terminated | cut_off
         if ended.any():
             self._episodes = self._episodes + ended * len(ended)
-            self._reset(ended)
+            seeded = ended & (self._seeded_steps >= SEEDED_STEPS)
+            self._reset(ended, seeded)
         return Outcome(np.where(cut_off, 0, rewards).astype(np.float32), life_lost, terminated, cut_off)
-
-    def restore(self, histories: list[LaneHistory]) -> None:
-        """Bring every lane to where its history leads, by playing it again.
-
-        Lanes with shorter histories begin later, so that all arrive together.
-        """
-        self._episodes = np.array([history.episode for history in histories], dtype=np.int64)
-        lengths = np.array([len(history.actions) for history in histories])
-        longest = int(lengths.max())
-        script = np.zeros((longest, len(histories)), np.int64)
-        for lane, history in enumerate(histories):
-            script[longest - len(history.actions) :, lane] = history.actions
-        self._timed_out = np.zeros(len(histories), bool)
-        self._lives = np.zeros(len(histories), np.int64)
-        self._reset(np.ones(len(histories), bool))
-        for step in range(longest):
-            frames, _, terminated, self._timed_out, self._lives = self._games.step(script[step])
-            self._tracer.advance(frames)
-            # Lanes that still wait play on unseen, and start afresh where they end or where it is time.
-            begin = lengths == longest - step - 1
-            waiting = (terminated | self._timed_out) & (lengths < longest - step)
-            if (begin | waiting).any():
-                self._reset(begin | waiting)
 
     def close(self) -> None:
         """End the games' threads."""
         self._games.env.close()
 
-    def _reset(self, mask: np.ndarray) -> None:
-        frames, lives = self._games.reset(mask, episode_seeds(self._seed, self._episodes[mask]))
+    def _restore(self, histories: list[LaneHistory]) -> None:
+        """Play every lane's history again. Shorter ones begin later, so that all arrive together."""
+        lengths = np.array([len(history.actions) for history in histories])
+        seeded = np.array([history.seeded_episode for history in histories])
+        longest = int(lengths.max())
+        script = np.zeros((longest, len(histories)), np.int64)
+        for lane, history in enumerate(histories):
+            script[longest - lengths[lane] :, lane] = history.actions
+        for done in range(longest + 1):
+            begins = lengths == longest - done
+            if done == 0 or begins.any():
+                self._episodes = np.where(begins, seeded, self._episodes)
+                self._reset(np.ones_like(begins) if done == 0 else begins, begins)
+            if done < longest:
+                self.step(script[done])
+        assert self._episodes.tolist() == [history.episode for history in histories]
+
+    def _reset(self, mask: np.ndarray, seeded: np.ndarray) -> None:
+        """Begin an episode in the lanes of `mask`, those of `seeded` with the seed of that episode."""
+        seeds = np.full(len(mask), -1)
+        seeds[seeded] = episode_seeds(self._seed, self._episodes[seeded])
+        frames, lives = self._games.reset(mask, seeds[mask])
         self._tracer.reset(frames, mask)
         self._lives = np.where(mask, lives, self._lives)
         self._timed_out = self._timed_out & ~mask
+        self._seeded_steps[seeded] = 0
 
 
 def action_names(game: str) -> list[str]:
     """The names of a game's actions, in order."""
-    with_screen: Any = gymnasium.make(game, disable_env_checker=True)
-    names: list[str] = with_screen.unwrapped.get_action_meanings()
-    with_screen.close()
+    one: Any = _make(game)
+    names: list[str] = one.unwrapped.get_action_meanings()
+    one.close()
     return names
+
+
+def _make(game: str, **options: Any) -> gymnasium.Env[Any, Any]:
+    with warnings.catch_warnings():
+        # Gymnasium calls the tutorial's Breakout-v0 out of date. It is meant.
+        warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+        return gymnasium.make(game, disable_env_checker=True, **options)
 
 
 def _open_games(game: str, lanes: int, frames_limit: int, threads: int) -> _Games:
@@ -148,16 +167,9 @@ def _open_games(game: str, lanes: int, frames_limit: int, threads: int) -> _Game
 
 
 class _Games(ABC):
-    """Games that reset the lanes of a mask with given seeds.
-
-    Left alone, a game that ended would restart at the next step with a seed of its own.
-    """
+    """Games whose lanes are reset by mask. Left alone, one that ended restarts at its next step."""
 
     env: gymnasium.vector.VectorEnv[Any, Any, Any]
-
-    @property
-    def actions(self) -> int:
-        return int(self.env.single_action_space.n)  # type: ignore[attr-defined]
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Frames (L, 105, 80), rewards, terminated, timed out and lives (L,) after `actions` (L,)."""
@@ -166,7 +178,7 @@ class _Games(ABC):
 
     @abstractmethod
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reset the lanes in `mask` (L,), one seed for each; frames and lives of all lanes."""
+        """Reset the lanes in `mask` (L,), one seed for each or -1; frames and lives of all lanes."""
 
     @abstractmethod
     def frames(self, observations: np.ndarray) -> np.ndarray:
@@ -209,9 +221,7 @@ class _GymnasiumGames(_Games):
 
     def __init__(self, game: str, lanes: int, frames_limit: int) -> None:
         def make() -> gymnasium.Env[Any, Any]:
-            return gymnasium.make(
-                game, obs_type="grayscale", max_num_frames_per_episode=frames_limit, disable_env_checker=True
-            )
+            return _make(game, obs_type="grayscale", max_num_frames_per_episode=frames_limit)
 
         self.env = SyncVectorEnv([make] * lanes, copy=False)
         self._lives = np.zeros(lanes, np.int64)
@@ -219,8 +229,8 @@ class _GymnasiumGames(_Games):
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         all_seeds: list[int | None] = [None] * len(mask)
         for lane, seed in zip(np.flatnonzero(mask), seeds, strict=True):
-            all_seeds[lane] = int(seed)
-        observations, info = self.env.reset(seed=all_seeds, options={"reset_mask": mask})
+            all_seeds[lane] = int(seed) if seed >= 0 else None
+        observations, info = self.env.reset(seed=all_seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
         self._lives = np.where(mask, info["lives"], self._lives)
         return self.frames(observations), self._lives
 

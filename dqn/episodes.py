@@ -1,4 +1,4 @@
-"""Episodes across cycles: what each lane has played since its reset, and which episodes ended."""
+"""Episodes across cycles: what each lane has played since it was seeded, and which episodes ended."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import numpy as np
 
 from dqn.experience import Experience
 
+# Seeding an emulator takes it as long as some 500 steps, and restoring a lane means playing again all
+# its steps since it was seeded. So a lane is seeded anew at the first reset after this many steps.
+SEEDED_STEPS = 4_000
+
 
 @dataclass(frozen=True)
 class LaneHistory:
-    """The episode that one lane is in; with the run's seed, enough to restore its game exactly."""
+    """Where one lane stands; with the run's seed, enough to restore its game exactly.
+
+    The seed belongs to the episode `seeded_episode`; later episodes go on with the emulator's own
+    random numbers. `actions` has one entry for each step since then, truncated ones included.
+    """
 
     episode: int
-    actions: np.ndarray  # (steps since the reset,) uint8
-    score: float = 0.0
+    seeded_episode: int
+    actions: np.ndarray  # (steps since it was seeded,) uint8
+    score: float = 0.0  # of the episode so far
+    steps: int = 0  # of the episode so far
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class FinishedEpisode:
 
 def first_histories(lanes: int) -> list[LaneHistory]:
     """Every lane at the reset of its first episode. Lane l of L plays episodes l, l + L, l + 2L, …"""
-    return [LaneHistory(lane, np.zeros(0, np.uint8)) for lane in range(lanes)]
+    return [LaneHistory(lane, lane, np.zeros(0, np.uint8)) for lane in range(lanes)]
 
 
 def follow(
@@ -41,21 +51,35 @@ def follow(
     Returns:
         The histories after its last step, and the episodes that ended in it, in the order they ended.
     """
-    steps, lanes = experience.actions.shape
-    assert len(histories) == lanes
     after, finished = [], []
     for lane, history in enumerate(histories):
-        actions, rewards = experience.actions[:, lane], experience.rewards[:, lane]
-        truncated = experience.truncated[:, lane]
-        start = 0
-        for end in np.flatnonzero(experience.terminated[:, lane] | truncated):
-            played = slice(start, end if truncated[end] else end + 1)
-            length = len(history.actions) + played.stop - played.start
-            score = history.score + float(rewards[played].sum(dtype=np.float64))
-            at = states + int(end) * lanes + lane + 1
-            finished.append(FinishedEpisode(history.episode, at, score, length))
-            history = LaneHistory(history.episode + lanes, np.zeros(0, np.uint8))
-            start = int(end) + 1
-        score = history.score + float(rewards[start:].sum(dtype=np.float64))
-        after.append(LaneHistory(history.episode, np.concatenate([history.actions, actions[start:]]), score))
+        history, episodes = _follow_lane(history, experience, lane, states)
+        after.append(history)
+        finished += episodes
     return after, sorted(finished, key=lambda episode: episode.states)
+
+
+def _follow_lane(
+    history: LaneHistory, experience: Experience, lane: int, states: int
+) -> tuple[LaneHistory, list[FinishedEpisode]]:
+    lanes = experience.actions.shape[1]
+    actions, rewards = experience.actions[:, lane], experience.rewards[:, lane]
+    truncated = experience.truncated[:, lane]
+    episode, seeded = history.episode, history.seeded_episode
+    played = [history.actions]
+    score, steps, start = history.score, history.steps, 0
+    finished = []
+    for end in np.flatnonzero(experience.terminated[:, lane] | truncated):
+        rows = slice(start, int(end) + 1)
+        score += float(rewards[rows].sum(dtype=np.float64))
+        steps += rows.stop - rows.start - int(truncated[end])
+        finished.append(FinishedEpisode(episode, states + int(end) * lanes + lane + 1, score, steps))
+        episode += lanes
+        played.append(actions[rows])
+        if sum(map(len, played)) >= SEEDED_STEPS:
+            seeded, played = episode, []
+        score, steps, start = 0.0, 0, rows.stop
+    score += float(rewards[start:].sum(dtype=np.float64))
+    steps += len(actions) - start
+    since = np.concatenate([*played, actions[start:]]).astype(np.uint8)
+    return LaneHistory(episode, seeded, since, score, steps), finished

@@ -22,7 +22,8 @@ assert _TRACE_BY_AGE[_STILL] == 0
 def gray_frames(screens: np.ndarray) -> np.ndarray:
     """Colour screens (..., 3) uint8 to gray (...) uint8: 0.299 R + 0.587 G + 0.114 B."""
     assert screens.dtype == np.uint8 and screens.shape[-1] == 3
-    return (screens @ _LUMA).astype(np.uint8)
+    gray: np.ndarray = (screens @ _LUMA).astype(np.uint8)
+    return gray
 
 
 def small_frames(frames: np.ndarray) -> np.ndarray:

@@ -72,7 +72,8 @@ class QNetwork(nn.Module):
             if config.normalize:
                 layers.append(nn.GroupNorm(1, channels))
             layers.append(nn.ReLU())
-        self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.convolutions = nn.Sequential(*layers)
+        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         features, layers = channels * height * width, []
         for units in architecture.dense:
             layers.append(nn.Linear(features, units))
@@ -86,8 +87,8 @@ class QNetwork(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Estimate Q-values (N, A) float32 of states (N, 105, 80, 2) uint8."""
         assert states.dtype == torch.uint8 and states.shape[1:] == STATE_SHAPE
-        weights = self.dense[-1].weight
-        pixels = states.permute(0, 3, 1, 2).to(weights.dtype)
+        dtype = next(self.parameters()).dtype
+        pixels = states.permute(0, 3, 1, 2).to(dtype)
         features = self.convolutions(pixels * self._scale if self._scale != 1 else pixels)
         # Flattened pixel by pixel, the order they lie in memory.
         q_values: Tensor = self.dense(features.permute(0, 2, 3, 1).flatten(1))

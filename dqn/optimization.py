@@ -109,6 +109,4 @@ def optimize(
                 break
         on_batch(len(losses), most)
     trained = len(losses) * batch_size
-    return OptimizationResult(
-        torch.stack(losses).cpu().numpy().astype(np.float32), trained / len(memory), trained
-    )
+    return OptimizationResult(torch.stack(losses).cpu().numpy().astype(np.float32), trained / len(memory), trained)

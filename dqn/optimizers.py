@@ -20,13 +20,11 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
     torch's own starts at 0 and adds epsilon outside the root.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, decay: float = 0.9, epsilon: float = 1e-10
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, decay: float = 0.9, epsilon: float = 1e-10) -> None:
         super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take one step with the gradients at hand."""
         assert closure is None
         for group in self.param_groups:

@@ -39,8 +39,7 @@ class ReplayMemory:
         """States, targets and actions of the chosen indices, as tensors on `device`."""
         index = torch.from_numpy(chosen)
         picked = (
-            torch.from_numpy(array).index_select(0, index)
-            for array in (self.states, self.q_values, self.actions)
+            torch.from_numpy(array).index_select(0, index) for array in (self.states, self.q_values, self.actions)
         )
         states, q_values, actions = (tensor.to(device, non_blocking=True) for tensor in picked)
         return states, q_values, actions

@@ -49,9 +49,7 @@ def play_metrics(config: TrainConfig, experience: Experience, states: int) -> li
     return scheduled + [Metric(name, after, float(table.mean())) for name, table in shares.items()]
 
 
-def sweep_metrics(
-    config: TrainConfig, experience: Experience, targets: Targets, states: int
-) -> list[Metric]:
+def sweep_metrics(config: TrainConfig, experience: Experience, targets: Targets, states: int) -> list[Metric]:
     """Q-values before and after the sweep, what it changed, and how many errors are high."""
     after = states + experience.states_played
     tables = {

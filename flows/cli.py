@@ -24,13 +24,19 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or 
 
 @app.command()
 def train(
-    preset: Annotated[str | None, typer.Option(metavar="fast|tutorial", help="Recipe to start from.  [default: fast]")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="fast|tutorial", help="Recipe to start from.  [default: fast]")
+    ] = None,
     game: Annotated[str | None, typer.Option(help="Gymnasium id, such as ALE/Breakout-v5 or Breakout-v0.")] = None,
-    states: Annotated[int | None, typer.Option(help="Stop once the run has played this many states.  [default: 4000000]")] = None,
+    states: Annotated[
+        int | None, typer.Option(help="Stop once the run has played this many states.  [default: 4000000]")
+    ] = None,
     cycles: Annotated[int | None, typer.Option(help="Stop once the run has done this many cycles.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run in MLflow.")] = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run: an id, a name, or latest.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with this run: an id, a name, or latest.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Override any other field of the configuration."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dqn.environments import Lanes, action_names, check_game
+from dqn.episodes import first_histories
 from dqn.evaluation import Evaluation, evaluate
 from dqn.hardware import prepare
 from storage.runs import StoredRun
@@ -44,7 +45,7 @@ def evaluate_run(
     _, learner = take_learner(run, unit)
     lanes = Lanes(
         game,
-        min(episodes, MOST_LANES),
+        first_histories(min(episodes, MOST_LANES)),
         seed,
         frames_limit=config.episode_frames_limit,
         threads=config.threads,

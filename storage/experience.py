@@ -47,7 +47,7 @@ class ExperienceWriter:
     @property
     def states_written(self) -> int:
         """States of all lanes written so far."""
-        return self._steps_done * self._tables.actions.shape[1]
+        return self._steps_done * int(self._tables.actions.shape[1])
 
     def finish(self) -> Experience:
         """Write the tables; returns the experience without its states.

@@ -99,7 +99,7 @@ def committing(
         _sync_tree(stage)
         _make_directories(directory.parent)
         discard(directory, staging)
-        os.rename(stage, directory)
+        stage.rename(directory)
         _sync(directory.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -130,7 +130,7 @@ def discard(directory: Path, staging: Path) -> None:
         return
     staging.mkdir(parents=True, exist_ok=True)
     trash = staging / f"trash-{uuid.uuid4().hex}"
-    os.rename(directory, trash)
+    directory.rename(trash)
     if trash.is_symlink() or not trash.is_dir():
         trash.unlink()
     else:

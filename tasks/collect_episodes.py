@@ -35,7 +35,7 @@ def collect_episodes(run_id: str, cycle: int) -> UnitReference:
     steps = config.cycle_steps(states)
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        writer = ExperienceWriter(draft.directory, steps, config.lanes, lanes.actions)
+        writer = ExperienceWriter(draft.directory, steps, config.lanes, len(lanes.action_names))
         draws = generator(config.seed, "policy", cycle)
         size = piece_steps(config.lanes)
         for piece in play(lanes, learner.estimate, steps, size, config.epsilon, states, draws):

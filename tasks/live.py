@@ -39,11 +39,13 @@ def take_lanes(unit: Unit, checkpoint: Checkpoint) -> Lanes:
     if lanes is not None:
         return lanes
     config = checkpoint.config
-    lanes = Lanes(
-        config.game, config.lanes, config.seed, frames_limit=config.episode_frames_limit, threads=config.threads
+    return Lanes(
+        config.game,
+        checkpoint.histories,
+        config.seed,
+        frames_limit=config.episode_frames_limit,
+        threads=config.threads,
     )
-    lanes.restore(checkpoint.histories)
-    return lanes
 
 
 def keep_lanes(unit: Unit, lanes: Lanes) -> None:
