@@ -103,7 +103,7 @@ class TrainConfig(BaseModel):
         epsilon, fraction = self.epsilon, self.replay_fraction
         if max(epsilon.start, epsilon.end) > 1:
             raise ValueError(f"epsilon is {epsilon}; a probability is at most 1")
-        if not (0 < min(fraction.start, fraction.end) and max(fraction.start, fraction.end) <= 1):
+        if not (min(fraction.start, fraction.end) > 0 and max(fraction.start, fraction.end) <= 1):
             raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
         return self
 

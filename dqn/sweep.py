@@ -80,7 +80,7 @@ def backward_sweep(experience: Experience, rule: SweepRule) -> Targets:
     return Targets(targets, errors)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _sweep(  # type: ignore[no-untyped-def]
     q_values,
     bootstrap,

@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 app = typer.Typer(
     name="dqn",
@@ -25,7 +25,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or 
 @app.command()
 def train(
     preset: Annotated[
-        str | None, typer.Option(metavar="fast|tutorial", help="Recipe to start from.  [default: fast]")
+        Literal["fast", "tutorial"] | None, typer.Option(help="Recipe to start from.  [default: fast]")
     ] = None,
     game: Annotated[str | None, typer.Option(help="Gymnasium id, such as ALE/Breakout-v5 or Breakout-v0.")] = None,
     states: Annotated[
@@ -45,22 +45,25 @@ def train(
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or [])
     _quiet_prefect()
+    from flows import train as flows
     from flows.display import Display
-    from flows.train import Target, check_resume, requested_config, requested_settings
-    from flows.train import train as flow
+    from flows.servers import start_embedded_prefect_server
     from storage.runs import open_tracking
 
+    flow: Any = flows.train
+
     # The flow checks all this again; here it is answered before a server starts.
-    Target.of(states, cycles)
-    requested = requested_settings(game, seed, overrides)
+    flows.Target.of(states, cycles)
+    requested = flows.requested_settings(game, seed, overrides)
     if resume:
-        check_resume(preset, requested, name)
+        flows.check_resume(preset, requested, name)
         found = open_tracking().find_run(resume)
         resume = found.info.run_id
     else:
-        requested_config(preset, requested)
+        flows.requested_config(preset, requested)
     stopped = _stop_on_sigterm()
     try:
+        start_embedded_prefect_server()
         with Display():
             run_id = flow(preset, game, states, cycles, seed, name, resume, overrides)
     except KeyboardInterrupt:
@@ -154,12 +157,12 @@ def main() -> None:
     try:
         status: Any = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
-    except click.ClickException as error:
-        # With no command, click raises what it has already printed: its help.
+    except TyperException as error:
+        # Without a command there is no message, only the help that was printed already.
         if error.format_message():
-            _fail(error.format_message().splitlines()[0], 2)
+            _fail(error.format_message().replace("\n", " "), 2)
         sys.exit(2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except ValueError as error:
         _fail(str(error), 2)

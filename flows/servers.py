@@ -17,6 +17,27 @@ from storage.settings import Settings
 HOST = "127.0.0.1"
 START_SECONDS = 90
 
+_guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
+
+
+def start_embedded_prefect_server() -> None:
+    """Start a Prefect server for this process alone, unless one is configured.
+
+    Prefect stops it at an ordinary exit, after the last of the log was sent. A guard, which notices the
+    end of this process by the pipe between them, stops it after any other: a killed trainer leaves no
+    server behind.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url:
+        return
+    server = SubprocessASGIServer()
+    server.start()
+    assert server.server_process
+    guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.server_process.pid)]
+    _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
+
 
 def run_mlflow_ui(port: int) -> None:
     """Serve the MLflow UI of this installation's store until interrupted.

@@ -99,12 +99,12 @@ def train(
             tags[TARGET] = str(target)
         run.tracking.set_tags(run.run_id, {**tags, **_flow_run_tags(run)})
         run.tracking.set_status(run.run_id, "RUNNING")
-        status = "FAILED"
+        status = "KILLED"  # by Ctrl-C, SIGTERM or a cancellation, which are no exceptions of ours
         try:
             run_cycles(run)
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
+        except Exception:
+            status = "FAILED"
             raise
         finally:
             release()

@@ -6,10 +6,13 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# A server that is away is asked again for about a minute, not for MLflow's quarter of an hour.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 
 import logging
 import platform
 import subprocess
+import urllib.request
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +49,7 @@ class Tracking:
             StorageError: the store cannot be reached.
         """
         self.settings = settings
+        _check_server(settings.tracking_uri)
         try:
             self.client = MlflowClient(tracking_uri=settings.tracking_uri)
             self._experiments(1)
@@ -155,6 +159,20 @@ class Tracking:
 def is_over(run: Run) -> bool:
     """Whether MLflow thinks that a run has stopped."""
     return bool(RunStatus.is_terminated(RunStatus.from_string(run.info.status)))
+
+
+def _check_server(uri: str) -> None:
+    """Raise a StorageError at once if `uri` is a server that does not answer."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            pass
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise StorageError(
+            f"the MLflow server {uri} does not answer ({reason}); start it, or unset MLFLOW_TRACKING_URI"
+        ) from None
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,47 @@
+# make train   set everything up and train on Breakout
+# make test    set everything up and pass the tests
+# make check   formatting, lint, types, import directions
+# make ui      the MLflow UI over the runs
+# make lock    pin the newest versions that pyproject.toml allows
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: train test check ui lock clean
+
+train: $(READY)
+	$(BIN)/dqn train $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: $(READY)
+	$(BIN)/dqn ui $(ARGS)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dqn needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# torch is pinned without the local part of its version, so that the CPU and the CUDA build both fit.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --upgrade pip setuptools
+	.venv-lock/bin/pip install --quiet --group dev --editable . torch==2.13.0
+	.venv-lock/bin/pip freeze --exclude-editable --all --exclude pip | sed 's/^\(torch==[^+]*\)+.*/\1/' > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .venv-lock build *.egg-info
