@@ -143,6 +143,34 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    run: Run,
+    replay: Annotated[bool, typer.Option("--replay", help="Replay the stored actions and compare frames.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check all that is stored of a run, and tell its digest."""
+    from flows.display import Display
+    from flows.verify import verify_run
+    from storage.runs import open_run, open_tracking
+
+    found = open_run(open_tracking().find_run(run).info.run_id)
+    with Display():
+        result = verify_run(found, replay=replay)
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=1))
+    else:
+        replayed = f", {result.frames:,} states replayed" if replay else ""
+        print(
+            f"run {result.run}: {result.units} units of {result.bytes:,} bytes and {result.metrics:,} metrics are whole"
+            f"{replayed}\ndigest of cycle {result.cycle}: {result.digest}"
+        )
+    for problem in result.problems:
+        print(f"dqn: {problem}", file=sys.stderr)
+    if result.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:

@@ -128,7 +128,7 @@ class Tracking:
         if matches:
             ids = ", ".join(run.info.run_id for run in matches[:5])
             raise ValueError(f"{len(matches)} runs are called {wanted!r}; give one of the ids: {ids}")
-        names = [run.info.run_name for run in runs] + [run.info.run_id for run in runs]
+        names = ["latest", *(run.info.run_name for run in runs), *(run.info.run_id for run in runs)]
         raise ValueError(f"no run {wanted!r}{nearest(wanted, names) or '; `dqn runs` lists them'}")
 
     def run_of_flow(self, flow_run_id: str) -> Run | None:

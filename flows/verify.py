@@ -1,0 +1,126 @@
+"""Verify a run: every committed unit, its metrics in MLflow, and on demand its games."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dqn.checkpoint import Checkpoint
+from dqn.environments import Lanes
+from dqn.experience import Experience
+from storage.errors import StorageError
+from storage.experience import read_experience, read_targets
+from storage.runs import KINDS, StoredRun
+from storage.units import Unit, cycles_in
+from tasks.progress import report
+
+
+@dataclass
+class Verification:
+    """What was checked, and what is wrong."""
+
+    run: str
+    digest: str = ""  # of the newest whole checkpoint: it covers all that came before it, metrics included
+    cycle: int = 0
+    units: int = 0
+    bytes: int = 0
+    metrics: int = 0
+    frames: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return vars(self)
+
+
+def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
+    """Check every unit of `run` against its manifest, and its metrics against MLflow.
+
+    Args:
+        replay: also play the stored actions again and compare every frame.
+    """
+    result = Verification(run.name)
+    places = [(kind, cycle) for kind in KINDS for cycle in sorted(cycles_in(run.directory(kind)))]
+    units: dict[tuple[str, int], Unit] = {}
+    for number, (kind, cycle) in enumerate(places):
+        report("verify", cycle, number, len(places))
+        try:
+            units[kind, cycle] = unit = run.unit(kind, cycle)
+            _read(run, unit)
+            result.units += 1
+            result.bytes += unit.bytes
+        except StorageError as error:
+            result.problems.append(str(error))
+    checkpoints = [unit for (kind, _), unit in units.items() if kind == "checkpoint"]
+    if checkpoints:
+        newest = max(checkpoints, key=lambda unit: unit.cycle)
+        result.digest, result.cycle = newest.digest, newest.cycle
+    else:
+        result.problems.append(f"run {run.name} has no whole checkpoint")
+    _check_metrics(run, list(units.values()), result)
+    if replay:
+        for kind, cycle in units:
+            if kind == "experience" and ("checkpoint", cycle - 1) in units:
+                checkpoint = run.checkpoint(units["checkpoint", cycle - 1])
+                _check_frames(checkpoint, read_experience(units[kind, cycle].directory), cycle, result)
+    return result
+
+
+def _read(run: StoredRun, unit: Unit) -> None:
+    """Read all of a unit as what it claims to be."""
+    if unit.kind == "checkpoint":
+        run.checkpoint(unit)
+    elif unit.kind == "experience":
+        read_experience(unit.directory)
+    else:
+        read_targets(unit.directory)
+
+
+def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> None:
+    """Each metric of each unit is in MLflow once, with no other value at its step.
+
+    A unit that its writer had not published yet when it died is published when the run goes on.
+    """
+    over = {unit.kind: unit.cycle for unit in sorted(units, key=lambda unit: unit.cycle)}
+    names = {metric.name for unit in units for metric in unit.metrics}
+    points: Counter[tuple[str, int]] = Counter()
+    values: dict[tuple[str, int], float] = {}
+    for name in names:
+        for point in run.tracking.client.get_metric_history(run.run_id, name):
+            points[name, point.step] += 1
+            values[name, point.step] = point.value
+    result.problems += [
+        f"MLflow has {count} points of {name} at step {step}" for (name, step), count in points.items() if count > 1
+    ]
+    for unit in units:
+        for metric in unit.metrics:
+            found = values.get((metric.name, metric.step))
+            if found == metric.value:
+                result.metrics += 1
+            elif unit.cycle < over[unit.kind]:
+                result.problems.append(
+                    f"MLflow has {found} for {metric.name} at step {metric.step}, not {metric.value}"
+                )
+
+
+def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, result: Verification) -> None:
+    """Play the stored actions again from the checkpoint before and compare what the games show."""
+    config = checkpoint.config
+    lanes = Lanes(
+        config.game, checkpoint.histories, config.seed, frames_limit=config.episode_frames_limit, threads=config.threads
+    )
+    try:
+        for step, actions in enumerate(experience.actions):
+            report("replay", cycle, step, experience.steps)
+            differing = np.flatnonzero((lanes.states != experience.states[step]).any(axis=(1, 2, 3)))
+            if len(differing):
+                lane = differing[0]
+                result.problems.append(f"cycle {cycle}: step {step} of lane {lane} shows another state when replayed")
+                return
+            lanes.step(actions.astype(np.int64))
+            result.frames += len(actions)
+    finally:
+        lanes.close()

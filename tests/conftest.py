@@ -1,0 +1,43 @@
+import os
+
+# The tests need no server, no network and nothing of the user's.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+for name in ("DQN_HOME", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+    os.environ.pop(name, None)
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SMALL = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
+
+
+@pytest.fixture
+def small() -> dict[str, object]:
+    """A configuration whose cycle takes a moment."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all tests that need a store: making its database takes seconds."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home in force during one test."""
+    monkeypatch.setenv("DQN_HOME", str(shared_home))
+    return shared_home
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """Prefect's embedded server with a database of its own, for the whole session."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

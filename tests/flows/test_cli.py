@@ -1,0 +1,206 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from storage.runs import create_run, open_run, open_tracking
+
+DQN = [sys.executable, "-m", "flows.cli"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["dqn", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--game", "ALE/Brekout-v5"], "did you mean ALE/Breakout-v5"),
+        (["train", "--game", "pong"], "did you mean ALE/Pong-v5?"),
+        (["train", "--states", "-5"], "states is -5; it must be at least 1"),
+        (["train", "--states", "many"], "'--states'"),
+        (["train", "--cycles", "0"], "cycles is 0; it must be at least 1"),
+        (["train", "--states", "5", "--cycles", "5"], "not both"),
+        (["train", "--seed", "-1"], "seed is -1"),
+        (["train", "--preset", "quick"], "'fast', 'tutorial'"),
+        (["train", "--set", "lerning_rate=1"], "did you mean learning_rate?"),
+        (["train", "--set", "lanes"], "write it as field=value"),
+        (["train", "--set", "lanes=0"], "lanes is '0'"),
+        (["train", "--set", "epsilon=2"], "a probability is at most 1"),
+        (["train", "--set", "network=resnet"], "'tutorial' or 'nature'"),
+        (["train", "--resume", "nothing"], "no run 'nothing'"),
+        (["train", "--resume", "lastest"], "did you mean"),
+        (["train", "--resume", "latest", "--set", "lanes=3"], "a resumed run keeps its lanes"),
+        (["train", "--sats", "5"], "No such option"),
+        (["evaluate"], "Missing argument 'RUN'"),
+        (["evaluate", "nothing"], "no run 'nothing'"),
+        (["evaluate", "latest", "--episodes", "0"], "episodes is 0; it must be at least 1"),
+        (["evaluate", "latest", "--epsilon", "2"], "epsilon is 2.0"),
+        (["evaluate", "latest", "--game", "ALE/Pong-v5"], "was trained with NOOP, FIRE, RIGHT, LEFT"),
+        (["ui", "--port", "70000"], "it must be from 1 to 65535"),
+        (["fly"], "No such command"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_status_2(
+    arguments: list[str],
+    message: str,
+    a_run: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("dqn: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+
+
+def test_a_home_that_cannot_be_written_is_named_with_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "file" / "home"))
+    assert run(monkeypatch, "runs") == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "file" / "home") in said
+    assert said.count("\n") == 1
+
+
+def test_an_mlflow_server_that_does_not_answer_is_named_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert run(monkeypatch, "runs") == 1
+    said = capsys.readouterr().err
+    assert address in said
+    assert said.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['dqn', '--help']\n"
+        "from flows import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'prefect', 'numpy', 'zarr', 'gymnasium', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_runs_are_listed(a_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "runs", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert a_run in [row["id"] for row in rows]
+    assert run(monkeypatch, "runs") == 0
+    assert a_run[:8] in capsys.readouterr().out
+
+
+def test_evaluation_is_repeatable(
+    a_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = []
+    for _ in range(2):
+        assert run(monkeypatch, "evaluate", a_run, "--episodes", "2", "--epsilon", "1", "--json") == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1]
+    assert len(results[0]["scores"]) == 2
+    assert run(monkeypatch, "evaluate", a_run, "--episodes", "2", "--epsilon", "1") == 0
+    assert "2 episodes of " in capsys.readouterr().out
+
+
+def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[str, object], home: Path) -> None:
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    first = trainer("--name", "held", "--cycles", "100000", *settings)
+    try:
+        wait_for_cycle(first)
+        second = subprocess.run([*DQN, "train", "--resume", "held"], capture_output=True, text=True, check=False)
+        assert second.returncode == 1
+        assert f"process {first.pid} on " in second.stderr
+        assert "Traceback" not in second.stderr
+    finally:
+        first.kill()
+        first.communicate()
+    third = trainer("--resume", "held", "--cycles", "100000")
+    wait_for_cycle(third)
+    third.send_signal(signal.SIGTERM)
+    _, said = third.communicate(timeout=60)
+    assert third.returncode == 128 + signal.SIGTERM
+    run_id = open_tracking().find_run("held").info.run_id
+    assert f"dqn train --resume {run_id}" in said
+    assert "Traceback" not in said
+    assert open_tracking().client.get_run(run_id).info.status == "KILLED"
+    assert not open_run(run_id).is_held()
+    assert servers_of(first.pid, third.pid) == []
+
+
+def test_the_ui_answers_on_loopback_and_stops(home: Path, a_run: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen([*DQN, "ui", "--port", str(port)], stdout=subprocess.PIPE, text=True) as ui:
+        assert ui.stdout is not None
+        assert f"http://127.0.0.1:{port}" in ui.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
+            assert b"MLflow" in page.read()
+        taken = subprocess.run([*DQN, "ui", "--port", str(port)], capture_output=True, text=True, check=False)
+        assert taken.returncode == 2
+        assert f"port {port} cannot be used" in taken.stderr
+        ui.send_signal(signal.SIGINT)
+        assert ui.wait(timeout=30) == 0
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.fixture(scope="module")
+def a_run(shared_home: Path) -> str:
+    from dqn.environments import action_names
+    from flows.train import requested_config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(shared_home))
+        config = requested_config("fast", {"lanes": 2, "replay_states": 8})
+        return create_run(config, action_names(config.game), "for-the-commands", {}).run_id
+
+
+@pytest.fixture(autouse=True)
+def _in_home(home: Path) -> None:
+    """Every command here works in the tests' home."""
+
+
+def trainer(*arguments: str) -> subprocess.Popen[str]:
+    # A shell in the background would leave Ctrl-C ignored.
+    return subprocess.Popen(
+        [*DQN, "train", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ)
+    )
+
+
+def wait_for_cycle(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("cycle "):
+            return
+    raise AssertionError("the trainer ended before its first cycle")
+
+
+def servers_of(*parents: int) -> list[str]:
+    """Prefect servers whose guard was started by one of `parents`, some seconds after its end."""
+    time.sleep(3)
+    listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 1) for line in listing.splitlines()[1:]]
+    return [args for parent, args in rows if "uvicorn" in args and int(parent) in (1, *parents)]

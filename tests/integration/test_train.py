@@ -1,0 +1,129 @@
+"""The whole pipeline on the real game, through Prefect with its embedded server."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from prefect.client.orchestration import get_client
+
+from flows.train import train
+from storage.runs import StoredRun, open_run, open_tracking
+
+pytestmark = pytest.mark.usefixtures("home", "prefect_server")
+
+DATA = ("weights.safetensors", "optimizer.safetensors", "lanes.safetensors", "checkpoint.json")
+
+
+def trained(**parameters: Any) -> StoredRun:
+    return open_run(train(**parameters))
+
+
+def checkpoint_bytes(run: StoredRun, cycle: int) -> dict[str, bytes]:
+    directory = run.directory("checkpoint", cycle)
+    return {name: (directory / name).read_bytes() for name in DATA}
+
+
+def history(run: StoredRun, name: str) -> list[tuple[int, float]]:
+    points = run.tracking.client.get_metric_history(run.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_two_cycles_and_a_third_by_resuming_are_three_in_one_go(small: dict[str, object]) -> None:
+    parts = trained(cycles=2, seed=3, name="parts", overrides=small)
+    assert parts.newest_checkpoint().cycle == 2
+    trained(resume="parts", cycles=3)
+    whole = trained(cycles=3, seed=3, name="whole", overrides=small)
+
+    assert parts.run_id != whole.run_id
+    assert checkpoint_bytes(parts, 3) == checkpoint_bytes(whole, 3)
+    assert parts.newest_checkpoint().digest == whole.newest_checkpoint().digest
+    assert history(parts, "loss/mean") == history(whole, "loss/mean")
+    assert [step for step, _ in history(parts, "loss/mean")] == [64, 128, 192]
+
+    other = trained(cycles=3, seed=4, name="other", overrides=small)
+    assert checkpoint_bytes(other, 3) != checkpoint_bytes(whole, 3)
+
+
+def test_zarr_mlflow_and_prefect_show_what_was_done(small: dict[str, object]) -> None:
+    run = trained(cycles=3, name="shown", overrides={**small, "keep_cycles": 2})
+
+    group = zarr.open_group(run.directory("experience", 3) / "experience.zarr", mode="r")
+    assert group["states"].shape == (16, 4, 105, 80, 2)
+    assert group["states"][...].max() > 0
+    assert group["q_values"].shape == (16, 4, 4)
+    assert np.ptp(group["q_values"][...]) > 0
+    assert not run.directory("experience", 1).exists(), "only keep_cycles are kept"
+    assert run.directory("experience", 2).exists()
+
+    found = run.tracking.client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["epsilon"] == "1:0.1:1000"
+    assert found.data.params["sweep"] == "peng"
+    assert found.data.params["precision"] in ("float32", "bfloat16"), "auto is decided when the run starts"
+    assert {"machine", "version.torch", "prefect.flow_run_id", "dqn.target"} <= set(found.data.tags)
+    wanted = {"schedule/epsilon", "schedule/learning_rate", "schedule/loss_limit", "schedule/max_epochs"}
+    wanted |= {"schedule/replay_fraction", "share/life_lost", "share/episode_ended", "share/rewarded"}
+    wanted |= {f"q_values/{when}_{of}" for when in ("before", "after", "change") for of in ("min", "mean", "max", "sd")}
+    wanted |= {"estimation_error/high_share", "loss/mean", "optimization/epochs", "counter/states"}
+    wanted |= {f"speed/{task}" for task in ("collect-episodes", "update-q-values", "optimize")}
+    assert wanted <= set(found.data.metrics)
+    assert history(run, "schedule/epsilon") == [(64, 1.0), (128, 1 - 0.9 * 0.064), (192, 1 - 0.9 * 0.128)]
+
+    with get_client(sync_client=True) as client:
+        names = {task.name for task in client.read_task_runs()}
+    assert {"collect-episodes-00003", "update-q-values-00003", "optimize-00003"} <= names
+
+
+def test_committed_experience_is_not_played_again(small: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.train
+
+    whole = trained(cycles=2, name="undisturbed", overrides=small)
+    run = trained(cycles=1, name="interrupted", overrides=small)
+
+    def fail(run_id: str, cycle: int) -> None:
+        raise RuntimeError("killed before optimizing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.train, "optimize", fail)
+        with pytest.raises(RuntimeError, match="killed before"):
+            train(resume="interrupted", cycles=2)
+    assert run.tracking.client.get_run(run.run_id).info.status == "FAILED"
+    played = run.unit("experience", 2)
+    swept = run.unit("targets", 2)
+
+    train(resume="interrupted", cycles=2)
+    assert run.unit("experience", 2).made == played.made
+    assert run.unit("targets", 2).made == swept.made
+    assert run.newest_checkpoint().digest == whole.newest_checkpoint().digest
+    assert history(run, "q_values/after_mean") == history(whole, "q_values/after_mean")
+
+
+def test_the_tutorial_recipe_runs_on_its_own_game(home: Path) -> None:
+    small = {"lanes": 4, "replay_states": 1280, "batch_size": 32, "max_epochs": 1}
+    run = trained(preset="tutorial", cycles=2, name="tutorial", overrides=small)
+    checkpoint = run.checkpoint(run.newest_checkpoint())
+    assert checkpoint.config.game == "Breakout-v0"
+    assert checkpoint.facts.counters.states == 2 * 128
+    assert sum(weights.numel() for weights in checkpoint.weights.values()) > 38e6
+
+
+def test_a_flow_run_that_is_tried_again_goes_on_with_its_own_run(small: dict[str, object]) -> None:
+    from prefect import flow
+
+    import flows.train
+
+    tries = []
+
+    @flow(name="dqn", retries=1)
+    def retried() -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            flows.train.train.fn(cycles=1, name="retried", overrides=small)
+            raise RuntimeError("the process died here")
+        return flows.train.train.fn(cycles=2, name="retried", overrides=small)
+
+    run_id = retried()
+    assert len([run for run in open_tracking().runs() if run.info.run_name == "retried"]) == 1
+    assert open_run(run_id).newest_checkpoint().cycle == 2
