@@ -1,5 +1,6 @@
 # make train   set everything up and train on Breakout
 # make test    set everything up and pass the tests
+# make crash-test   hours of kills, failures and corruption; `make test` runs a sample of each
 # make check   formatting, lint, types, import directions
 # make ui      the MLflow UI over the runs
 # make lock    pin the newest versions that pyproject.toml allows
@@ -11,13 +12,17 @@ ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test check ui lock clean
+.PHONY: train test crash-test check ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+crash-test: $(READY)
+	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_SIZES=50 CORRUPTIONS=1000 \
+		$(BIN)/python -m pytest tests/crash tests/storage --timeout 86400 -rA $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -57,7 +57,7 @@ def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint
 
 
 def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and optimizer state of `learner` by name, on the CPU."""
+    """Copies of the weights and the optimizer state of `learner` by name, on the CPU."""
     weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
@@ -80,9 +80,9 @@ def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
     weights = list(learner.network.parameters())
     for key, tensor in checkpoint.optimizer.items():
         index, name = key.split(".", 1)
-        if tensor.ndim:  # in the order of memory that the optimizer itself would use
-            tensor = torch.empty_like(weights[int(index)]).copy_(tensor)
-        state.setdefault(int(index), {})[name] = tensor
+        # A copy, in the order of memory that the optimizer itself would use.
+        like = weights[int(index)] if tensor.ndim else tensor
+        state.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(tensor)
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
     return learner
@@ -111,4 +111,4 @@ def histories_from_arrays(arrays: dict[str, np.ndarray]) -> list[LaneHistory]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

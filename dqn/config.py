@@ -81,7 +81,7 @@ class TrainConfig(BaseModel):
     balanced_sampling: bool = Field(
         False, description="Give states with a high estimation error at least half of every batch."
     )
-    error_threshold: float = Field(0.1, ge=0, description="Estimation errors above this are high.")
+    error_threshold: float = Field(0.1, ge=0, description="Estimation errors from this on are high.")
     min_epochs: float = Field(1.0, ge=0, description="Epochs before the loss limit may stop a run.")
     max_epochs: LinearSchedule = Field(
         LinearSchedule(start=2, end=2), description="Epochs after which an optimization run stops."
@@ -159,7 +159,7 @@ def make_config(preset: str = "fast", overrides: Mapping[str, Any] | None = None
     try:
         return TrainConfig.model_validate({**PRESETS[preset], **overrides})
     except ValidationError as error:
-        raise ValueError(_one_line(error)) from None
+        raise ValueError(_one_line(error, overrides)) from None
 
 
 def nearest(name: str, names: Any, count: int = 3) -> str:
@@ -169,7 +169,7 @@ def nearest(name: str, names: Any, count: int = 3) -> str:
     return f"; did you mean {' or '.join(by_lower[match] for match in matches)}?" if matches else ""
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, overrides: Mapping[str, Any]) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -177,4 +177,4 @@ def _one_line(error: ValidationError) -> str:
         return message
     name = str(first["loc"][0])
     description = TrainConfig.model_fields[name].description
-    return f"{name} is {first['input']!r}: {message} ({description})"
+    return f"{name} is {overrides.get(name, first['input'])!r}: {message} ({description})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from dqn.config import TrainConfig
 from dqn.motion_tracer import STATE_SHAPE
@@ -67,7 +68,7 @@ class QNetwork(nn.Module):
                 height, width = -(-height // stride), -(-width // stride)
             else:
                 height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-            layers.append(nn.Conv2d(channels, convolution.channels, kernel, stride))
+            layers.append(_bare(nn.Conv2d, channels, convolution.channels, kernel, stride))
             channels = convolution.channels
             if config.normalize:
                 layers.append(nn.GroupNorm(1, channels))
@@ -76,12 +77,12 @@ class QNetwork(nn.Module):
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         features, layers = channels * height * width, []
         for units in architecture.dense:
-            layers.append(nn.Linear(features, units))
+            layers.append(_bare(nn.Linear, features, units))
             if config.normalize:
                 layers.append(nn.LayerNorm(units))
             layers.append(nn.ReLU())
             features = units
-        self.dense = nn.Sequential(*layers, nn.Linear(features, actions))
+        self.dense = nn.Sequential(*layers, _bare(nn.Linear, features, actions))
         self._initialize(architecture, torch_generator(config.seed, "weights"))
 
     def forward(self, states: Tensor) -> Tensor:
@@ -106,6 +107,12 @@ class QNetwork(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
+
+
+def _bare(kind: type[nn.Module], *sizes: int) -> nn.Module:
+    """A layer without torch's own initial weights, which would draw from its global generator."""
+    layer: nn.Module = skip_init(kind, *sizes)  # type: ignore[no-untyped-call]
+    return layer
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

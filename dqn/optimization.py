@@ -80,8 +80,9 @@ def optimize(
 ) -> OptimizationResult:
     """Train `learner` on `memory` for the cycle's epochs, or until the loss is low enough.
 
-    Stops after max_epochs; from min_epochs on also as soon as the mean loss of the last 100 batches
-    is below the loss limit (the history starts as zeros, as in the tutorial).
+    Stops after max_epochs; past min_epochs also as soon as the mean loss of the last 100 batches is
+    below the loss limit. As in the tutorial, the history starts as zeros, and the least number of
+    batches is that of min_epochs and two more.
 
     Args:
         cycle: part of the key of every draw.
@@ -105,7 +106,7 @@ def optimize(
         losses.append(loss)
         if scheduled["loss_limit"] > 0:
             recent[len(losses) % LOSS_WINDOW] = loss.item()
-            if len(losses) > least and recent.mean() < scheduled["loss_limit"]:
+            if len(losses) > least + 1 and recent.mean() < scheduled["loss_limit"]:
                 break
         on_batch(len(losses), most)
     trained = len(losses) * batch_size

@@ -10,7 +10,7 @@ import torch
 
 def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
     """The generator of the key (`seed`, `purpose`, `indices`): the same key, the same draws."""
-    key = [seed, zlib.crc32(purpose.encode()), *indices]
+    key = [seed, zlib.crc32(purpose.encode()), len(indices), *indices]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 

@@ -65,8 +65,8 @@ def balanced_batches(
 
     Source: the tutorial's replay memory.
     """
-    high = np.flatnonzero(estimation_errors > threshold)
-    low = np.flatnonzero(estimation_errors <= threshold)
+    is_high = high_errors(estimation_errors, threshold)
+    high, low = np.flatnonzero(is_high), np.flatnonzero(~is_high)
     high_size, low_size = balanced_sizes(len(high), len(low), batch_size)
     while True:
         yield np.concatenate(
@@ -75,6 +75,12 @@ def balanced_batches(
                 generator.choice(low, low_size, replace=False),
             ]
         )
+
+
+def high_errors(estimation_errors: np.ndarray, threshold: float) -> np.ndarray:
+    """Which estimation errors are high: those not below the threshold."""
+    high: np.ndarray = estimation_errors >= threshold
+    return high
 
 
 def balanced_sizes(high: int, low: int, batch_size: int) -> tuple[int, int]:

@@ -49,6 +49,11 @@ class LinearSchedule(BaseModel):
         return states * ((self.end - self.start) / self.states) + self.start
 
     def __str__(self) -> str:
-        if self.start == self.end:
-            return f"{self.start:.12g}"
-        return f"{self.start:.12g}:{self.end:.12g}:{self.states}"
+        if self.start == self.end and self.states == 1:
+            return _text(self.start)
+        return f"{_text(self.start)}:{_text(self.end)}:{self.states}"
+
+
+def _text(value: float) -> str:
+    """The shortest text that reads back as `value`."""
+    return f"{value:.12g}" if float(f"{value:.12g}") == value else repr(value)

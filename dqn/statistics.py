@@ -11,6 +11,7 @@ from dqn.config import TrainConfig
 from dqn.episodes import FinishedEpisode
 from dqn.experience import Experience, Targets
 from dqn.optimization import LOSS_WINDOW, OptimizationResult
+from dqn.replay import high_errors
 
 
 class Metric(NamedTuple):
@@ -66,7 +67,7 @@ def sweep_metrics(config: TrainConfig, experience: Experience, targets: Targets,
     return [
         *metrics,
         Metric("estimation_error/mean", after, float(errors.mean())),
-        Metric("estimation_error/high_share", after, float((errors > config.error_threshold).mean())),
+        Metric("estimation_error/high_share", after, float(high_errors(errors, config.error_threshold).mean())),
     ]
 
 

@@ -139,8 +139,7 @@ def check_resume(preset: str | None, settings: dict[str, Any], name: str | None)
 def run_cycles(run: StoredRun) -> None:
     """Run cycles until the target is reached, going on from the newest checkpoint."""
     log = get_run_logger()
-    newest = run.newest_checkpoint()
-    run.publish(newest)
+    newest = run.pick_up()
     facts = run.facts(newest)
     prepare(facts.config)
     done = facts.counters

@@ -103,6 +103,19 @@ class StoredRun:
                 problems.append(str(error))
         raise StorageError(problems[0] if problems else f"run {self.run_id} has no checkpoint; start a new run")
 
+    def pick_up(self) -> Unit:
+        """Take the run up where its last writer left it: returns the newest whole checkpoint.
+
+        What that writer had still to do with it is done: its metrics are published, old cycles pruned.
+
+        Raises:
+            StorageError: there is no whole checkpoint.
+        """
+        newest = self.newest_checkpoint()
+        self.publish(newest)
+        self.prune(newest.cycle, self.facts(newest).config.keep_cycles)
+        return newest
+
     def prune(self, cycle: int, keep_cycles: int) -> None:
         """Remove units of cycles more than `keep_cycles` behind `cycle`."""
         staging = self.settings.staging(self.run_id)

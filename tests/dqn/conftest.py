@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import dqn.environments
+import dqn.episodes
+from dqn.replay import ReplayMemory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small are slower on many threads, much slower where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def toy_memory() -> Callable[[int], ReplayMemory]:
+    """A replay memory of that many random states, to be learned by heart."""
+
+    def make(states: int, actions: int = 3) -> ReplayMemory:
+        draws = np.random.default_rng(states)
+        return ReplayMemory(
+            states=draws.integers(0, 256, (states, 105, 80, 2), np.uint8),
+            q_values=draws.normal(size=(states, actions)).astype(np.float32),
+            actions=draws.integers(actions, size=states),
+            estimation_errors=draws.random(states).astype(np.float32),
+        )
+
+    return make
+
+
+@pytest.fixture
+def seeded_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Seed lanes anew after that many steps, so that short tests see it happen."""
+
+    def set_steps(steps: int) -> None:
+        monkeypatch.setattr(dqn.environments, "SEEDED_STEPS", steps)
+        monkeypatch.setattr(dqn.episodes, "SEEDED_STEPS", steps)
+
+    return set_steps

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dqn.checkpoint import (
+    Checkpoint,
+    Counters,
+    Facts,
+    first_checkpoint,
+    histories_as_arrays,
+    histories_from_arrays,
+    learner_tensors,
+    restore_learner,
+)
+from dqn.config import TrainConfig, make_config
+from dqn.episodes import LaneHistory, first_histories
+from dqn.optimization import Learner, optimize
+from dqn.replay import ReplayMemory
+
+CPU = torch.device("cpu")
+MakeMemory = Callable[[int], ReplayMemory]
+
+
+def cpu_config(**overrides: Any) -> TrainConfig:
+    small = {"device": "cpu", "precision": "float32", "lanes": 3, "batch_size": 2, "max_epochs": 1}
+    return make_config("fast", {**small, **overrides})
+
+
+def checkpoint_of(learner: Learner) -> Checkpoint:
+    weights, optimizer = learner_tensors(learner)
+    # As if written to a file: nothing that the learner does later reaches it.
+    weights, optimizer = ({name: one.clone() for name, one in each.items()} for each in (weights, optimizer))
+    facts = Facts(learner.config, ("NOOP", "LEFT", "RIGHT"))
+    return Checkpoint(facts, first_histories(learner.config.lanes), weights, optimizer)
+
+
+def assert_equal_learners(first: Learner, second: Learner) -> None:
+    for ours, theirs in zip(learner_tensors(first), learner_tensors(second), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [("rmsprop", "float32"), ("adam", "float32"), ("radam", "float32"), ("radam", "bfloat16")],
+)
+def test_restored_learner_trains_on_as_the_one_it_was_made_from(
+    optimizer: str, precision: str, toy_memory: MakeMemory
+) -> None:
+    memory = toy_memory(4)
+    config = cpu_config(optimizer=optimizer, precision=precision)
+    learner = Learner(config, 3, CPU)
+    optimize(learner, memory, 1, config.scheduled(0))
+    checkpoint = checkpoint_of(learner)
+    assert checkpoint.optimizer
+    restored = restore_learner(checkpoint, CPU)
+    assert np.array_equal(learner.estimate(memory.states), restored.estimate(memory.states))
+    results = [optimize(one, memory, 2, config.scheduled(0)) for one in (learner, restored)]
+    assert np.array_equal(results[0].losses, results[1].losses)
+    assert_equal_learners(learner, restored)
+    # Without the optimizer's state it would have gone another way.
+    forgetful = restore_learner(replace(checkpoint, optimizer={}), CPU)
+    optimize(forgetful, memory, 2, config.scheduled(0))
+    weights, other = learner_tensors(learner)[0], learner_tensors(forgetful)[0]
+    assert any(not torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_learner_that_was_never_trained_is_restored_too(toy_memory: MakeMemory) -> None:
+    config = cpu_config()
+    checkpoint = first_checkpoint(config, ["NOOP", "LEFT", "RIGHT"])
+    restored, fresh = restore_learner(checkpoint, CPU), Learner(config, 3, CPU)
+    for learner in (restored, fresh):
+        optimize(learner, toy_memory(4), 1, config.scheduled(0))
+    assert_equal_learners(restored, fresh)
+
+
+def test_first_checkpoint_has_played_nothing() -> None:
+    config = cpu_config(seed=4)
+    checkpoint = first_checkpoint(config, ["A", "B"])
+    assert checkpoint.config == config and checkpoint.facts.action_names == ("A", "B")
+    assert checkpoint.facts.counters == Counters(0, 0, 0, 0) and checkpoint.facts.recent_scores == ()
+    assert [len(history.actions) for history in checkpoint.histories] == [0, 0, 0]
+    assert checkpoint.optimizer == {}
+
+
+def test_weights_do_not_change_when_the_restored_learner_trains(toy_memory: MakeMemory) -> None:
+    config = cpu_config()
+    checkpoint = first_checkpoint(config, ["A", "B", "C"])
+    before = {name: weight.clone() for name, weight in checkpoint.weights.items()}
+    optimize(restore_learner(checkpoint, CPU), toy_memory(4), 1, config.scheduled(0))
+    assert all(torch.equal(checkpoint.weights[name], weight) for name, weight in before.items())
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    checkpoint = first_checkpoint(cpu_config(normalize=True), ["A", "B"])
+    facts = replace(checkpoint.facts, config=cpu_config(normalize=False))
+    with pytest.raises(ValueError, match="do not fit its configuration"):
+        restore_learner(replace(checkpoint, facts=facts), CPU)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[0, 0, 0], [3, 1, 2], [0, 4, 0], [5, 0, 0], [0, 0, 5], [7]], ids=lambda lengths: str(lengths)
+)
+def test_histories_survive_as_arrays(lengths: list[int]) -> None:
+    draws = np.random.default_rng(0)
+    histories = [
+        LaneHistory(40 + lane, 10 + lane, draws.integers(18, size=length).astype(np.uint8), 1.5 * lane, 9 * length)
+        for lane, length in enumerate(lengths)
+    ]
+    found = histories_from_arrays(histories_as_arrays(histories))
+    assert [one.actions.dtype for one in found] == [np.uint8] * len(lengths)
+    for ours, theirs in zip(histories, found, strict=True):
+        assert np.array_equal(ours.actions, theirs.actions)
+        assert replace(ours, actions=None) == replace(theirs, actions=None)
+
+
+def test_histories_become_flat_arrays_of_their_lanes() -> None:
+    arrays = histories_as_arrays([LaneHistory(5, 3, np.array([1, 2], np.uint8), 2.5, 7), *first_histories(1)])
+    assert {name: value.tolist() for name, value in arrays.items()} == {
+        "episode": [5, 0],
+        "seeded_episode": [3, 0],
+        "score": [2.5, 0],
+        "steps": [7, 0],
+        "lengths": [2, 0],
+        "actions": [1, 2],
+    }

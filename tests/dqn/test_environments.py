@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import gymnasium
+import numpy as np
+import pytest
+
+from dqn.collection import play
+from dqn.environments import Lanes, action_names, check_game, game_names, game_title
+from dqn.episodes import LaneHistory, first_histories, follow
+from dqn.experience import Experience
+from dqn.motion_tracer import small_frames
+from dqn.randomness import generator
+from dqn.schedules import LinearSchedule
+
+SEED = 7
+
+
+@pytest.fixture
+def open_lanes() -> Iterator[Callable[..., Lanes]]:
+    """Opens lanes, and closes them when the test is over."""
+    opened = []
+
+    def open_them(game: str, histories: list[LaneHistory] | int, seed: int = SEED, **options: int) -> Lanes:
+        histories = first_histories(histories) if isinstance(histories, int) else histories
+        opened.append(Lanes(game, histories, seed, **options))
+        return opened[-1]
+
+    yield open_them
+    for lanes in opened:
+        lanes.close()
+
+
+def play_at_random(lanes: Lanes, steps: int, states: int) -> Experience:
+    """Experience of random actions, and of Q-values that do not matter."""
+    count = len(lanes.action_names)
+    (experience,) = play(
+        lanes,
+        lambda seen: np.zeros((len(seen), count), np.float32),
+        steps,
+        steps,
+        LinearSchedule(start=1, end=1),
+        states,
+        generator(SEED, "play", states),
+    )
+    return experience
+
+
+def assert_same_future(first: Lanes, second: Lanes, steps: int) -> None:
+    """The same states now, and byte for byte the same whatever is done next."""
+    assert np.array_equal(first.states, second.states)
+    assert np.array_equal(first.episodes, second.episodes)
+    draws = np.random.default_rng(0)
+    for _ in range(steps):
+        actions = draws.integers(len(first.action_names), size=len(first.episodes))
+        ours, theirs = first.step(actions), second.step(actions)
+        for name in ("rewards", "life_lost", "terminated", "truncated"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+        assert np.array_equal(first.states, second.states)
+        assert np.array_equal(first.episodes, second.episodes)
+
+
+@pytest.mark.parametrize(
+    ("game", "frames_limit", "ends"),
+    [
+        ("ALE/Breakout-v5", 108_000, "terminated"),
+        ("ALE/Breakout-v5", 300, "truncated"),
+        ("Breakout-v0", 108_000, "terminated"),
+        ("Breakout-v0", 300, "truncated"),
+        ("ALE/Pong-v5", 400, "truncated"),
+    ],
+)
+def test_lanes_restored_after_several_cycles_have_the_same_state_and_future(
+    game: str, frames_limit: int, ends: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
+) -> None:
+    seeded_after(250)
+    histories, states, happened = first_histories(3), 0, 0
+    played = open_lanes(game, histories, frames_limit=frames_limit)
+    for cycle_steps in (130, 1, 170, *[60] * 10):
+        experience = play_at_random(played, cycle_steps, states)
+        histories, _ = follow(histories, experience, states)
+        states += experience.states_played
+        happened += int(getattr(experience, ends).sum())
+        # What makes this hard: ends, every lane seeded anew, and a later episode on an older seed.
+        seeded_anew = all(history.seeded_episode > lane for lane, history in enumerate(histories))
+        if happened >= 3 and seeded_anew and any(one.episode > one.seeded_episode for one in histories):
+            break
+    else:
+        pytest.fail("nothing hard to restore has happened")
+    restored = open_lanes(game, histories, frames_limit=frames_limit)
+    assert restored.episodes.tolist() == [history.episode for history in histories]
+    assert_same_future(played, restored, 120)
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_lanes_with_histories_of_different_length_arrive_together(game: str, open_lanes: Callable[..., Lanes]) -> None:
+    draws = np.random.default_rng(0)
+    histories = [
+        LaneHistory(lane, lane, draws.integers(4, size=length).astype(np.uint8))
+        for lane, length in enumerate((33, 0, 12))
+    ]
+    together = open_lanes(game, histories)
+    alone = [open_lanes(game, [history]) for history in histories]
+    for _ in range(30):
+        for lane, single in enumerate(alone):
+            assert np.array_equal(single.states[0], together.states[lane])
+        actions = draws.integers(4, size=3)
+        together.step(actions)
+        for lane, single in enumerate(alone):
+            single.step(actions[[lane]])
+
+
+def test_lane_that_begins_late_is_not_cut_off_by_what_ran_before_it(open_lanes: Callable[..., Lanes]) -> None:
+    # Until lane 1 begins, 50 steps after lane 0, it runs idle: just long enough to hit the time limit.
+    histories = [LaneHistory(2, 0, np.zeros(60, np.uint8)), LaneHistory(1, 1, np.zeros(10, np.uint8))]
+    lanes = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
+    cut_off = np.stack([lanes.step(np.zeros(2, np.int64)).truncated for _ in range(43)])
+    assert [np.flatnonzero(column).tolist() for column in cut_off.T] == [[41], [40]]
+
+
+def test_lanes_are_restored_between_a_time_limit_and_the_row_that_reports_it(
+    open_lanes: Callable[..., Lanes],
+) -> None:
+    histories = first_histories(2)
+    played = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
+    histories, finished = follow(histories, play_at_random(played, 50, 0), 0)
+    assert finished == []
+    restored = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
+    assert_same_future(played, restored, 0)
+    assert restored.step(np.zeros(2, np.int64)).truncated.all() and played.step(np.zeros(2, np.int64)).truncated.all()
+    assert_same_future(played, restored, 60)
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_time_limit_shows_the_last_state_once_more_and_then_starts_the_next_episode(
+    game: str, open_lanes: Callable[..., Lanes]
+) -> None:
+    lanes = open_lanes(game, 2, frames_limit=200)
+    first_states = lanes.states.copy()
+    draws, cut_off = np.random.default_rng(0), np.zeros(2, bool)
+    for _ in range(110):
+        before, episodes = lanes.states.copy(), lanes.episodes
+        outcome = lanes.step(draws.integers(4, size=2))
+        for lane in np.flatnonzero(outcome.truncated):
+            assert outcome.rewards[lane] == 0
+            assert not outcome.life_lost[lane] and not outcome.terminated[lane]
+            assert before[lane, ..., 1].any()  # the state the row stands for has the past of its episode
+            assert not lanes.states[lane, ..., 1].any()
+            assert np.array_equal(lanes.states[lane, ..., 0], first_states[lane, ..., 0])
+            assert lanes.episodes[lane] == episodes[lane] + 2
+            cut_off[lane] = True
+        going_on = ~(outcome.truncated | outcome.terminated)
+        assert np.array_equal(lanes.episodes[going_on], episodes[going_on])
+    assert cut_off.all()
+
+
+def test_time_limit_counts_frames(open_lanes: Callable[..., Lanes]) -> None:
+    lanes = open_lanes("ALE/Pong-v5", 1, frames_limit=40)  # four frames a step: ten steps, then the row that reports
+    outcomes = [bool(lanes.step(np.zeros(1, np.int64)).truncated[0]) for _ in range(33)]
+    assert np.flatnonzero(outcomes).tolist() == [10, 21, 32]
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_breakout_loses_five_lives_and_ends_with_the_fifth(game: str, open_lanes: Callable[..., Lanes]) -> None:
+    lanes = open_lanes(game, 1)
+    draws, lost = np.random.default_rng(0), 0
+    for _ in range(2_000):
+        outcome = lanes.step(draws.integers(4, size=1))
+        lost += int(outcome.life_lost[0])
+        if outcome.terminated[0]:
+            break
+        assert lanes.episodes[0] == 0
+    assert outcome.terminated[0] and outcome.life_lost[0] and lost == 5
+    assert lanes.episodes[0] == 1 and not lanes.states[..., 1].any()
+    # The next episode begins with all its lives: nothing is lost by starting it.
+    assert not lanes.step(np.zeros(1, np.int64)).life_lost[0]
+
+
+def test_game_without_lives_loses_none(open_lanes: Callable[..., Lanes]) -> None:
+    lanes = open_lanes("ALE/Pong-v5", 1, frames_limit=600)
+    experience = play_at_random(lanes, 200, 0)
+    assert not experience.life_lost.any() and experience.truncated.any() and (experience.rewards == -1).any()
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_lane_plays_its_episode_the_same_whoever_plays_beside_it(game: str, open_lanes: Callable[..., Lanes]) -> None:
+    three = open_lanes(game, 3)
+    alone = open_lanes(game, [LaneHistory(2, 2, np.zeros(0, np.uint8))])
+    draws = np.random.default_rng(0)
+    for _ in range(60):
+        actions = draws.integers(4, size=3)
+        three.step(actions)
+        alone.step(actions[2:])
+        assert np.array_equal(three.states[2], alone.states[0])
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_run_seed_and_episode_decide_the_game(game: str, open_lanes: Callable[..., Lanes]) -> None:
+    first, again, other = open_lanes(game, 2), open_lanes(game, 2), open_lanes(game, 2, seed=SEED + 1)
+    actions = np.random.default_rng(0).integers(4, size=60)
+    futures = []
+    for lanes in (first, again, other):
+        seen = []
+        for action in actions:
+            lanes.step(np.array([action, action]))
+            seen.append(lanes.states.copy())
+        futures.append(np.stack(seen))
+    assert np.array_equal(futures[0], futures[1])
+    assert not np.array_equal(futures[0], futures[2])
+    assert not np.array_equal(futures[0][:, 0], futures[0][:, 1])
+
+
+def test_frames_of_the_tutorials_game_are_its_screens_made_small(open_lanes: Callable[..., Lanes]) -> None:
+    lanes = open_lanes("Breakout-v0", 1)
+    with pytest.warns(DeprecationWarning, match="out of date"):
+        game = gymnasium.make("Breakout-v0", obs_type="grayscale", disable_env_checker=True)
+    screen, _ = game.reset(seed=0)
+    game.close()
+    assert np.array_equal(lanes.states[0, ..., 0], small_frames(screen[None])[0])
+
+
+def test_frames_of_both_versions_show_the_same_screen(open_lanes: Callable[..., Lanes]) -> None:
+    native, tutorial = open_lanes("ALE/Breakout-v5", 1), open_lanes("Breakout-v0", 1)
+    difference = np.abs(native.states[..., 0].astype(int) - tutorial.states[..., 0])
+    assert difference.mean() < 2 and native.states[..., 0].std() > 20
+
+
+def test_states_advance_frame_by_frame_with_their_trace(open_lanes: Callable[..., Lanes]) -> None:
+    lanes = open_lanes("ALE/Breakout-v5", 2)
+    assert lanes.states.shape == (2, 105, 80, 2) and lanes.states.dtype == np.uint8
+    assert not lanes.states[..., 1].any()
+    last = lanes.states.copy()
+    for _ in range(12):
+        outcome = lanes.step(np.array([1, 2]))
+        moved = np.abs(lanes.states[..., 0].astype(int) - last[..., 0]) > 20
+        assert np.array_equal(lanes.states[..., 1] == 255, moved)
+        last = lanes.states.copy()
+    assert outcome.rewards.dtype == np.float32
+    assert [getattr(outcome, name).dtype for name in ("life_lost", "terminated", "truncated")] == [bool] * 3
+
+
+def test_threads_change_nothing(open_lanes: Callable[..., Lanes]) -> None:
+    assert_same_future(open_lanes("ALE/Breakout-v5", 3, threads=1), open_lanes("ALE/Breakout-v5", 3, threads=8), 30)
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0", "BreakoutNoFrameskip-v4", "ALE/Pong-v5"])
+def test_known_games_pass(game: str) -> None:
+    check_game(game)
+    assert game in game_names()
+
+
+@pytest.mark.parametrize(
+    ("game", "near"),
+    [
+        ("ALE/Brekout-v5", "ALE/Breakout-v5"),
+        ("ale/breakout-v5", "ALE/Breakout-v5"),
+        ("Breakout", "Breakout-v"),
+        ("Breakout-v5", "Breakout-v"),
+        ("qqqqqqqqqq", "an id looks like ALE/Breakout-v5"),
+        ("CartPole-v1", "unknown game"),
+        ("Breakout-ram-v0", "unknown game"),
+    ],
+)
+def test_unknown_game_is_answered_with_near_ones(game: str, near: str) -> None:
+    with pytest.raises(ValueError, match="unknown game") as caught:
+        check_game(game)
+    message = str(caught.value)
+    assert repr(game) in message and near in message and "\n" not in message
+
+
+def test_lanes_refuse_an_unknown_game() -> None:
+    with pytest.raises(ValueError, match="unknown game 'Chess-v1'"):
+        Lanes("Chess-v1", first_histories(1), 0)
+
+
+@pytest.mark.parametrize(
+    ("game", "title"),
+    [
+        ("ALE/Breakout-v5", "Breakout"),
+        ("Breakout-v0", "Breakout"),
+        ("BreakoutDeterministic-v4", "Breakout"),
+        ("SpaceInvadersNoFrameskip-v4", "SpaceInvaders"),
+    ],
+)
+def test_title_is_the_bare_name(game: str, title: str) -> None:
+    assert game_title(game) == title
+
+
+@pytest.mark.parametrize(
+    ("game", "names"),
+    [
+        ("ALE/Breakout-v5", ["NOOP", "FIRE", "RIGHT", "LEFT"]),
+        ("Breakout-v0", ["NOOP", "FIRE", "RIGHT", "LEFT"]),
+        ("ALE/Freeway-v5", ["NOOP", "UP", "DOWN"]),
+    ],
+)
+def test_actions_have_their_names_in_order(game: str, names: list[str]) -> None:
+    assert action_names(game) == names

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dqn.environments import Lanes
+from dqn.episodes import first_histories
+from dqn.evaluation import Evaluation, evaluate
+
+
+class ScriptedLanes:
+    """Episode e lasts `lengths[e]` steps, or 1, and pays e + 1 for each; those in `cut` end in a truncated row."""
+
+    def __init__(self, lanes: int, lengths: list[int], cut: tuple[int, ...] = ()) -> None:
+        self.episodes = np.arange(lanes)
+        self.states = np.zeros((lanes, 105, 80, 2), np.uint8)
+        self._lengths, self._cut, self._done = lengths + [1] * 50, cut, np.zeros(lanes, np.int64)
+
+    def step(self, actions: np.ndarray) -> SimpleNamespace:
+        lanes = len(actions)
+        lengths = np.array([self._lengths[episode] for episode in self.episodes])
+        cut = np.isin(self.episodes, self._cut)
+        truncated = cut & (self._done == lengths)
+        self._done += 1
+        terminated = ~cut & (self._done == lengths)
+        rewards = np.where(truncated, 0, self.episodes + 1).astype(np.float32)
+        ended = terminated | truncated
+        self._done[ended] = 0
+        self.episodes = self.episodes + lanes * ended
+        return SimpleNamespace(rewards=rewards, terminated=terminated, truncated=truncated, life_lost=terminated)
+
+
+def no_preference(states: np.ndarray) -> np.ndarray:
+    return np.zeros((len(states), 4), np.float32)
+
+
+def scores_of(lanes: Any, episodes: int, **options: Any) -> Evaluation:
+    return evaluate(lanes, no_preference, episodes, 0.01, 5, **options)
+
+
+LENGTHS = [9, 1, 1, 4, 2, 1, 3]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 5, 6])
+def test_episodes_are_fixed_beforehand_whichever_end_first(lanes: int) -> None:
+    evaluation = scores_of(ScriptedLanes(lanes, LENGTHS), 6)
+    assert evaluation.steps == [9, 1, 1, 4, 2, 1]
+    assert evaluation.scores == [9, 2, 3, 16, 10, 6]
+    assert (evaluation.cut_off, evaluation.epsilon, evaluation.seed) == (0, 0.01, 5)
+
+
+def test_episodes_cut_off_are_counted_and_their_row_is_no_step() -> None:
+    evaluation = scores_of(ScriptedLanes(2, LENGTHS, cut=(0, 3, 6)), 5)
+    assert evaluation.cut_off == 2  # episode 6 is not asked for
+    assert evaluation.steps == [9, 1, 1, 4, 2] and evaluation.scores == [9, 2, 3, 16, 10]
+
+
+def test_progress_counts_the_episodes_done() -> None:
+    told = []
+    scores_of(ScriptedLanes(2, LENGTHS), 4, on_step=lambda done, episodes: told.append((done, episodes)))
+    assert told[-1] == (4, 4) and told[0] == (1, 4)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_policy_uses_the_network_and_epsilon() -> None:
+    chosen: list[np.ndarray] = []
+
+    class Recording(ScriptedLanes):
+        def step(self, actions: np.ndarray) -> SimpleNamespace:
+            chosen.append(actions)
+            return super().step(actions)
+
+    def prefers_2(states: np.ndarray) -> np.ndarray:
+        return np.eye(4, dtype=np.float32)[[2] * len(states)]
+
+    shares = []
+    for epsilon in (0.0, 1.0):
+        lanes: Any = Recording(2, [200, 200])
+        chosen.clear()
+        evaluate(lanes, prefers_2, 2, epsilon, 0)
+        shares.append(float((np.stack(chosen) == 2).mean()))
+    assert shares[0] == 1 and 0.1 < shares[1] < 0.4
+
+
+def test_evaluation_of_real_games_is_repeatable() -> None:
+    def once(seed: int, limit: int) -> Evaluation:
+        lanes = Lanes("ALE/Breakout-v5", first_histories(2), seed, frames_limit=limit)
+        evaluation = evaluate(lanes, no_preference, 3, 0.9, seed)
+        lanes.close()
+        return evaluation
+
+    first = once(1, 108_000)
+    assert first == once(1, 108_000)
+    assert first.cut_off == 0 and len(first.scores) == 3 and min(first.steps) > 50
+    assert first != once(2, 108_000)
+    limited = once(1, 200)
+    assert limited.cut_off == 3 and limited.steps == [50, 50, 50]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([1, 2, 3, 4], {"mean": 2.5, "median": 2.5, "sd": (5 / 3) ** 0.5, "min": 1, "max": 4}),
+        ([0, 0, 9], {"mean": 3, "median": 0, "sd": 27**0.5, "min": 0, "max": 9}),
+        ([7], {"mean": 7, "median": 7, "sd": 0, "min": 7, "max": 7, "mean_low": 7, "mean_high": 7}),
+    ],
+)
+def test_summary_has_mean_median_sample_sd_and_range(scores: list[float], expected: dict[str, float]) -> None:
+    summary = Evaluation(scores, [1] * len(scores), 0, 0.01, 3).summary()
+    assert {name: summary[name] for name in expected} == pytest.approx(expected)
+    assert summary["min"] <= summary["mean_low"] <= summary["mean"] <= summary["mean_high"] <= summary["max"]
+
+
+def test_interval_of_the_mean_is_the_usual_one_for_many_normal_scores() -> None:
+    scores = np.random.default_rng(0).normal(50, 10, 400)
+    summary = Evaluation(scores.tolist(), [1] * 400, 0, 0.01, 3).summary()
+    half = 1.96 * scores.std(ddof=1) / 400**0.5
+    assert summary["mean_low"] == pytest.approx(scores.mean() - half, abs=0.15)
+    assert summary["mean_high"] == pytest.approx(scores.mean() + half, abs=0.15)
+
+
+def test_summary_says_the_same_each_time() -> None:
+    evaluation = Evaluation([1.0, 5.0, 2.0, 9.0], [1] * 4, 0, 0.01, 3)
+    assert evaluation.summary() == evaluation.summary()
+
+
+def test_dictionary_holds_summary_and_every_episode() -> None:
+    found = Evaluation([1.0, 3.0], [10, 20], 1, 0.05, 4).as_dict()
+    assert (found["mean"], found["episodes"], found["cut_off"], found["epsilon"], found["seed"]) == (2, 2, 1, 0.05, 4)
+    assert found["scores"] == [1, 3] and found["steps"] == [10, 20]

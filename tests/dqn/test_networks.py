@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dqn import networks
+from dqn.config import make_config
+from dqn.networks import QNetwork, q_loss
+
+
+def build(actions: int = 3, preset: str = "fast", **overrides: Any) -> QNetwork:
+    return QNetwork(make_config(preset, overrides), actions)
+
+
+def some_states(count: int) -> torch.Tensor:
+    draws = np.random.default_rng(0)
+    return torch.from_numpy(draws.integers(0, 256, (count, 105, 80, 2), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def tutorial() -> QNetwork:
+    return build(4, "tutorial")  # shared: making 38.6 million draws takes seconds
+
+
+def test_tutorial_network_has_its_38_6_million_parameters(tutorial: QNetwork) -> None:
+    layers = [layer for layer in tutorial.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    parameters = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
+    assert parameters == [304, 4_640, 18_496, 35_390_464, 1_049_600, 1_049_600, 1_049_600, 4_100]
+    assert sum(weight.numel() for weight in tutorial.parameters()) == 38_566_804
+
+
+def test_tutorial_convolutions_halve_the_screen_as_tensorflow_does(tutorial: QNetwork) -> None:
+    shapes, features = [], some_states(1).permute(0, 3, 1, 2).float()
+    for layer in tutorial.convolutions:
+        features = layer(features)
+        if isinstance(layer, nn.Conv2d):
+            shapes.append(tuple(features.shape[1:]))
+    assert shapes == [(16, 53, 40), (32, 27, 20), (64, 27, 20)]
+
+
+# TensorFlow's "same" puts the odd row or column of zeros after the image, torch's own before and after alike.
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 39), (52, 0), (52, 39), (20, 30)])
+def test_tutorial_padding_lies_where_tensorflow_puts_it(tutorial: QNetwork, row: int, column: int) -> None:
+    image = some_states(1)[0].permute(2, 0, 1).float()
+    first = next(layer for layer in tutorial.convolutions if isinstance(layer, nn.Conv2d))
+    window = torch.zeros(2, 3, 3)
+    for y in range(3):
+        for x in range(3):
+            at = 2 * row + y - 1, 2 * column + x  # a row of zeros above, no column of them at the left
+            if 0 <= at[0] < 105 and 0 <= at[1] < 80:
+                window[:, y, x] = image[:, at[0], at[1]]
+    expected = (first.weight * window).sum((1, 2, 3)) + first.bias
+    with torch.no_grad():
+        found = tutorial.convolutions[:2](image[None])[0, :, row, column]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_tutorial_weights_are_truncated_normals_and_biases_zero(tutorial: QNetwork) -> None:
+    for name, weight in tutorial.named_parameters():
+        if name.endswith("bias"):
+            assert not weight.any(), name
+        else:
+            assert weight.abs().max() <= 0.04 + 1e-6, name
+    large = tutorial.dense[0].weight
+    # Cutting a normal of 0.02 at two standard deviations leaves 0.88 of them.
+    assert large.std().item() == pytest.approx(0.0176, rel=0.01)
+    assert large.mean().item() == pytest.approx(0, abs=1e-4)
+    assert large.abs().max() > 0.0399
+
+
+def test_nature_network_has_the_layers_of_mnih_and_others() -> None:
+    network = build(6, normalize=False)
+    shapes = [tuple(weight.shape) for name, weight in network.named_parameters() if name.endswith("weight")]
+    assert shapes == [(32, 2, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 9 * 6), (6, 512)]
+
+
+def test_normalization_stands_before_every_hidden_relu() -> None:
+    network = build(normalize=True)
+    layers = [layer for layer in network.modules() if not list(layer.children())]
+    before = [layers[at - 1] for at, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
+    assert [type(layer) for layer in before] == [nn.GroupNorm] * 3 + [nn.LayerNorm]
+    assert all(layer.num_groups == 1 for layer in before if isinstance(layer, nn.GroupNorm))
+    assert not any(isinstance(layer, nn.GroupNorm | nn.LayerNorm) for layer in build(normalize=False).modules())
+
+
+@pytest.mark.parametrize("preset", ["fast", "tutorial"])
+def test_states_become_one_value_for_each_action(preset: str, tutorial: QNetwork) -> None:
+    network = tutorial if preset == "tutorial" else build(4)
+    with torch.no_grad():
+        q_values = network(some_states(2))
+        assert q_values.shape == (2, 4) and q_values.dtype == torch.float32
+        torch.testing.assert_close(network(some_states(2)[1:]), q_values[1:], rtol=1e-4, atol=1e-4)
+    assert (q_values[0] != q_values[1]).any()
+
+
+def test_scaled_input_is_divided_by_255() -> None:
+    # Without biases and normalization the network is linear in the scale of its input.
+    with torch.no_grad():
+        plain = build(normalize=False, scale_input=False)(some_states(2))
+        scaled = build(normalize=False, scale_input=True)(some_states(2))
+    torch.testing.assert_close(scaled * 255, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("network", ["nature", "tutorial"])
+def test_same_seed_same_weights_whatever_the_global_generator(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {name: replace(one, dense=(8,)) for name, one in networks._ARCHITECTURES.items()}
+    monkeypatch.setattr(networks, "_ARCHITECTURES", small)  # for speed
+    first = build(network=network, seed=5).state_dict()
+    torch.rand(3)
+    second, other = build(network=network, seed=5).state_dict(), build(network=network, seed=6).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    weights = [name for name in first if first[name].ndim > 1]
+    assert weights and not any(torch.equal(first[name], other[name]) for name in weights)
+
+
+def test_weights_without_truncation_are_scaled_to_their_inputs() -> None:
+    network = build(normalize=False)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            inputs = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.1)
+            assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # errors: row 0 (1, -2), row 1 (0.5, 3); actions 1 and 0
+        ("all-actions", ((1 + 4) + (0.25 + 9)) / 2),
+        ("action-taken", 0.5 * (4 + 0.25) / 2),
+    ],
+)
+def test_loss_is_its_formula(kind: str, expected: float) -> None:
+    targets = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    q_values = targets + torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    assert q_loss(q_values, targets, torch.tensor([1, 0]), kind).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("kind", "moved"), [("all-actions", [True, True]), ("action-taken", [False, True])])
+def test_loss_moves_the_actions_it_counts(kind: str, moved: list[bool]) -> None:
+    q_values = torch.zeros(1, 2, requires_grad=True)
+    q_loss(q_values, torch.ones(1, 2), torch.tensor([1]), kind).backward()
+    assert q_values.grad is not None and (q_values.grad[0] != 0).tolist() == moved

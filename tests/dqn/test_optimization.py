@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dqn.config import TrainConfig, make_config
+from dqn.optimization import Learner, optimize
+from dqn.replay import ReplayMemory
+
+CPU = torch.device("cpu")
+MakeMemory = Callable[[int], ReplayMemory]
+
+
+def cpu_config(**overrides: Any) -> TrainConfig:
+    return make_config("fast", {"device": "cpu", "precision": "float32", "learning_rate": 1e-3, **overrides})
+
+
+def weights_of(learner: Learner) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in learner.network.parameters()])
+
+
+class ScriptedLearner:
+    """Trains nothing: loses what the script says, batch by batch."""
+
+    device = CPU
+
+    def __init__(self, config: TrainConfig, losses: Callable[[int], float]) -> None:
+        self.config, self._losses, self.batches = config, losses, []
+        self.learning_rate = 0.0
+
+    def train_batch(self, states: torch.Tensor, targets: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        self.batches.append(states[:, 0, 0, 0].tolist())
+        return torch.tensor(self._losses(len(self.batches)))
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+
+
+def tiny_memory(states: int) -> ReplayMemory:
+    return ReplayMemory(
+        states=np.arange(states, dtype=np.uint8)[:, None, None, None],
+        q_values=np.zeros((states, 2), np.float32),
+        actions=np.zeros(states, np.int64),
+        estimation_errors=np.zeros(states, np.float32),
+    )
+
+
+# 20 states in batches of 5: an epoch is 4 batches. The mean is over 100 losses, zeros before the first.
+@pytest.mark.parametrize(
+    ("loss", "limit", "min_epochs", "max_epochs", "batches"),
+    [
+        (lambda batch: 1.0, 0.0, 1, 3, 12),  # no limit: all epochs
+        (lambda batch: 1.0, 0.0, 1, 2.6, 10),
+        (lambda batch: 1.0, 0.0, 1, 0.1, 1),  # at least one batch
+        (lambda batch: 1.0, 0.5, 1, 50, 6),  # low from the start, for the history starts as zeros
+        (lambda batch: 1.0, 0.5, 3, 50, 14),
+        (lambda batch: 1.0, 0.5, 0, 50, 2),
+        (lambda batch: 1.0, 0.5, 9, 2, 8),  # the maximum wins
+        (lambda batch: 8.4, 0.5, 1, 6, 24),  # 6 batches of 8.4 are a mean of 0.504: not below
+        (lambda batch: 8.3, 0.5, 1, 6, 6),
+        (lambda batch: 10.0 * (batch <= 10), 0.5, 1, 50, 106),  # the high ones leave the last 100 one by one
+    ],
+)
+def test_run_stops_between_min_and_max_epochs_when_the_mean_loss_is_low(
+    loss: Callable[[int], float], limit: float, min_epochs: float, max_epochs: float, batches: int
+) -> None:
+    learner: Any = ScriptedLearner(cpu_config(batch_size=5, min_epochs=min_epochs), loss)
+    scheduled = {"learning_rate": 0.1, "max_epochs": max_epochs, "loss_limit": limit}
+    result = optimize(learner, tiny_memory(20), 1, scheduled)
+    assert len(learner.batches) == len(result.losses) == batches
+    assert (result.states_trained, result.epochs) == (batches * 5, batches / 4)
+    assert result.losses.dtype == np.float32
+    np.testing.assert_allclose(result.losses, [loss(batch) for batch in range(1, batches + 1)])
+
+
+def test_run_takes_the_scheduled_learning_rate_and_tells_its_progress() -> None:
+    learner: Any = ScriptedLearner(cpu_config(batch_size=5), lambda batch: 1.0)
+    told = []
+    scheduled = {"learning_rate": 0.03, "max_epochs": 2, "loss_limit": 0}
+    optimize(learner, tiny_memory(10), 1, scheduled, on_batch=lambda done, batches: told.append((done, batches)))
+    assert learner.learning_rate == 0.03
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_memory_smaller_than_a_batch_is_one_batch(balanced: bool) -> None:
+    learner: Any = ScriptedLearner(cpu_config(batch_size=64, balanced_sampling=balanced), lambda batch: 1.0)
+    memory = tiny_memory(3)
+    memory.estimation_errors[1] = 9
+    result = optimize(learner, memory, 1, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
+    assert [sorted(batch) for batch in learner.batches] == [[0, 1, 2]] * 2
+    assert (result.states_trained, result.epochs) == (6, 2)
+
+
+def test_balanced_sampling_gives_high_errors_half_of_every_batch() -> None:
+    learner: Any = ScriptedLearner(cpu_config(batch_size=8, balanced_sampling=True), lambda batch: 1.0)
+    memory = tiny_memory(40)
+    memory.estimation_errors[:5] = 0.2
+    optimize(learner, memory, 1, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
+    assert [sum(state < 5 for state in batch) for batch in learner.batches] == [4] * 10
+
+
+def test_batches_are_drawn_from_seed_and_cycle() -> None:
+    def batches(seed: int, cycle: int) -> list[list[int]]:
+        learner: Any = ScriptedLearner(cpu_config(batch_size=5, seed=seed), lambda batch: 1.0)
+        optimize(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
+        return learner.batches
+
+    assert batches(0, 1) == batches(0, 1)
+    assert batches(0, 1) != batches(0, 2) and batches(0, 1) != batches(1, 1)
+
+
+def test_toy_memory_is_learned_by_heart(toy_memory: MakeMemory) -> None:
+    memory = toy_memory(4)
+    config = cpu_config(optimizer="adam", learning_rate=3e-4, batch_size=4, max_epochs=30, loss="all-actions")
+    learner = Learner(config, 3, CPU)
+    before = np.abs(learner.estimate(memory.states) - memory.q_values).mean()
+    result = optimize(learner, memory, 1, config.scheduled(0))
+    after = np.abs(learner.estimate(memory.states) - memory.q_values).mean()
+    assert after < before / 5 and result.losses[-1] < result.losses[0] / 20
+
+
+def test_same_seed_same_weights_and_other_seed_others(toy_memory: MakeMemory) -> None:
+    def trained(seed: int) -> torch.Tensor:
+        config = cpu_config(batch_size=2, max_epochs=1, seed=seed)
+        learner = Learner(config, 3, CPU)
+        optimize(learner, toy_memory(4), 1, config.scheduled(0))
+        return weights_of(learner)
+
+    first = trained(3)
+    assert torch.equal(first, trained(3))
+    assert not torch.equal(first, trained(4))
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e9])
+def test_gradients_are_scaled_down_to_the_limit(limit: float, toy_memory: MakeMemory) -> None:
+    batch = toy_memory(2).batch(np.arange(2), CPU)
+    norms = {}
+    for each in (0.0, limit):
+        learner = Learner(cpu_config(gradient_norm_limit=each), 3, CPU)
+        learner.train_batch(*batch)
+        gradients = [weight.grad for weight in learner.network.parameters()]
+        norms[each] = torch.nn.utils.get_total_norm([grad for grad in gradients if grad is not None]).item()
+    assert norms[0.0] > 0.1
+    assert norms[limit] == pytest.approx(min(limit or np.inf, norms[0.0]), rel=1e-3)
+
+
+def test_learning_rate_0_leaves_the_weights(toy_memory: MakeMemory) -> None:
+    learner = Learner(cpu_config(), 3, CPU)
+    before = weights_of(learner)
+    learner.set_learning_rate(0)
+    loss = learner.train_batch(*toy_memory(2).batch(np.arange(2), CPU))
+    assert torch.equal(weights_of(learner), before) and not loss.requires_grad
+    learner.set_learning_rate(1e-3)
+    learner.train_batch(*toy_memory(2).batch(np.arange(2), CPU))
+    assert not torch.equal(weights_of(learner), before)
+
+
+def test_learning_rate_is_set_in_every_group_of_the_optimizer() -> None:
+    learner: Any = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{"lr": 1}, {"lr": 2}]))
+    Learner.set_learning_rate(learner, 0.25)
+    assert learner.optimizer.param_groups == [{"lr": 0.25}, {"lr": 0.25}]
+
+
+def test_bfloat16_keeps_float32_weights_and_learns_nearly_the_same(toy_memory: MakeMemory) -> None:
+    # Emulated bfloat16 is very slow: two states and few steps.
+    memory, losses = toy_memory(2), {}
+    for precision in ("float32", "bfloat16"):
+        config = cpu_config(precision=precision, batch_size=2, max_epochs=8, learning_rate=2e-4)
+        learner = Learner(config, 3, CPU)
+        losses[precision] = optimize(learner, memory, 1, config.scheduled(0)).losses
+        assert {weight.dtype for weight in learner.network.parameters()} == {torch.float32}
+        estimates = learner.estimate(memory.states)
+        assert estimates.dtype == np.float32
+        with torch.no_grad():
+            exact = learner.network(torch.from_numpy(memory.states)).numpy()
+        np.testing.assert_allclose(estimates, exact, rtol=0.05, atol=0.05)
+    assert (losses["float32"] != losses["bfloat16"]).any()
+    for each in losses.values():
+        assert each[-1] < 0.5 * each[0]
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.2, atol=0.05)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dqn.config import make_config
+from dqn.experience import Experience
+from dqn.sweep import OPERATORS, SweepRule, backward_sweep
+
+# One list of estimates, the action taken, its return, the trace decay: the value of that state.
+VALUE_OF_STATE: dict[str, Callable[[list[float], int, float, float], float]] = {
+    "max": lambda q, taken, y, decay: max([*q[:taken], y, *q[taken + 1 :]]),
+    "ebu": lambda q, taken, y, decay: max([*q[:taken], decay * y + (1 - decay) * q[taken], *q[taken + 1 :]]),
+    "peng": lambda q, taken, y, decay: decay * y + (1 - decay) * max(q),
+    "watkins": lambda q, taken, y, decay: decay * y + (1 - decay) * max(q) if q[taken] == max(q) else max(q),
+}
+
+
+def slow_sweep(experience: Experience, rule: SweepRule) -> tuple[np.ndarray, np.ndarray]:
+    steps, lanes, _ = experience.q_values.shape
+    targets, errors = np.array(experience.q_values), np.zeros((steps, lanes))
+    for lane in range(lanes):
+        next_value = max(experience.bootstrap_q_values[lane].tolist())
+        for step in reversed(range(steps)):
+            at = (step, lane)
+            estimates, taken = experience.q_values[at].tolist(), int(experience.actions[at])
+            if experience.truncated[at]:
+                next_value = max(estimates)
+                continue
+            y = max(-rule.reward_clip, min(rule.reward_clip, float(experience.rewards[at])))
+            if not experience.life_lost[at] and not experience.terminated[at]:
+                y += rule.discount * next_value
+            targets[step, lane, taken] = y
+            errors[at] = abs(y - estimates[taken])
+            next_value = VALUE_OF_STATE[rule.operator](estimates, taken, y, rule.trace_decay)
+    return targets, errors
+
+
+def random_experience(seed: int, steps: int, lanes: int, actions: int) -> Experience:
+    draws = np.random.default_rng(seed)
+    table = (steps, lanes)
+    ends = draws.random(table)
+    return Experience(
+        states=np.zeros((0, lanes, 105, 80, 2), np.uint8),
+        q_values=draws.integers(-8, 9, (*table, actions)) / 4,  # few values: ties happen
+        bootstrap_q_values=draws.integers(-8, 9, (lanes, actions)) / 4,
+        actions=draws.integers(actions, size=table).astype(np.uint8),
+        rewards=draws.choice([0.0, 0.0, 0.5, 1.0, 7.0, -3.0], table),
+        life_lost=ends < 0.15,
+        terminated=(ends > 0.1) & (ends < 0.2),
+        truncated=ends > 0.9,
+        episode=np.zeros(table, np.int64),
+    )
+
+
+def one_lane(q_values: list, actions: list, rewards: list, bootstrap: list, **flags: list) -> Experience:
+    experience = Experience.empty(len(actions), 1, len(bootstrap), with_states=False)
+    values = {"q_values": q_values, "actions": actions, "rewards": rewards, **flags}
+    for name, value in values.items():
+        getattr(experience, name)[:, 0] = value
+    experience.bootstrap_q_values[0] = bootstrap
+    return experience
+
+
+EXPERIENCES = st.builds(
+    random_experience,
+    seed=st.integers(0, 2**32),
+    steps=st.integers(1, 12),
+    lanes=st.integers(1, 4),
+    actions=st.integers(1, 5),
+)
+RULES = st.builds(
+    SweepRule,
+    operator=st.sampled_from(OPERATORS),
+    discount=st.floats(0, 1),
+    trace_decay=st.floats(0, 1),
+    reward_clip=st.sampled_from([0.25, 1.0, 5.0, 100.0]),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(experience=EXPERIENCES, rule=RULES)
+def test_sweep_equals_the_plain_definition(experience: Experience, rule: SweepRule) -> None:
+    found = backward_sweep(experience, rule)
+    targets, errors = slow_sweep(experience, rule)
+    np.testing.assert_allclose(found.q_values, targets, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.estimation_errors, errors, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(experience=EXPERIENCES, rule=RULES)
+def test_lanes_do_not_touch_each_other(experience: Experience, rule: SweepRule) -> None:
+    together = backward_sweep(experience, rule)
+    for lane in range(experience.actions.shape[1]):
+        columns = {
+            field.name: np.ascontiguousarray(getattr(experience, field.name)[:, lane : lane + 1])
+            for field in fields(experience)
+            if field.name != "bootstrap_q_values"
+        }
+        alone = Experience(**columns, bootstrap_q_values=experience.bootstrap_q_values[lane : lane + 1])
+        assert np.array_equal(backward_sweep(alone, rule).q_values, together.q_values[:, lane : lane + 1])
+
+
+@settings(deadline=None, max_examples=50)
+@given(experience=EXPERIENCES, rule=RULES)
+def test_experience_is_left_untouched(experience: Experience, rule: SweepRule) -> None:
+    before = {field.name: getattr(experience, field.name).copy() for field in fields(experience)}
+    targets = backward_sweep(experience, rule)
+    assert not np.shares_memory(targets.q_values, experience.q_values)
+    for name, value in before.items():
+        assert np.array_equal(getattr(experience, name), value), name
+
+
+@settings(deadline=None, max_examples=50)
+@given(experience=EXPERIENCES, rule=RULES)
+def test_only_the_action_taken_gets_a_new_value(experience: Experience, rule: SweepRule) -> None:
+    targets = backward_sweep(experience, rule).q_values
+    other = np.arange(targets.shape[2]) != experience.actions[..., None]
+    assert np.array_equal(targets[other], experience.q_values[other])
+
+
+@settings(deadline=None, max_examples=50)
+@given(experience=EXPERIENCES, rule=RULES)
+def test_single_precision_stays_single_and_close_to_double(experience: Experience, rule: SweepRule) -> None:
+    single = replace(
+        experience,
+        q_values=experience.q_values.astype(np.float32),
+        bootstrap_q_values=experience.bootstrap_q_values.astype(np.float32),
+        rewards=experience.rewards.astype(np.float32),
+    )
+    found, exact = backward_sweep(single, rule), backward_sweep(experience, rule)
+    assert found.q_values.dtype == found.estimation_errors.dtype == np.float32
+    assert exact.q_values.dtype == exact.estimation_errors.dtype == np.float64
+    np.testing.assert_allclose(found.q_values, exact.q_values, rtol=1e-5, atol=1e-4)
+
+
+# Two steps, discount 0.5, trace decay 0.5. The second step pays 1 and leads to a state worth 8: its return is 5.
+# What that makes of the second state, with estimates 2 (taken) and 3, is what the first step's return shows.
+@pytest.mark.parametrize(
+    ("operator", "second_estimates", "first_return"),
+    [
+        ("max", [2, 3], 0.5 * 5),
+        ("max", [2, 6], 0.5 * 6),
+        ("ebu", [2, 3], 0.5 * (0.5 * 5 + 0.5 * 2)),
+        ("ebu", [2, 6], 0.5 * 6),
+        ("peng", [2, 3], 0.5 * (0.5 * 5 + 0.5 * 3)),
+        ("peng", [3, 2], 0.5 * (0.5 * 5 + 0.5 * 3)),
+        ("watkins", [2, 3], 0.5 * 3),
+        ("watkins", [3, 2], 0.5 * (0.5 * 5 + 0.5 * 3)),
+        ("watkins", [3, 3], 0.5 * (0.5 * 5 + 0.5 * 3)),
+    ],
+)
+def test_operator_values_the_next_state(operator: str, second_estimates: list, first_return: float) -> None:
+    experience = one_lane([[1, 0], second_estimates], [0, 0], [0, 1], [8, 4])
+    targets = backward_sweep(experience, SweepRule(operator, discount=0.5, trace_decay=0.5))
+    assert targets.q_values[:, 0, 0].tolist() == [first_return, 5]
+    assert targets.estimation_errors[:, 0].tolist() == [abs(first_return - 1), 5 - second_estimates[0]]
+
+
+@pytest.mark.parametrize("end", ["life_lost", "terminated"])
+def test_nothing_is_carried_across_an_end(end: str) -> None:
+    experience = one_lane([[0, 0], [0, 0]], [1, 1], [1, 1], [9, 9], **{end: [True, False]})
+    targets = backward_sweep(experience, SweepRule(discount=0.5))
+    assert targets.q_values[:, 0, 1].tolist() == [1, 1 + 0.5 * 9]
+
+
+def test_truncated_row_keeps_its_estimates_and_bootstraps_the_step_before() -> None:
+    experience = one_lane([[0, 0], [3, 4], [0, 0]], [0, 0, 0], [1, 0, 0], [9, 9], truncated=[False, True, False])
+    targets = backward_sweep(experience, SweepRule(discount=0.5))
+    assert targets.q_values[:, 0].tolist() == [[1 + 0.5 * 4, 0], [3, 4], [4.5, 0]]
+    assert targets.estimation_errors[:, 0].tolist() == [3, 0, 4.5]
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(1.0, [1, -1, 0.5]), (3.0, [3, -2, 0.5]), (10.0, [5, -2, 0.5])])
+def test_rewards_are_clipped_to_plus_or_minus_the_limit(clip: float, expected: list) -> None:
+    experience = one_lane([[0], [0], [0]], [0, 0, 0], [5, -2, 0.5], [0])
+    targets = backward_sweep(experience, SweepRule(discount=0.0, reward_clip=clip))
+    assert targets.q_values[:, 0, 0].tolist() == expected
+
+
+@settings(deadline=None, max_examples=30)
+@given(experience=EXPERIENCES, discount=st.floats(0, 1), decay=st.floats(0, 1))
+def test_max_has_no_use_for_trace_decay_and_is_ebu_without_it(
+    experience: Experience, discount: float, decay: float
+) -> None:
+    plain = backward_sweep(experience, SweepRule("max", discount, 1.0))
+    for rule in (SweepRule("max", discount, decay), SweepRule("ebu", discount, 1.0)):
+        assert np.array_equal(backward_sweep(experience, rule).q_values, plain.q_values)
+
+
+def test_rule_takes_its_numbers_from_the_configuration() -> None:
+    config = make_config("fast", {"sweep": "ebu", "discount": 0.9, "trace_decay": 0.3, "reward_clip": 2})
+    assert SweepRule.of(config) == SweepRule("ebu", 0.9, 0.3, 2.0)
+
+
+def test_unknown_operator_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown sweep 'best'; choose one of: max, ebu, peng, watkins"):
+        SweepRule("best")
