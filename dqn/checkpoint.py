@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dqn.config import TrainConfig
@@ -13,16 +15,17 @@ from dqn.episodes import LaneHistory, first_histories
 from dqn.optimization import Learner
 
 RECENT_EPISODES = 100
+Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class Counters:
     """What a run has done so far."""
 
-    cycle: int = 0
-    states: int = 0
-    episodes: int = 0
-    updates: int = 0  # optimizer steps
+    cycle: Count = 0
+    states: Count = 0
+    episodes: Count = 0
+    updates: Count = 0  # optimizer steps
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,14 @@ def histories_as_arrays(histories: list[LaneHistory]) -> dict[str, np.ndarray]:
 
 
 def histories_from_arrays(arrays: dict[str, np.ndarray]) -> list[LaneHistory]:
-    """The inverse of `histories_as_arrays`."""
+    """The inverse of `histories_as_arrays`.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+    lengths, played = arrays["lengths"], arrays["actions"]
+    if played.dtype != np.uint8 or (lengths < 0).any() or lengths.sum() != len(played):
+        raise ValueError("the lanes' actions do not fit their lengths")
     actions = np.split(arrays["actions"], np.cumsum(arrays["lengths"])[:-1])
     names = ("episode", "seeded_episode", "score", "steps")
     return [

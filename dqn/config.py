@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -162,11 +162,12 @@ def make_config(preset: str = "fast", overrides: Mapping[str, Any] | None = None
         raise ValueError(_one_line(error, overrides)) from None
 
 
-def nearest(name: str, names: Any, count: int = 3) -> str:
-    """`; did you mean …?` with the names closest to `name`, or nothing."""
-    by_lower = {known.lower(): known for known in names}
-    matches = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.55)
-    return f"; did you mean {' or '.join(by_lower[match] for match in matches)}?" if matches else ""
+def nearest(word: str, names: Iterable[str], words: Mapping[str, str] | None = None) -> str:
+    """`; did you mean …?` with the names closest to `word`, or nothing; `words` are other words for names."""
+    known = {name.lower(): name for name in names} | {other.lower(): name for other, name in (words or {}).items()}
+    close = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.55)
+    matches = dict.fromkeys(known[match] for match in close)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def _one_line(error: ValidationError, overrides: Mapping[str, Any]) -> str:

@@ -35,10 +35,9 @@ def check_game(game: str) -> None:
     """Raise a ValueError with near matches unless `game` is an Atari game's id."""
     names = game_names()
     if game not in names:
-        titles = {game_title(name).lower(): name for name in names if name.startswith("ALE/")}
-        same = titles.get(game_title(game).lower())
-        hint = f"; did you mean {same}?" if same else nearest(game, names)
-        raise ValueError(f"unknown game {game!r}{hint or '; an id looks like ALE/Breakout-v5'}")
+        titles = {game_title(name): name for name in names if name.startswith("ALE/")}
+        hint = nearest(game, names, titles) or "; an id looks like ALE/Breakout-v5"
+        raise ValueError(f"unknown game {game!r}{hint}")
 
 
 def game_title(game: str) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import safetensors.numpy
 import safetensors.torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from dqn.checkpoint import Checkpoint, Counters, Facts, histories_as_arrays, histories_from_arrays
-from dqn.config import TrainConfig
 from storage.errors import CorruptUnitError
+
+_facts = TypeAdapter(Facts)
+_FACTS = {field.name for field in fields(Facts)}
+_COUNTERS = {field.name for field in fields(Counters)}
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
@@ -26,10 +31,11 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         "recent_scores": facts.recent_scores,
     }
     (directory / "checkpoint.json").write_text(json.dumps(text, indent=1) + "\n")
-    safetensors.torch.save_file(checkpoint.weights, directory / "weights.safetensors")
-    safetensors.torch.save_file(checkpoint.optimizer, directory / "optimizer.safetensors")
     lanes = histories_as_arrays(checkpoint.histories)
-    safetensors.numpy.save_file(lanes, directory / "lanes.safetensors")
+    # Written here and not by safetensors, whose error for a full disk is one of its own.
+    (directory / "weights.safetensors").write_bytes(safetensors.torch.save(checkpoint.weights))
+    (directory / "optimizer.safetensors").write_bytes(safetensors.torch.save(checkpoint.optimizer))
+    (directory / "lanes.safetensors").write_bytes(safetensors.numpy.save(lanes))
 
 
 def read_facts(directory: Path) -> Facts:
@@ -40,17 +46,16 @@ def read_facts(directory: Path) -> Facts:
     """
     path = directory / "checkpoint.json"
     try:
-        facts = json.loads(path.read_bytes())
-        return Facts(
-            config=TrainConfig.model_validate(facts["config"]),
-            action_names=tuple(facts["action_names"]),
-            counters=Counters(**facts["counters"]),
-            recent_scores=tuple(facts["recent_scores"]),
-        )
+        text = json.loads(path.read_bytes())
+        if set(text) != _FACTS or set(text["counters"]) != _COUNTERS:
+            raise ValueError(f"it must have just {', '.join(sorted(_FACTS))}")
+        return _facts.validate_python(text)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CorruptUnitError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        raise CorruptUnitError(
+            f"{path}: {'.'.join(str(part) for part in first['loc'] if part != 'config')}: {first['msg']}"
+        ) from None
+    except (*_NONSENSE, *_NO_FILE) as error:
         raise CorruptUnitError(f"{path} is not of a checkpoint of this version: {error}") from None
 
 
@@ -64,9 +69,9 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     try:
         return Checkpoint(
             facts=facts,
-            histories=histories_from_arrays(safetensors.numpy.load_file(directory / "lanes.safetensors")),
-            weights=safetensors.torch.load_file(directory / "weights.safetensors"),
-            optimizer=safetensors.torch.load_file(directory / "optimizer.safetensors"),
+            histories=histories_from_arrays(safetensors.numpy.load((directory / "lanes.safetensors").read_bytes())),
+            weights=safetensors.torch.load((directory / "weights.safetensors").read_bytes()),
+            optimizer=safetensors.torch.load((directory / "optimizer.safetensors").read_bytes()),
         )
-    except (KeyError, TypeError, ValueError, FileNotFoundError, SafetensorError) as error:
+    except (*_NONSENSE, *_NO_FILE, SafetensorError) as error:
         raise CorruptUnitError(f"{directory} is not a checkpoint of this version: {error}") from None

@@ -17,6 +17,9 @@ from storage.errors import CorruptUnitError
 EXPERIENCE, TARGETS = "experience.zarr", "targets.zarr"
 CHUNK_STATES = 500  # about 8 MB before compression
 
+# What zarr raises for files that are not its own, or not whole
+_NONSENSE = (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
+
 _TABLES = [field.name for field in fields(Experience) if field.name != "states"]
 
 
@@ -71,8 +74,15 @@ def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
     """
     group = _open(directory / EXPERIENCE)
     tables = {name: _read(group, name) for name in _TABLES}
-    lanes = tables["bootstrap_q_values"].shape[0]
-    states = _read(group, "states") if with_states else np.zeros((0, lanes, *STATE_SHAPE), np.uint8)
+    steps, lanes, actions = _dimensions(group, "q_values", tables["q_values"], 3)
+    like = Experience.empty(steps, lanes, actions, with_states=False)
+    for name, table in tables.items():
+        _check(group, name, table, getattr(like, name))
+    if not with_states:
+        return Experience(states=like.states, **tables)
+    states = _read(group, "states")
+    if states.dtype != np.uint8 or states.shape != (steps, lanes, *STATE_SHAPE):
+        raise CorruptUnitError(f"{group.store_path}/states is not of {steps} steps of {lanes} lanes")
     return Experience(states=states, **tables)
 
 
@@ -90,24 +100,42 @@ def read_targets(directory: Path) -> Targets:
         CorruptUnitError: the files are not targets.
     """
     group = _open(directory / TARGETS)
-    return Targets(_read(group, "q_values"), _read(group, "estimation_errors"))
+    q_values, errors = _read(group, "q_values"), _read(group, "estimation_errors")
+    shape = _dimensions(group, "q_values", q_values, 3)
+    _check(group, "q_values", q_values, np.empty(shape, np.float32))
+    _check(group, "estimation_errors", errors, np.empty(shape[:2], np.float32))
+    return Targets(q_values, errors)
 
 
 def _open(directory: Path) -> zarr.Group:
     try:
-        return zarr.open_group(directory, mode="r")
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        # Format 2 would allow pickled objects.
+        return zarr.open_group(directory, mode="r", zarr_format=3, use_consolidated=False)
+    except _NONSENSE as error:
         raise CorruptUnitError(f"{directory} is not a zarr group: {error}") from None
 
 
 def _read(group: zarr.Group, name: str) -> np.ndarray:
-    array = group.get(name)
-    if not isinstance(array, zarr.Array):
-        raise CorruptUnitError(f"{group.store_path} has no array {name}")
     try:
-        return np.asarray(array[...])
-    except (ValueError, RuntimeError) as error:
+        array = group.get(name)
+        if isinstance(array, zarr.Array):
+            return np.asarray(array[...])
+    except _NONSENSE as error:
         raise CorruptUnitError(f"{group.store_path}/{name} cannot be read: {error}") from None
+    raise CorruptUnitError(f"{group.store_path} has no array {name}")
+
+
+def _dimensions(group: zarr.Group, name: str, array: np.ndarray, count: int) -> tuple[int, ...]:
+    if array.ndim != count:
+        raise CorruptUnitError(f"{group.store_path}/{name} has {array.ndim} dimensions, not {count}")
+    return array.shape
+
+
+def _check(group: zarr.Group, name: str, array: np.ndarray, like: np.ndarray) -> None:
+    if (array.dtype, array.shape) != (like.dtype, like.shape):
+        raise CorruptUnitError(
+            f"{group.store_path}/{name} is {array.dtype} {array.shape}, not {like.dtype} {like.shape}"
+        )
 
 
 def _write(group: zarr.Group, name: str, values: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dqn.checkpoint import Checkpoint, Facts, first_checkpoint
 from dqn.config import TrainConfig
@@ -20,7 +20,7 @@ from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
 from storage.errors import CorruptUnitError, StorageError
 from storage.settings import Settings
 from storage.tracking import Tracking
-from storage.units import Draft, Unit, clear_staging, committing, cycles_in, discard, open_unit
+from storage.units import Draft, Unit, clear_staging, committing, cycle_name, cycles_in, discard, open_unit
 
 KINDS = ("experience", "targets", "checkpoint")
 
@@ -40,7 +40,7 @@ class StoredRun:
     def directory(self, kind: str, cycle: int | None = None) -> Path:
         """Where the units of a kind are, or the one of a cycle."""
         below = self.artifacts / "checkpoints" if kind == "checkpoint" else self.settings.replay(self.run_id) / kind
-        return below if cycle is None else below / f"{cycle:05d}"
+        return below if cycle is None else below / cycle_name(cycle)
 
     @contextmanager
     def commit(
@@ -138,14 +138,12 @@ class StoredRun:
         path = self.settings.lock(self.run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise StorageError(
                     f"run {self.name} is being trained by {holder}; wait for it, stop it, or start a run of your own"
-                ) from None
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
@@ -163,6 +161,20 @@ class StoredRun:
             except BlockingIOError:
                 return True
         return False
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock `file`. A second passes before giving up: who only asks holds it for a moment, too."""
+    deadline = time.monotonic() + 1
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.files import make_directories
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -27,9 +29,13 @@ class Settings:
             OSError: the home cannot be created or written.
         """
         default = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "dqn-home"
-        home = Path(os.environ.get("DQN_HOME") or default).expanduser().absolute()
+        wanted = os.environ.get("DQN_HOME") or default
         try:
-            home.mkdir(parents=True, exist_ok=True)
+            home = Path(wanted).expanduser().absolute()
+        except RuntimeError as error:
+            raise OSError(f"DQN_HOME {wanted} cannot be used ({error}); name another directory") from None
+        try:
+            make_directories(home)
             with tempfile.TemporaryFile(dir=home):
                 pass
         except OSError as error:

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlparse
 import mlflow.exceptions
 from mlflow.entities import Experiment, Metric, Param, Run, RunStatus, RunTag, ViewType
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 import dqn
 from dqn.config import TrainConfig, nearest
@@ -53,7 +54,7 @@ class Tracking:
         try:
             self.client = MlflowClient(tracking_uri=settings.tracking_uri)
             self._experiments(1)
-        except mlflow.exceptions.MlflowException as error:
+        except (mlflow.exceptions.MlflowException, SQLAlchemyError) as error:
             reason = str(error).splitlines()[0]
             raise StorageError(f"the MLflow store {settings.tracking_uri} cannot be used: {reason}") from None
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dqn.statistics import Metric
 from storage.errors import CorruptUnitError
+from storage.files import fail, sync, sync_tree
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -96,13 +99,33 @@ def committing(
             made={"created_ms": time.time_ns() // 1_000_000, "by": dict(made_by), "speed": draft.speed},
         )
         (stage / MANIFEST).write_text(_manifest_text(unit))
-        _sync_tree(stage)
-        _make_directories(directory.parent)
-        discard(directory, staging)
-        stage.rename(directory)
-        _sync(directory.parent)
+        sync_tree(stage)
+        _publish(stage, directory, staging)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _publish(stage: Path, directory: Path, staging: Path) -> None:
+    """Put the unit at `stage` in its place durably, or, if that fails, everything back."""
+    top = Path(os.path.commonpath([directory, staging]))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    trash = _take_away(directory, staging)
+    try:
+        stage.rename(directory)
+        # A killed writer may have made these directories without making them durable.
+        for folder in directory.parents:
+            sync(folder)
+            if folder == top:
+                break
+    except BaseException:
+        if directory.exists():
+            directory.rename(stage)
+        if trash:
+            trash.rename(directory)
+        raise
+    if trash:
+        with suppress(OSError):  # the new unit is in its place, whatever becomes of the old one
+            _remove(trash)
 
 
 def open_unit(directory: Path) -> Unit | None:
@@ -126,22 +149,40 @@ def open_unit(directory: Path) -> Unit | None:
 
 def discard(directory: Path, staging: Path) -> None:
     """Remove the unit at `directory`, if any: out of its place at once, then from the disk."""
+    trash = _take_away(directory, staging)
+    if trash:
+        _remove(trash)
+
+
+def _take_away(directory: Path, staging: Path) -> Path | None:
+    """Move what is at `directory` into the staging area; where it is now, if there was anything."""
     if not os.path.lexists(directory):
-        return
+        return None
     staging.mkdir(parents=True, exist_ok=True)
     trash = staging / f"trash-{uuid.uuid4().hex}"
     directory.rename(trash)
+    return trash
+
+
+def _remove(trash: Path) -> None:
+    """Remove a file, a link or a directory; what resists is left for `clear_staging`."""
     if trash.is_symlink() or not trash.is_dir():
         trash.unlink()
     else:
-        shutil.rmtree(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def cycles_in(directory: Path) -> list[int]:
     """Numbers of the cycles that have a unit below `directory`, newest first."""
     if not directory.is_dir():
         return []
-    return sorted((int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()), reverse=True)
+    numbers = (int(entry.name) for entry in directory.iterdir() if re.fullmatch("[0-9]{5,18}", entry.name))
+    return sorted((cycle for cycle in numbers if (directory / cycle_name(cycle)).exists()), reverse=True)
+
+
+def cycle_name(cycle: int) -> str:
+    """The name of a cycle's unit in the directory of its kind."""
+    return f"{cycle:05d}"
 
 
 def clear_staging(staging: Path) -> None:
@@ -183,7 +224,7 @@ def _read_manifest(directory: Path) -> Unit:
         if unit.digest != manifest["digest"]:
             raise CorruptUnitError(f"{path} was changed after it was committed")
         assert unit.created_ms
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError) as error:
         raise CorruptUnitError(f"{path} is not a manifest: {error or 'unreadable'}") from None
     return unit
 
@@ -198,11 +239,12 @@ def _safe(name: str) -> str:
 def _file_names(directory: Path) -> list[str]:
     """Posix paths of all files below `directory`, sorted; links are never followed."""
     names = []
-    for folder, folders, files in os.walk(directory):
+    for folder, folders, files in os.walk(directory, onerror=fail):
         for name in folders + files:
             path = Path(folder, name)
-            if path.is_symlink():
-                raise CorruptUnitError(f"{path} is a link; a unit holds plain files only")
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise CorruptUnitError(f"{path} is a link or a device; a unit holds plain files only")
         names += [Path(folder, name).relative_to(directory).as_posix() for name in files]
     return sorted(names)
 
@@ -211,27 +253,3 @@ def _size_and_digest(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
-
-
-def _make_directories(directory: Path) -> None:
-    """Make `directory` and its parents, each one durable."""
-    if directory.is_dir():
-        return
-    _make_directories(directory.parent)
-    directory.mkdir(exist_ok=True)
-    _sync(directory.parent)
-
-
-def _sync_tree(directory: Path) -> None:
-    for folder, _, files in os.walk(directory, topdown=False):
-        for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

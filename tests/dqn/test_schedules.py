@@ -53,7 +53,9 @@ def test_text_means_the_same_schedule(schedule: LinearSchedule, states: int) -> 
     assert read == LinearSchedule.model_validate(str(read))
 
 
-@pytest.mark.parametrize(("given", "text"), [(1, "1"), (0.5, "0.5"), ("1:0.10:1_000", "1:0.1:1000"), ("2:2:9", "2:2:9")])
+@pytest.mark.parametrize(
+    ("given", "text"), [(1, "1"), (0.5, "0.5"), ("1:0.10:1_000", "1:0.1:1000"), ("2:2:9", "2:2:9")]
+)
 def test_schedule_is_written_short(given: float | str, text: str) -> None:
     assert str(LinearSchedule.model_validate(given)) == text
 

@@ -1,0 +1,208 @@
+"""Committed units on which something happens to the files. CORRUPTIONS sets how many bits are flipped."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dqn.checkpoint import Checkpoint
+from dqn.experience import Experience, Targets
+from dqn.statistics import Metric
+from storage.checkpoints import read_checkpoint, write_checkpoint
+from storage.errors import CorruptUnitError
+from storage.experience import ExperienceWriter, read_experience, read_targets, write_targets
+from storage.units import MANIFEST, Draft, Unit, committing, open_unit
+
+CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "200"))
+KINDS = ["experience", "targets", "checkpoint"]
+
+Write = Callable[[Draft], None]
+Read = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A committed unit, what it held then, and how to look at it again."""
+
+    unit: Unit
+    values: object
+    read: Read
+    same: Callable[[object, object], bool]
+    files: dict[str, bytes]
+    damaged: set[str]
+
+    def damage(self, name: str, data: bytes | None) -> None:
+        self.damaged.add(name)
+        path = self.unit.directory / name
+        path.unlink() if data is None else path.write_bytes(data)
+
+    def repair(self) -> None:
+        while self.damaged:
+            name = self.damaged.pop()
+            (self.unit.directory / name).write_bytes(self.files[name])
+
+    def noticed(self, *names: str) -> bool:
+        """Whether opening tells of one of the files, or else all is as it was; False if it fails to tell.
+
+        Only a manifest may be changed without harm, in its white space or in what is not the unit's meaning.
+        """
+        try:
+            unit = open_unit(self.unit.directory)
+        except CorruptUnitError as error:
+            # A manifest may also be changed so that it names another file, which then is the one to miss.
+            return MANIFEST in names or any(str(self.unit.directory / name) in str(error) for name in names)
+        assert unit is not None
+        unharmed = {name: data for name, data in self.files.items() if name != MANIFEST} == {
+            name: (unit.directory / name).read_bytes() for name in unit.files
+        }
+        return (
+            unharmed
+            and (unit.digest, unit.metrics, unit.inputs) == (self.unit.digest, self.unit.metrics, self.unit.inputs)
+            and self.same(self.read(unit.directory), self.values)
+        )
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def committed(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_experience: Callable[..., Experience],
+    make_targets: Callable[..., Targets],
+    make_checkpoint: Callable[..., Checkpoint],
+    same: Callable[[object, object], bool],
+) -> Committed:
+    kind = request.param
+    made = {"experience": make_experience, "targets": make_targets, "checkpoint": make_checkpoint}[kind]()
+    home = tmp_path_factory.mktemp(kind)
+
+    def write(directory: Path) -> None:
+        if kind == "experience":
+            writer = ExperienceWriter(directory, made.steps, 2, 4)
+            writer.write(made)
+            writer.finish()
+        else:
+            {"targets": write_targets, "checkpoint": write_checkpoint}[kind](directory, made)
+
+    with committing(
+        home / kind / "00003",
+        home / "staging",
+        kind=kind,
+        cycle=3,
+        inputs={"checkpoint": "ab" * 32},
+        made_by={"mlflow_run_id": "r"},
+    ) as draft:
+        write(draft.directory)
+        draft.metrics += [Metric("score/episode", 123, 4.5), Metric("loss/mean", 456, 1 / 3)]
+        draft.speed["play"] = 1234.5
+    unit = open_unit(home / kind / "00003")
+    assert unit is not None
+    read: Read = {"experience": read_experience, "targets": read_targets, "checkpoint": read_checkpoint}[kind]
+    files = {name: (unit.directory / name).read_bytes() for name in [MANIFEST, *unit.files]}
+    return Committed(unit, made, read, same, files, set())
+
+
+def test_an_untouched_unit_is_the_same_when_opened_again(committed: Committed) -> None:
+    assert committed.noticed()
+    assert committed.same(committed.read(committed.unit.directory), committed.values)
+    assert len(committed.files) >= 5
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(committed: Committed) -> None:
+    draws = random.Random(f"flips {committed.unit.kind}")
+    names = sorted(committed.files)
+    for number in range(-(-CORRUPTIONS // len(KINDS))):
+        name = names[number % len(names)]
+        data = bytearray(committed.files[name])
+        bit = draws.randrange(8 * len(data))
+        data[bit // 8] ^= 1 << bit % 8
+        committed.damage(name, bytes(data))
+        assert committed.noticed(name), (name, bit)
+        committed.repair()
+
+
+def test_a_flipped_bit_in_a_file_is_never_taken_for_harmless(committed: Committed) -> None:
+    for name in sorted(committed.files.keys() - {MANIFEST}):
+        data = bytearray(committed.files[name])
+        data[len(data) // 2] ^= 1
+        committed.damage(name, bytes(data))
+        with pytest.raises(CorruptUnitError) as raised:
+            open_unit(committed.unit.directory)
+        assert f"{committed.unit.directory / name} is not what was committed" in str(raised.value)
+        committed.repair()
+
+
+def test_a_cut_off_or_lengthened_file_is_noticed(committed: Committed) -> None:
+    draws = random.Random(f"lengths {committed.unit.kind}")
+    for name, data in sorted(committed.files.items()):
+        for changed in (
+            b"",
+            data[: draws.randrange(len(data))],
+            data[:-1],
+            data + b"\0",
+            data + data,
+            bytes(len(data)),
+        ):
+            committed.damage(name, changed)
+            assert committed.noticed(name), (name, len(changed))
+            if name == MANIFEST and changed != data[:-1]:  # its last byte is the end of a line
+                with pytest.raises(CorruptUnitError, match=r"manifest\.json"):
+                    open_unit(committed.unit.directory)
+            committed.repair()
+
+
+def test_a_deleted_file_is_noticed(committed: Committed) -> None:
+    for name in sorted(committed.files):
+        committed.damage(name, None)
+        with pytest.raises(CorruptUnitError) as raised:
+            open_unit(committed.unit.directory)
+        assert f"{committed.unit.directory / name} is missing" in str(raised.value)
+        committed.repair()
+
+
+def test_two_swapped_files_are_noticed(committed: Committed) -> None:
+    draws = random.Random(f"swaps {committed.unit.kind}")
+    names = sorted(committed.files)
+    pairs = [draws.sample(names, 2) for _ in range(20)]
+    for one, other in pairs:
+        committed.damage(one, committed.files[other])
+        committed.damage(other, committed.files[one])
+        assert committed.noticed(one, other), (one, other)
+        committed.repair()
+
+
+def test_a_file_of_another_unit_is_noticed(
+    committed: Committed, tmp_path: Path, make_targets: Callable[..., Targets]
+) -> None:
+    write_targets(tmp_path, make_targets(seed=1))
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        name = path.relative_to(tmp_path).as_posix()
+        if committed.files.get(name, path.read_bytes()) != path.read_bytes():
+            committed.damage(name, path.read_bytes())
+            assert committed.noticed(name)
+            with pytest.raises(CorruptUnitError):
+                open_unit(committed.unit.directory)
+            committed.repair()
+
+
+def test_the_manifest_of_another_unit_is_noticed(committed: Committed, tmp_path: Path) -> None:
+    with committing(tmp_path / "u", tmp_path / "s", kind="targets", cycle=3, inputs={}, made_by={}) as draft:
+        (draft.directory / "x").write_bytes(b"x")
+    committed.damage(MANIFEST, (tmp_path / "u" / MANIFEST).read_bytes())
+    with pytest.raises(CorruptUnitError):
+        open_unit(committed.unit.directory)
+    committed.repair()
+
+
+def test_a_lost_directory_is_noticed(committed: Committed, tmp_path: Path) -> None:
+    for folder in [path for path in sorted(committed.unit.directory.rglob("*")) if path.is_dir()]:
+        copy = shutil.copytree(committed.unit.directory, tmp_path / "copy")
+        shutil.rmtree(copy / folder.relative_to(committed.unit.directory))
+        with pytest.raises(CorruptUnitError, match="missing"):
+            open_unit(copy)
+        shutil.rmtree(copy)

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from dqn.experience import Experience
+from storage.errors import CorruptUnitError
+from storage.experience import (
+    CHUNK_STATES,
+    EXPERIENCE,
+    TARGETS,
+    ExperienceWriter,
+    piece_steps,
+    read_experience,
+    read_targets,
+    write_targets,
+)
+from storage.units import Unit, committing, open_unit
+
+Make = Callable[..., Any]
+Same = Callable[[object, object], bool]
+
+
+def write(directory: Path, experience: Experience, sizes: list[int] | None = None) -> ExperienceWriter:
+    """Write experience in pieces of those sizes, or of the size it asks for."""
+    _, lanes, actions = experience.q_values.shape
+    writer = ExperienceWriter(directory, experience.steps, lanes, actions)
+    size, start = piece_steps(lanes), 0
+    for steps in sizes or [size] * (-(-experience.steps // size)):
+        writer.write(piece(experience, start, start + steps))
+        start += steps
+    return writer
+
+
+def piece(experience: Experience, start: int, stop: int) -> Experience:
+    rows = {field.name: getattr(experience, field.name)[start:stop] for field in fields(experience)}
+    last = stop >= experience.steps
+    # Pieces before the last one bootstrap from the state after them, not from the one after the cycle.
+    bootstrap = experience.bootstrap_q_values if last else experience.q_values[stop]
+    return Experience(**rows | {"bootstrap_q_values": bootstrap})
+
+
+def all_files(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("steps", "lanes", "actions"),
+    [
+        (1, 1, 1),
+        (5, 2, 4),
+        (7, 64, 18),  # one whole piece
+        (8, 64, 4),  # and a last one of one step
+        (23, 64, 4),
+        (3, 501, 4),  # more lanes than states in a chunk
+        (501, 1, 6),
+    ],
+)
+def test_experience_comes_back_as_it_was_written(
+    tmp_path: Path, make_experience: Make, same: Same, steps: int, lanes: int, actions: int
+) -> None:
+    experience = make_experience(steps, lanes, actions)
+    writer = write(tmp_path, experience)
+    assert writer.states_written == steps * lanes
+    assert same(writer.finish(), replace(experience, states=experience.states[:0]))
+    assert same(read_experience(tmp_path), experience)
+
+
+def test_experience_without_states_has_everything_else(tmp_path: Path, make_experience: Make, same: Same) -> None:
+    experience = make_experience(9, 64)
+    write(tmp_path, experience).finish()
+    read = read_experience(tmp_path, with_states=False)
+    assert read.states.shape == (0, 64, 105, 80, 2)
+    assert same(read, replace(experience, states=experience.states[:0]))
+
+
+def test_experience_without_states_is_read_without_touching_them(
+    tmp_path: Path, make_experience: Make, same: Same
+) -> None:
+    experience = make_experience()
+    write(tmp_path, experience).finish()
+    shutil.rmtree(tmp_path / EXPERIENCE / "states")
+    assert same(read_experience(tmp_path, with_states=False), replace(experience, states=experience.states[:0]))
+
+
+def test_extreme_values_come_back(tmp_path: Path, make_experience: Make, same: Same) -> None:
+    odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45, 3.4e38], np.float32)
+    experience = replace(
+        make_experience(6, 1, 1),
+        rewards=odd[:, None],
+        episode=np.array([0, -1, 2**63 - 1, -(2**63), 1, 2])[:, None],
+        states=np.full((6, 1, 105, 80, 2), 255, np.uint8),
+    )
+    write(tmp_path, experience).finish()
+    assert same(read_experience(tmp_path), experience)
+
+
+def test_targets_come_back_as_they_were_written(tmp_path: Path, make_targets: Make, same: Same) -> None:
+    for number, size in enumerate([(1, 1, 1), (5, 2, 4), (70, 64, 18)]):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        write_targets(directory, make_targets(*size))
+        assert same(read_targets(directory), make_targets(*size))
+
+
+@pytest.mark.parametrize(("lanes", "steps"), [(1, 500), (64, 7), (500, 1), (501, 1), (4096, 1)])
+def test_a_piece_has_the_states_of_one_chunk(lanes: int, steps: int) -> None:
+    assert piece_steps(lanes) == steps
+    assert steps * lanes <= max(CHUNK_STATES, lanes)
+
+
+@pytest.mark.parametrize(("steps", "chunk", "count"), [(3, 3, 1), (7, 7, 1), (14, 7, 2), (15, 7, 3)])
+def test_states_are_stored_in_chunks_of_one_piece_and_tables_in_one_chunk(
+    tmp_path: Path, make_experience: Make, steps: int, chunk: int, count: int
+) -> None:
+    write(tmp_path, make_experience(steps, 64)).finish()
+    group = zarr.open_group(tmp_path / EXPERIENCE, mode="r")
+    assert group["states"].chunks == (chunk, 64, 105, 80, 2)
+    assert len([name for name in all_files(tmp_path) if "/states/c/" in name]) == count
+    for name in ("q_values", "actions", "episode"):
+        assert group[name].chunks == group[name].shape
+
+
+def test_every_array_has_a_checksum_and_its_empty_chunks_are_written(tmp_path: Path) -> None:
+    write(tmp_path, Experience.empty(2, 3, 4)).finish()
+    files = all_files(tmp_path)
+    for field in fields(Experience):
+        metadata = json.loads(files[f"{EXPERIENCE}/{field.name}/zarr.json"])
+        assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "zstd", "crc32c"]
+        assert any(name.startswith(f"{EXPERIENCE}/{field.name}/c/") for name in files)
+
+
+def test_identical_data_written_twice_are_identical_files_and_units(
+    tmp_path: Path, make_experience: Make, make_targets: Make
+) -> None:
+    units: list[Unit | None] = []
+    for name in ("one", "other"):
+        place = tmp_path / name
+        with committing(place / "u", place / "s", kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+            write(draft.directory, make_experience(15, 64)).finish()
+            write_targets(draft.directory, make_targets())
+            files = all_files(draft.directory)
+        units.append(open_unit(place / "u"))
+        (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(files))
+    assert (tmp_path / "one.pickle").read_bytes() == (tmp_path / "other.pickle").read_bytes()
+    assert units[0] is not None and units[1] is not None and units[0].digest == units[1].digest
+
+
+def test_different_data_are_different_files(tmp_path: Path, make_experience: Make) -> None:
+    experience = make_experience()
+    digests = set()
+    for number, field in enumerate([None, *fields(experience)]):
+        changed = experience
+        if field:
+            array = getattr(experience, field.name).copy()
+            array.reshape(-1)[-1] = not array.reshape(-1)[-1] if array.dtype == bool else array.reshape(-1)[-1] + 1
+            changed = replace(experience, **{field.name: array})
+        place = tmp_path / str(number)
+        with committing(place / "u", place / "s", kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+            write(draft.directory, changed).finish()
+        unit = open_unit(place / "u")
+        assert unit is not None
+        digests.add(unit.digest)
+    assert len(digests) == 1 + len(fields(experience))
+
+
+def test_unfinished_experience_is_not_finished(tmp_path: Path, make_experience: Make) -> None:
+    writer = write(tmp_path, make_experience(14, 64), sizes=[7])
+    with pytest.raises(AssertionError):
+        writer.finish()
+
+
+def test_a_chunk_of_the_states_that_was_lost_is_told(tmp_path: Path, make_experience: Make) -> None:
+    writer = write(tmp_path, make_experience(14, 64))
+    (tmp_path / EXPERIENCE / "states" / "c" / "1" / "0" / "0" / "0" / "0").unlink()
+    with pytest.raises(OSError, match="states were not written"):
+        writer.finish()
+
+
+# ---------------------------------------------------------------- files that are not what they should be
+
+
+@pytest.fixture
+def written(tmp_path: Path, make_experience: Make, make_targets: Make) -> Path:
+    write(tmp_path, make_experience()).finish()
+    write_targets(tmp_path, make_targets())
+    return tmp_path
+
+
+def read_both(directory: Path) -> None:
+    read_experience(directory)
+    read_targets(directory)
+
+
+@pytest.mark.parametrize("group", [EXPERIENCE, TARGETS])
+@pytest.mark.parametrize("what", ["nothing", "a file", "an empty directory", "an array", "foreign metadata"])
+def test_what_is_no_group_is_corrupt(written: Path, group: str, what: str) -> None:
+    shutil.rmtree(written / group)
+    if what == "a file":
+        (written / group).write_bytes(b"?")
+    elif what == "an array":
+        zarr.create_array(written / group, shape=(2,), dtype="uint8")
+    elif what != "nothing":
+        (written / group).mkdir()
+    if what == "foreign metadata":
+        (written / group / "zarr.json").write_text('{"zarr_format": 3, "node_type": "tree"}')
+    with pytest.raises(CorruptUnitError, match=group):
+        read_both(written)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Experience)])
+def test_a_missing_array_is_named(written: Path, name: str) -> None:
+    shutil.rmtree(written / EXPERIENCE / name)
+    with pytest.raises(CorruptUnitError, match=f"{EXPERIENCE} has no array {name}"):
+        read_experience(written)
+
+
+@pytest.mark.parametrize("name", ["q_values", "estimation_errors"])
+def test_a_group_in_place_of_an_array_is_named(written: Path, name: str) -> None:
+    shutil.rmtree(written / TARGETS / name)
+    zarr.create_group(written / TARGETS / name)
+    with pytest.raises(CorruptUnitError, match=f"{TARGETS} has no array {name}"):
+        read_targets(written)
+
+
+@pytest.mark.parametrize("data", [b"", b"?" * 100, b"\0" * 8])
+def test_a_chunk_of_nonsense_is_corrupt(written: Path, data: bytes) -> None:
+    (written / TARGETS / "q_values" / "c" / "0" / "0" / "0").write_bytes(data)
+    with pytest.raises(CorruptUnitError, match="q_values"):
+        read_targets(written)
+
+
+def edited(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+
+
+NONSENSE: list[bytes | dict[str, object]] = [
+    b"",
+    b"{",
+    b"\xff",
+    b"null",
+    b"[" * 100_000,
+    {"node_type": "tree"},
+    {"zarr_format": 4},
+    {"shape": [-1, 2, 4]},
+    {"shape": None},
+    {"data_type": "float17"},
+    {"data_type": "string"},
+    {"codecs": []},
+    {"codecs": [{"name": "pickle"}]},
+    {"codecs": [{"name": "numcodecs.pickle", "configuration": {}}]},
+    {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 2, 4]}}},
+    {"chunk_key_encoding": {"name": "default", "configuration": {"separator": "../"}}},
+    {"more": 1},
+]
+
+
+@pytest.mark.parametrize("metadata", NONSENSE, ids=lambda metadata: str(metadata)[:40])
+def test_foreign_metadata_of_an_array_are_corrupt(written: Path, metadata: bytes | dict[str, object]) -> None:
+    path = written / TARGETS / "q_values" / "zarr.json"
+    path.write_bytes(metadata) if isinstance(metadata, bytes) else edited(path, **metadata)
+    with pytest.raises(CorruptUnitError, match="q_values"):
+        read_targets(written)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Experience)])
+@pytest.mark.parametrize("other", ["type", "shape", "dimensions"])
+def test_an_array_of_another_type_or_shape_is_corrupt(written: Path, name: str, other: str) -> None:
+    array = np.asarray(zarr.open_group(written / EXPERIENCE, mode="r")[name])
+    foreign = {
+        "type": array.astype(np.float64 if array.dtype != np.float64 else np.float32),
+        "shape": np.concatenate([array, array[:1]]),
+        "dimensions": array[..., None],
+    }[other]
+    zarr.create_array(written / EXPERIENCE / name, data=foreign, overwrite=True)
+    with pytest.raises(CorruptUnitError, match=EXPERIENCE):
+        read_experience(written)
+
+
+def test_targets_of_another_shape_are_corrupt(written: Path) -> None:
+    zarr.create_array(written / TARGETS / "estimation_errors", data=np.zeros((4, 2), np.float32), overwrite=True)
+    with pytest.raises(CorruptUnitError, match="estimation_errors"):
+        read_targets(written)
+
+
+class Payload:
+    """What a stranger would like to be loaded."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.proof,)
+
+
+PICKLED_TEXT = {"dtype": "|O", "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]}
+PICKLED_OBJECTS = {"dtype": "|O", "filters": [{"id": "pickle"}]}
+PICKLED_BYTES = {"dtype": "|u1", "compressor": {"id": "pickle"}}
+
+
+@pytest.mark.parametrize(
+    ("array", "consolidated"),
+    [
+        (PICKLED_TEXT, False),
+        (PICKLED_TEXT, True),
+        (PICKLED_OBJECTS, False),
+        (PICKLED_BYTES, False),
+        (PICKLED_OBJECTS, True),
+        (PICKLED_BYTES, True),
+    ],
+)
+def test_a_group_in_the_format_that_knows_pickle_is_corrupt_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: dict[str, object], consolidated: bool
+) -> None:
+    # As numcodecs was before it refused to unpickle, and as others may set it.
+    monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    base = {"zarr_format": 2, "shape": [1], "chunks": [1], "fill_value": 0, "order": "C", "filters": None}
+    metadata = base | {"compressor": None} | array
+    group = tmp_path / TARGETS
+    for name in ("q_values", "estimation_errors"):
+        (group / name).mkdir(parents=True)
+        (group / name / ".zarray").write_text(json.dumps(metadata))
+        (group / name / "0").write_bytes(pickle.dumps(Payload(tmp_path / "proof")))
+    if consolidated:
+        inline = {name: metadata | {"attributes": {}} for name in ("q_values", "estimation_errors")}
+        about = {"kind": "inline", "must_understand": False, "metadata": inline}
+        node = {"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": about}
+        (group / "zarr.json").write_text(json.dumps(node))
+    else:
+        (group / ".zgroup").write_text('{"zarr_format": 2}')
+    with pytest.raises(CorruptUnitError):
+        read_targets(tmp_path)
+    assert not (tmp_path / "proof").exists()

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import storage.settings
+from storage.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DQN_HOME", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_the_home_is_the_one_named_and_is_created_when_first_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "a" / "new home"))
+    settings = Settings.from_environment()
+    assert settings.home == tmp_path / "a" / "new home"
+    assert settings.home.is_dir()
+    assert list(settings.home.iterdir()) == []
+    assert settings.tracking_uri == f"sqlite:///{tmp_path}/a/new home/mlflow.db"
+
+
+def test_the_same_environment_is_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path))
+    assert Settings.from_environment() == Settings.from_environment()
+    assert hash(Settings.from_environment()) == hash(Settings.from_environment())
+
+
+def test_a_relative_home_is_of_the_working_directory_and_stays_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DQN_HOME", "here")
+    settings = Settings.from_environment()
+    monkeypatch.chdir("/")
+    assert settings.home == tmp_path / "here"
+    assert settings.home.is_dir()
+
+
+def test_a_tilde_is_the_home_of_the_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DQN_HOME", "~/games")
+    assert Settings.from_environment().home == tmp_path / "games"
+
+
+@pytest.mark.parametrize("unset", [None, ""])
+def test_without_a_name_the_home_is_in_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unset: str | None
+) -> None:
+    if unset is not None:
+        monkeypatch.setenv("DQN_HOME", unset)
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(storage.settings, "_CHECKOUT", tmp_path)
+    assert Settings.from_environment().home == tmp_path / "dqn-home"
+
+
+def test_installed_without_a_checkout_the_home_is_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.settings, "_CHECKOUT", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    assert Settings.from_environment().home == tmp_path / "dqn-home"
+
+
+def test_the_checkout_is_where_this_project_is() -> None:
+    assert (storage.settings._CHECKOUT / "storage" / "settings.py").is_file()
+    assert (storage.settings._CHECKOUT / "pyproject.toml").is_file()
+
+
+def test_another_tracking_store_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert Settings.from_environment().tracking_uri == "http://127.0.0.1:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert Settings.from_environment().tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_every_place_is_below_the_home_and_no_two_are_one(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, "sqlite://")
+    places = [settings.artifacts("Breakout"), settings.artifacts("Pong")]
+    places += [of(run) for of in (settings.replay, settings.staging, settings.lock) for run in ("a1", "b2")]
+    assert all(place.is_relative_to(tmp_path) for place in places)
+    assert len(set(places)) == 8
+    for place in places:
+        assert not any(other.is_relative_to(place) for other in places if other != place)
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "file/below/it"])
+def test_a_home_that_cannot_be_created_is_told_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / where))
+    with pytest.raises(OSError, match=r"DQN_HOME .*/file.*cannot be written") as raised:
+        Settings.from_environment()
+    assert str(tmp_path / where) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_home_that_cannot_be_written_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path("/proc") / str(os.getpid()) / "task"  # not even the superuser can write there
+    monkeypatch.setenv("DQN_HOME", str(place))
+    with pytest.raises(OSError, match=rf"DQN_HOME {place} cannot be written"):
+        Settings.from_environment()
+
+
+def test_a_home_of_a_person_who_does_not_exist_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQN_HOME", "~nobody-of-that-name/dqn")
+    with pytest.raises(OSError, match=r"DQN_HOME ~nobody-of-that-name/dqn"):
+        Settings.from_environment()
