@@ -428,6 +428,19 @@ def test_a_unit_made_again_after_a_kill_before_publishing_is_published_once(home
     assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
 
 
+def test_a_unit_made_again_after_damage_publishes_no_point_twice(home: Path, tiny: TrainConfig) -> None:
+    run = create_run(tiny, NAMES, None, {})
+    first = commit(run, "targets", 1)
+    run.publish(first)
+    damage(first)
+    assert run.made("targets", 1, {}) is None
+    time.sleep(0.002)  # it is made again at another time
+    again = commit(run, "targets", 1)
+    assert again.created_ms > first.created_ms
+    run.publish(again)
+    assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
+
+
 def test_a_run_is_picked_up_at_its_newest_whole_checkpoint_published_once_and_pruned(
     home: Path, small_config: TrainConfig, tiny: TrainConfig, make_checkpoint: Callable[..., Checkpoint]
 ) -> None:
