@@ -27,7 +27,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     ("arguments", "message"),
     [
         (["train", "--game", "ALE/Brekout-v5"], "did you mean ALE/Breakout-v5"),
-        (["train", "--game", "pong"], "did you mean ALE/Pong-v5?"),
+        (["train", "--game", "pong"], "did you mean ALE/Pong-v5"),
         (["train", "--states", "-5"], "states is -5; it must be at least 1"),
         (["train", "--states", "many"], "'--states'"),
         (["train", "--cycles", "0"], "cycles is 0; it must be at least 1"),
