@@ -177,6 +177,7 @@ def ui(
     """Start the MLflow UI over the runs, until Ctrl-C."""
     from flows.servers import run_mlflow_ui
 
+    _stop_on_sigterm()
     run_mlflow_ui(port)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from typing import IO
 
 from storage.errors import StorageError
 from storage.settings import Settings
@@ -53,18 +56,28 @@ def run_mlflow_ui(port: int) -> None:
     command += ["--host", HOST, "--port", str(port)]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
     address = f"http://{HOST}:{port}"
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+    # A file, for a pipe that nobody reads would one day stop the server.
+    with tempfile.TemporaryFile() as said:
+        server = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
         try:
-            wait_for(f"{address}/health", server)
+            wait_for(f"{address}/health", server, said)
             print(f"MLflow UI: {address} (Ctrl-C stops it)", flush=True)
             server.wait()
         except KeyboardInterrupt:
             pass
         finally:
-            server.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(10)
-            server.kill()
+            stop(server)
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End a server that leads a session of its own, with all the processes it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(10)
 
 
 def check_port(port: int) -> None:
@@ -79,7 +92,7 @@ def check_port(port: int) -> None:
             raise ValueError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
 
 
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for(address: str, server: subprocess.Popen[bytes], said: IO[bytes]) -> None:
     """Return as soon as `address` answers.
 
     Raises:
@@ -88,8 +101,9 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            said = (server.stderr.read() if server.stderr else b"").decode(errors="replace").strip().splitlines()
-            raise StorageError(f"the server did not start: {said[-1] if said else 'it said nothing'}")
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            raise StorageError(f"the server did not start: {lines[-1] if lines else 'it said nothing'}")
         with suppress(urllib.error.URLError, ConnectionError, TimeoutError), urllib.request.urlopen(address, timeout=2):
             return
         time.sleep(0.2)

@@ -111,6 +111,7 @@ class StoredRun:
         Raises:
             StorageError: there is no whole checkpoint.
         """
+        self.tracking.forget_published(self.run_id)
         newest = self.newest_checkpoint()
         self.publish(newest)
         self.prune(newest.cycle, self.facts(newest).config.keep_cycles)

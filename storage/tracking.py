@@ -50,6 +50,7 @@ class Tracking:
             StorageError: the store cannot be reached.
         """
         self.settings = settings
+        self._published: dict[tuple[str, str], set[int]] = {}
         _check_server(settings.tracking_uri)
         try:
             self.client = MlflowClient(tracking_uri=settings.tracking_uri)
@@ -73,17 +74,32 @@ class Tracking:
         return run
 
     def publish(self, run_id: str, unit: Unit) -> None:
-        """Log the metrics of a committed unit. Doing it again changes nothing: the time is the unit's."""
+        """Log the metrics of a committed unit: each name has one point at a step, however often it is made."""
         speed = unit.made.get("speed", {})
         last = max((metric.step for metric in unit.metrics), default=0)
         points = [Metric(name, value, unit.created_ms, step) for name, step, value in unit.metrics]
         points += [Metric(f"speed/{name}", value, unit.created_ms, last) for name, value in speed.items()]
-        for start in range(0, len(points), _BATCH):
-            self.client.log_batch(run_id, metrics=points[start : start + _BATCH])
+        new = [point for point in points if point.step not in self._steps(run_id, point.key)]
+        for start in range(0, len(new), _BATCH):
+            batch = new[start : start + _BATCH]
+            self.client.log_batch(run_id, metrics=batch)
+            for point in batch:
+                self._steps(run_id, point.key).add(point.step)
+
+    def _steps(self, run_id: str, name: str) -> set[int]:
+        """Steps at which MLflow has a metric; asked once, for only the run's one writer adds to them."""
+        if (run_id, name) not in self._published:
+            history = self.client.get_metric_history(run_id, name)
+            self._published[run_id, name] = {point.step for point in history}
+        return self._published[run_id, name]
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def forget_published(self, run_id: str) -> None:
+        """Ask MLflow anew what it has of a run, of which another process may have been the writer."""
+        self._published = {key: steps for key, steps in self._published.items() if key[0] != run_id}
 
     def set_status(self, run_id: str, status: str) -> None:
         """RUNNING, FINISHED, FAILED or KILLED."""

@@ -428,9 +428,6 @@ def test_a_unit_made_again_after_a_kill_before_publishing_is_published_once(home
     assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="to MLflow the points of a unit made again are others, for their time is another"
-)
 def test_a_unit_made_again_after_damage_publishes_no_point_twice(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
     first = commit(run, "targets", 1)
