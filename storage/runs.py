@@ -214,7 +214,11 @@ def list_runs() -> list[dict[str, Any]]:
     tracking, rows = open_tracking(), []
     for run in tracking.runs():
         status = run.info.status
-        stored = open_run(run.info.run_id)
+        try:
+            stored = open_run(run.info.run_id)
+        except StorageError as error:
+            _log.warning("%s", error)
+            continue
         if status == "RUNNING" and not stored.is_held():
             status = "KILLED"
             tracking.set_status(run.info.run_id, status)

@@ -34,6 +34,8 @@ class Settings:
             home = Path(wanted).expanduser().absolute()
         except RuntimeError as error:
             raise OSError(f"DQN_HOME {wanted} cannot be used ({error}); name another directory") from None
+        if "?" in str(home):  # the rest would be a query to the database's address
+            raise OSError(f"DQN_HOME {wanted} has a question mark in it; name another directory")
         try:
             make_directories(home)
             with tempfile.TemporaryFile(dir=home):

@@ -9,8 +9,10 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # A server that is away is asked again for about a minute, not for MLflow's quarter of an hour.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 
+import contextlib
 import logging
 import platform
+import sqlite3
 import subprocess
 import urllib.request
 from collections.abc import Mapping
@@ -51,7 +53,7 @@ class Tracking:
         """
         self.settings = settings
         self._published: dict[tuple[str, str], set[int]] = {}
-        _check_server(settings.tracking_uri)
+        _check_store(settings.tracking_uri)
         try:
             self.client = MlflowClient(tracking_uri=settings.tracking_uri)
             self._experiments(1)
@@ -178,8 +180,14 @@ def is_over(run: Run) -> bool:
     return bool(RunStatus.is_terminated(RunStatus.from_string(run.info.status)))
 
 
-def _check_server(uri: str) -> None:
-    """Raise a StorageError at once if `uri` is a server that does not answer."""
+def _check_store(uri: str) -> None:
+    """Raise a StorageError at once, where MLflow would try for minutes, if `uri` does not answer."""
+    if uri.startswith("sqlite:///"):
+        try:
+            with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as store:
+                store.execute("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            raise StorageError(f"the MLflow store {uri} cannot be used: {error}") from None
     if not uri.startswith(("http://", "https://")):
         return
     try:

@@ -176,8 +176,8 @@ def cycles_in(directory: Path) -> list[int]:
     """Numbers of the cycles that have a unit below `directory`, newest first."""
     if not directory.is_dir():
         return []
-    numbers = (int(entry.name) for entry in directory.iterdir() if re.fullmatch("[0-9]{5,18}", entry.name))
-    return sorted((cycle for cycle in numbers if (directory / cycle_name(cycle)).exists()), reverse=True)
+    names = {entry.name for entry in directory.iterdir() if re.fullmatch("[0-9]{5,18}", entry.name)}
+    return sorted((int(name) for name in names if name == cycle_name(int(name))), reverse=True)
 
 
 def cycle_name(cycle: int) -> str:
@@ -223,8 +223,9 @@ def _read_manifest(directory: Path) -> Unit:
         )
         if unit.digest != manifest["digest"]:
             raise CorruptUnitError(f"{path} was changed after it was committed")
-        assert unit.created_ms
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError) as error:
+        if unit.created_ms <= 0:
+            raise ValueError(f"it was made at {unit.created_ms}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptUnitError(f"{path} is not a manifest: {error or 'unreadable'}") from None
     return unit
 

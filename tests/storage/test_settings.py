@@ -111,6 +111,12 @@ def test_a_home_that_cannot_be_written_is_told_by_name(monkeypatch: pytest.Monke
         Settings.from_environment()
 
 
+def test_a_home_with_a_question_mark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "what?" / "home"))
+    with pytest.raises(OSError, match="question mark"):
+        Settings.from_environment()
+
+
 def test_a_home_of_a_person_who_does_not_exist_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", "~nobody-of-that-name/dqn")
     with pytest.raises(OSError, match=r"DQN_HOME ~nobody-of-that-name/dqn"):

@@ -309,6 +309,12 @@ def test_a_database_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_database_that_is_a_directory_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(StorageError, match=r"mlflow\.db cannot be used: unable to open"):
+        Tracking(Settings(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}"))
+
+
 def test_a_server_that_does_not_answer_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9 does not answer .*MLFLOW_TRACKING_URI"):

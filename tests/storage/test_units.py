@@ -317,6 +317,12 @@ def test_entries_that_are_no_cycles_are_not_listed(tmp_path: Path) -> None:
     assert cycles_in(tmp_path) == [7]
 
 
+def test_a_cycle_is_listed_once_whatever_stands_beside_it(tmp_path: Path) -> None:
+    for name in ("00008", "000008"):
+        (tmp_path / name).mkdir()
+    assert cycles_in(tmp_path) == [8]
+
+
 @pytest.mark.parametrize("name", ["7", "007", "000007", "\N{ARABIC-INDIC DIGIT SEVEN}"])
 def test_a_cycle_written_in_another_way_is_not_listed(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
