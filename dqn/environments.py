@@ -11,7 +11,7 @@ from typing import Any
 import ale_py
 import gymnasium
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from dqn.config import nearest
 from dqn.episodes import SEEDED_STEPS, LaneHistory
@@ -101,8 +101,9 @@ class Lanes:
         """Take one action (L,) in every lane, and begin the next episode where one ended."""
         frames, rewards, terminated, timed_out, lives = self._games.step(actions)
         cut_off = self._timed_out
-        life_lost = (lives < self._lives) & ~cut_off
         terminated = terminated & ~cut_off
+        # Where the game is over these are already the next one's lives; over means that the last was lost.
+        life_lost = np.where(terminated, self._lives > 0, lives < self._lives) & ~cut_off
         self._timed_out = timed_out & ~terminated & ~cut_off
         self._lives = lives
         self._seeded_steps += 1
@@ -110,8 +111,10 @@ class Lanes:
         ended = terminated | cut_off
         if ended.any():
             self._episodes = self._episodes + ended * len(ended)
+            self._tracer.reset(frames, terminated)
             seeded = ended & (self._seeded_steps >= SEEDED_STEPS)
-            self._reset(ended, seeded)
+            if (cut_off | seeded).any():
+                self._reset(cut_off | seeded, seeded)
         return Outcome(np.where(cut_off, 0, rewards).astype(np.float32), life_lost, terminated, cut_off)
 
     def close(self) -> None:
@@ -168,13 +171,19 @@ def _open_games(game: str, lanes: int, frames_limit: int, threads: int) -> _Game
 
 
 class _Games(ABC):
-    """Games whose lanes are reset by mask. Left alone, one that ended restarts at its next step."""
+    """Games that begin anew within the step that ends them, and whose lanes are reset by mask."""
 
     env: gymnasium.vector.VectorEnv[Any, Any, Any]
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Frames (L, 105, 80), rewards, terminated, timed out and lives (L,) after `actions` (L,)."""
+        """Frames (L, 105, 80), rewards, terminated, timed out and lives (L,) after `actions` (L,).
+
+        The frame is the next episode's first where one terminated, and its own last where one timed out.
+        """
         observations, rewards, terminated, truncated, info = self.env.step(actions.astype(np.int64))
+        if truncated.any():
+            observations = observations.copy()
+            observations[truncated] = np.stack(info["final_obs"][truncated])  # type: ignore[arg-type]
         return self.frames(observations), rewards, terminated, truncated, np.array(info["lives"])
 
     @abstractmethod
@@ -198,6 +207,7 @@ class _NativeGames(_Games):
             img_height=STATE_HEIGHT,
             img_width=STATE_WIDTH,
             max_num_frames_per_episode=frames_limit,
+            autoreset_mode=AutoresetMode.SAME_STEP,
             stack_num=1,
             maxpool=False,
             noop_max=0,
@@ -224,7 +234,7 @@ class _GymnasiumGames(_Games):
         def make() -> gymnasium.Env[Any, Any]:
             return _make(game, obs_type="grayscale", max_num_frames_per_episode=frames_limit)
 
-        self.env = SyncVectorEnv([make] * lanes, copy=False)
+        self.env = SyncVectorEnv([make] * lanes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
         self._lives = np.zeros(lanes, np.int64)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

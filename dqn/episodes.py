@@ -10,7 +10,7 @@ from dqn.experience import Experience
 
 # Seeding an emulator takes it as long as some 500 steps, and restoring a lane means playing again all
 # its steps since it was seeded. So a lane is seeded anew at the first reset after this many steps.
-SEEDED_STEPS = 2_000
+SEEDED_STEPS = 5_000
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit
 
 STATE_HEIGHT, STATE_WIDTH = 105, 80
 STATE_SHAPE = (STATE_HEIGHT, STATE_WIDTH, 2)
 
-MOTION_THRESHOLD = 20
+MOTION_THRESHOLD = np.uint8(20)
 TRACE_DECAY = 0.75
 
 _LUMA = np.array([0.2990, 0.5870, 0.1140])
@@ -62,10 +63,18 @@ class MotionTracer:
     def advance(self, frames: np.ndarray) -> None:
         """Take the next frame (L, 105, 80) uint8 of every lane."""
         assert frames.dtype == np.uint8 and frames.shape == self._last.shape
-        moved = np.maximum(frames, self._last) - np.minimum(frames, self._last) > MOTION_THRESHOLD
-        np.minimum(self._age, _STILL - np.uint8(1), out=self._age)
-        self._age += 1
-        self._age[moved] = 0
-        self._last[:] = frames
-        self.states[..., 0] = frames
-        self.states[..., 1] = _TRACE_BY_AGE[self._age]
+        _advance(frames.reshape(-1), self._last.reshape(-1), self._age.reshape(-1), self.states.reshape(-1, 2))
+
+
+@njit(cache=True, nogil=True)
+def _advance(frames, last, age, states):  # type: ignore[no-untyped-def]
+    # Two loops, since the first one is then done on many pixels at once.
+    for pixel in range(frames.size):
+        before, after = last[pixel], frames[pixel]
+        older = min(age[pixel], _STILL - np.uint8(1)) + np.uint8(1)
+        moved = max(before, after) - min(before, after) > MOTION_THRESHOLD
+        age[pixel] = np.uint8(0) if moved else np.uint8(older)
+        last[pixel] = after
+    for pixel in range(frames.size):
+        states[pixel, 0] = frames[pixel]
+        states[pixel, 1] = _TRACE_BY_AGE[age[pixel]]

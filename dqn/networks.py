@@ -36,6 +36,13 @@ _ARCHITECTURES = {
         same_padding=True,
         truncated_normal=0.02,
     ),
+    # Mnih and others 2013
+    "nips": _Architecture(
+        (_Convolution(16, 8, 4), _Convolution(32, 4, 2)),
+        (256,),
+        same_padding=False,
+        truncated_normal=0.0,
+    ),
     # Mnih and others 2015
     "nature": _Architecture(
         (_Convolution(32, 8, 4), _Convolution(64, 4, 2), _Convolution(64, 3, 1)),
@@ -44,6 +51,14 @@ _ARCHITECTURES = {
         truncated_normal=0.0,
     ),
 }
+
+
+class _PixelConvolution(nn.Conv2d):
+    """A convolution over pixels divided by 255. Its weights are divided instead: they are fewer."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        outputs: Tensor = self._conv_forward(pixels, self.weight / 255, self.bias)
+        return outputs
 
 
 class QNetwork(nn.Module):
@@ -57,7 +72,6 @@ class QNetwork(nn.Module):
     def __init__(self, config: TrainConfig, actions: int) -> None:
         super().__init__()
         architecture = _ARCHITECTURES[config.network]
-        self._scale = 1 / 255 if config.scale_input else 1.0
         height, width, channels = STATE_SHAPE
         layers: list[nn.Module] = []
         for convolution in architecture.convolutions:
@@ -68,7 +82,10 @@ class QNetwork(nn.Module):
                 height, width = -(-height // stride), -(-width // stride)
             else:
                 height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-            layers.append(_bare(nn.Conv2d, channels, convolution.channels, kernel, stride))
+            scaled = config.scale_input and channels == STATE_SHAPE[2]
+            layers.append(
+                _bare(_PixelConvolution if scaled else nn.Conv2d, channels, convolution.channels, kernel, stride)
+            )
             channels = convolution.channels
             if config.normalize:
                 layers.append(nn.GroupNorm(1, channels))
@@ -89,8 +106,7 @@ class QNetwork(nn.Module):
         """Estimate Q-values (N, A) float32 of states (N, 105, 80, 2) uint8."""
         assert states.dtype == torch.uint8 and states.shape[1:] == STATE_SHAPE
         dtype = next(self.parameters()).dtype
-        pixels = states.permute(0, 3, 1, 2).to(dtype)
-        features = self.convolutions(pixels * self._scale if self._scale != 1 else pixels)
+        features = self.convolutions(states.permute(0, 3, 1, 2).to(dtype))
         # Flattened pixel by pixel, the order they lie in memory.
         q_values: Tensor = self.dense(features.permute(0, 2, 3, 1).flatten(1))
         return q_values.float()

@@ -48,5 +48,5 @@ def make_optimizer(config: TrainConfig, weights: Iterable[Tensor]) -> torch.opti
     if config.optimizer == "rmsprop":
         return TensorFlowRMSprop(weights)
     if config.optimizer == "adam":
-        return torch.optim.Adam(weights)
-    return torch.optim.RAdam(weights)
+        return torch.optim.Adam(weights, foreach=True)
+    return torch.optim.RAdam(weights, foreach=True)
