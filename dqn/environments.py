@@ -183,7 +183,7 @@ class _Games(ABC):
         observations, rewards, terminated, truncated, info = self.env.step(actions.astype(np.int64))
         if truncated.any():
             observations = observations.copy()
-            observations[truncated] = np.stack(info["final_obs"][truncated])  # type: ignore[arg-type]
+            observations[truncated] = np.stack(info["final_obs"][truncated])
         return self.frames(observations), rewards, terminated, truncated, np.array(info["lives"])
 
     @abstractmethod
