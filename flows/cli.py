@@ -68,7 +68,7 @@ def train(
             run_id = flow(preset, game, states, cycles, seed, name, resume, overrides)
     except KeyboardInterrupt:
         _tell_how_to_resume(resume)
-        raise typer.Exit(128 + (signal.SIGTERM if stopped else signal.SIGINT)) from None
+        raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
     run = open_tracking().client.get_run(run_id)
     score = run.data.metrics.get("score/mean_100")
     print(
@@ -172,13 +172,22 @@ def verify(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    port: Annotated[int | None, typer.Option(help="Port.  [default: 5000, or DQN_MLFLOW_PORT]")] = None,
 ) -> None:
     """Start the MLflow UI over the runs, until Ctrl-C."""
     from flows.servers import run_mlflow_ui
 
     _stop_on_sigterm()
     run_mlflow_ui(port)
+
+
+@app.command()
+def serve() -> None:
+    """Start a Prefect server, an MLflow server and a worker, and deploy, until Ctrl-C."""
+    from flows.serve import serve
+
+    _stop_on_sigterm()
+    serve()
 
 
 def main() -> None:
@@ -237,7 +246,7 @@ def _quiet_prefect() -> None:
 
 
 def _stop_on_sigterm() -> list[int]:
-    """Make SIGTERM end the run as Ctrl-C does; the list is empty until it came."""
+    """Make SIGTERM and SIGHUP end the run as Ctrl-C does; the list is empty until one came."""
     came: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -245,6 +254,8 @@ def _stop_on_sigterm() -> list[int]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, stop)
     return came
 
 
