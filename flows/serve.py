@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -139,13 +140,13 @@ def _start(services: dict[str, Service], settings: Settings) -> None:
     health = {"Prefect": f"{settings.prefect_address}/api/health", "MLflow": f"{settings.mlflow_address}/health"}
     servers = {name: services[name].start() for name in health if name in services}
     for name, server in servers.items():
-        wait_until(lambda address=health[name]: answers(address), name, server, services[name].said)
+        wait_until(partial(answers, health[name]), name, server, services[name].said)
     worker = services["worker"]
     # Only now is Prefect imported here, with the settings that its client shall have.
     os.environ.update({name: value for name, value in worker.environment.items() if name.startswith("PREFECT_")})
     from flows import pool
 
-    began = datetime.now(timezone.utc)
+    began = datetime.now(UTC)
     pool.prepare(POOL, settings)
     process = worker.start()
     _deploy(worker.environment)
@@ -194,14 +195,16 @@ def _stop(services: dict[str, Service], settings: Settings) -> None:
     with suppress(OSError):  # the terminal may be gone
         print("stopping", flush=True)
     running = {name: service.process for name, service in services.items() if service.process}
-    # A stopped worker starts nothing new while the servers still take the last states of the flow runs.
-    worker = running.get("worker")
-    if worker and worker.poll() is None:
-        os.killpg(worker.pid, signal.SIGSTOP)
-    groups = {process.pid for process in running.values()}
-    _end([process for process in _processes(settings) if _group(process) not in groups])
-    if worker and worker.poll() is None:
-        os.killpg(worker.pid, signal.SIGCONT)
+    # The worker first, stopped and then killed: it must start nothing new, and would wait before it ends. The
+    # flow runs tell their last states themselves, as long as the servers are there.
+    if worker := running.pop("worker", None):
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGSTOP)
+    servers = {process.pid for process in running.values()}
+    _end([process for process in _processes(settings) if _group(process) not in {*servers, worker and worker.pid}])
+    if worker:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
     for process in reversed(running.values()):
         stop(process)
     _end(_processes(settings))
