@@ -172,7 +172,6 @@ def _tell(settings: Settings) -> None:
         f"  source {CHECKOUT / '.venv/bin/activate'}\n"
         f"  export PREFECT_API_URL={settings.prefect_address}/api\n"
         "  prefect deployment run dqn/train -p preset=fast -p states=200000 --watch\n"
-        "  prefect deployment run dqn/evaluate -p run=latest --watch\n"
         "Ctrl-C stops it all; what was training goes on with: prefect flow-run retry ID",
         flush=True,
     )

@@ -125,7 +125,7 @@ def check_port(host: str, port: int, setting: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ValueError(
-                f"port {port} of {host} cannot be used ({error.strerror}); choose another with {setting}"
+                f"port {port} cannot be used on {host} ({error.strerror}); choose another with {setting}"
             ) from None
 
 

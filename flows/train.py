@@ -179,7 +179,7 @@ def run_cycles(run: StoredRun) -> bool:
 def _next_steps(run: StoredRun, address: str) -> str:
     return (
         f"- [metrics and checkpoints in MLflow]({address})\n"
-        f"- `prefect deployment run dqn/evaluate -p run={run.run_id}` plays complete episodes\n"
+        f"- `dqn evaluate {run.run_id}` plays complete episodes\n"
         f"- `prefect deployment run dqn/train -p resume={run.run_id} -p states=N` goes on"
     )
 
