@@ -2,6 +2,7 @@
 # make test    set everything up and pass the tests
 # make crash-test   hours of kills, failures and corruption; `make test` runs a sample of each
 # make check   formatting, lint, types, import directions
+# make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C
 # make ui      the MLflow UI over the runs
 # make lock    pin the newest versions that pyproject.toml allows
 
@@ -12,7 +13,7 @@ ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test crash-test check ui lock clean
+.PHONY: train test crash-test check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
@@ -29,6 +30,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+serve: $(READY)
+	$(BIN)/dqn serve
 
 ui: $(READY)
 	$(BIN)/dqn ui $(ARGS)

@@ -45,30 +45,33 @@ def train(
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or [])
     _quiet_prefect()
-    from flows import train as flows
     from flows.display import Display
+    from flows.parameters import Target, check_resume, requested_config, requested_settings
     from flows.servers import start_embedded_prefect_server
+    from flows.train import train_to_the_end
     from storage.runs import open_tracking
 
-    flow: Any = flows.train
-
     # The flow checks all this again; here it is answered before a server starts.
-    flows.Target.of(states, cycles)
-    requested = flows.requested_settings(game, seed, overrides)
+    Target.of(states, cycles)
+    requested = requested_settings(game, seed, overrides)
     if resume:
-        flows.check_resume(preset, requested, name)
+        check_resume(preset, requested, name)
         found = open_tracking().find_run(resume)
         resume = found.info.run_id
     else:
-        flows.requested_config(preset, requested)
+        requested_config(preset, requested)
     stopped = _stop_on_sigterm()
+    wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
+    wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
+    display = Display()
     try:
         start_embedded_prefect_server()
-        with Display():
-            run_id = flow(preset, game, states, cycles, seed, name, resume, overrides)
+        with display:
+            run_id = train_to_the_end(**wanted)
     except KeyboardInterrupt:
-        _tell_how_to_resume(resume)
-        raise typer.Exit(128 + (signal.SIGTERM if stopped else signal.SIGINT)) from None
+        if display.run_id:
+            print(f"stopped; go on with: dqn train --resume {display.run_id}", file=sys.stderr)
+        raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
     run = open_tracking().client.get_run(run_id)
     score = run.data.metrics.get("score/mean_100")
     print(
@@ -172,13 +175,22 @@ def verify(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    port: Annotated[int | None, typer.Option(help="Port.  [default: 5000, or DQN_MLFLOW_PORT]")] = None,
 ) -> None:
     """Start the MLflow UI over the runs, until Ctrl-C."""
     from flows.servers import run_mlflow_ui
 
     _stop_on_sigterm()
     run_mlflow_ui(port)
+
+
+@app.command()
+def serve() -> None:
+    """Start a Prefect server, an MLflow server and a worker, and deploy, until Ctrl-C."""
+    from flows.serve import serve
+
+    _stop_on_sigterm()
+    serve()
 
 
 def main() -> None:
@@ -237,7 +249,7 @@ def _quiet_prefect() -> None:
 
 
 def _stop_on_sigterm() -> list[int]:
-    """Make SIGTERM end the run as Ctrl-C does; the list is empty until it came."""
+    """Make SIGTERM and SIGHUP end the run as Ctrl-C does; the list is empty until one came."""
     came: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -245,16 +257,9 @@ def _stop_on_sigterm() -> list[int]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, stop)
     return came
-
-
-def _tell_how_to_resume(resume: str | None) -> None:
-    from storage.runs import open_tracking
-
-    runs = open_tracking().runs()
-    run_id = resume or (runs[0].info.run_id if runs else None)
-    if run_id:
-        print(f"stopped; go on with: dqn train --resume {run_id}", file=sys.stderr)
 
 
 if __name__ == "__main__":

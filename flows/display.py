@@ -25,6 +25,7 @@ class Display(logging.Handler):
         super().__init__()
         console = Console(file=sys.stderr)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self.run_id: str | None = None  # of the run that is trained
         self._summary: dict[str, float] = {}
         self._first: tuple[float, float] | None = None  # when the first cycle was done, and its states
         self._shown = 0.0
@@ -44,6 +45,9 @@ class Display(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one report."""
+        if run_id := getattr(record, "run_id", None):
+            self.run_id = run_id
+            return
         now = time.monotonic()
         summary: dict[str, float] | None = getattr(record, "summary", None)
         if summary:

@@ -2,38 +2,122 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+import httpx
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import PrefectException
+from prefect.logging import get_logger
 
-UPDATE_SECONDS = 5.0
+UPDATE_SECONDS = 30.0  # each update is an event in Prefect's database, too
+LOG_SECONDS = 60.0
+ROWS = 20
 
 
-class ProgressReport:
-    """A progress artifact of the flow run, brought up to date every few seconds at most."""
+class TrainingReport:
+    """Artifacts of the flow run: progress, a table of cycles, a link to MLflow; and lines in its log.
 
-    def __init__(self, run_name: str, fraction: float) -> None:
-        created: Any = create_progress_artifact(
-            progress=_percent(fraction), key="training", description=f"Training {run_name}"
+    All are brought up to date every few seconds at most, so that a long run stays small in Prefect's
+    database. A report that cannot be sent is told in the log; the training goes on.
+    """
+
+    def __init__(self, run_id: str, run_name: str, mlflow_address: str, fraction: float) -> None:
+        self._log = get_logger("flow_runs.training")
+        self._key, self._name = run_id[:8], run_name
+        self._rows: deque[dict[str, Any]] = deque(maxlen=ROWS)
+        self._summary: Mapping[str, float] = {"fraction": fraction}
+        self._updated = self._logged = -math.inf
+        self._before: tuple[float, float] | None = None  # when the last row was made, and its states
+        self._send(
+            lambda: create_link_artifact(
+                link=mlflow_address,
+                link_text=f"{run_name} in MLflow",
+                key=f"mlflow-{self._key}",
+                description=f"Metrics and checkpoints of **{run_name}**.",
+            )
         )
-        self._artifact: UUID = created
-        self._updated = time.monotonic()
-        self._percent = _percent(fraction)
+        self._progress: UUID | None = self._send(
+            lambda: create_progress_artifact(
+                progress=_percent(fraction), key=f"progress-{self._key}", description=f"Training **{run_name}**."
+            )
+        )
+        self._table: UUID | None = None
 
-    def update(self, summary: Mapping[str, float]) -> None:
+    def update(self, summary: Mapping[str, float], log: Callable[[str], None]) -> None:
         """Take note of a finished cycle."""
-        self._percent = _percent(summary["fraction"])
-        if time.monotonic() - self._updated >= UPDATE_SECONDS:
-            self.finish()
+        self._summary, now = summary, time.monotonic()
+        if now - self._logged >= LOG_SECONDS:
+            log(cycle_line(summary))
+            self._logged = now
+        if now - self._updated >= UPDATE_SECONDS:
+            self.show()
 
-    def finish(self) -> None:
+    def show(self) -> None:
         """Show what is known now."""
-        update_progress_artifact(self._artifact, progress=self._percent)
+        if "counter/states" in self._summary:
+            self._rows.appendleft(self._row())
+        rows, progress = list(self._rows), _percent(self._summary["fraction"])
+        if shown := self._progress:
+            self._send(lambda: _update(shown, progress))
+        if table := self._table:
+            self._send(lambda: _update(table, json.dumps(rows)))
+        elif rows:
+            self._table = self._send(
+                lambda: create_table_artifact(
+                    table=rows, key=f"cycles-{self._key}", description=f"Cycles of **{self._name}**, the newest first."
+                )
+            )
         self._updated = time.monotonic()
+
+    def finish(self, log: Callable[[str], None], next_steps: str) -> None:
+        """Show the end of this flow run's part of the training."""
+        self.show()
+        if "counter/states" not in self._summary:
+            log("there was nothing left to do")
+            return
+        line = cycle_line(self._summary)
+        log(line)
+        text = f"## {self._name}\n\n{line.replace('|', '·')}\n\n{next_steps}\n"
+        self._send(lambda: create_markdown_artifact(text, key=f"summary-{self._key}", description="Where it stands."))
+
+    def _row(self) -> dict[str, Any]:
+        summary, now = self._summary, time.monotonic()
+        states = summary["counter/states"]
+        pace = (states - self._before[1]) / (now - self._before[0]) if self._before else math.nan
+        self._before = now, states
+        figures = {
+            "cycle": (summary["counter/cycles"], ",.0f"),
+            "states": (states, ",.0f"),
+            "epsilon": (summary["schedule/epsilon"], ".3f"),
+            "mean score": (summary.get("score/mean_100", math.nan), ".2f"),
+            "Q before": (summary["q_values/before_mean"], ".3f"),
+            "Q after": (summary["q_values/after_mean"], ".3f"),
+            "mean error": (summary["estimation_error/mean"], ".3f"),
+            "loss": (summary["loss/mean"], ".4f"),
+            "epochs": (summary["optimization/epochs"], ".1f"),
+            "states/s": (pace, ",.0f"),
+        }
+        return {name: "-" if math.isnan(value) else format(value, how) for name, (value, how) in figures.items()}
+
+    def _send(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (httpx.HTTPError, PrefectException) as error:
+            self._log.warning("a report could not be sent to Prefect: %s", error)
+            return None
 
 
 def cycle_line(summary: Mapping[str, float]) -> str:
@@ -46,6 +130,12 @@ def cycle_line(summary: Mapping[str, float]) -> str:
         f" | mean score {'-' if math.isnan(score) else f'{score:.2f}'}"
         f" | loss {summary['loss/mean']:.4f}"
     )
+
+
+def _update(artifact: UUID, data: Any) -> None:
+    """Replace what an artifact shows, instead of making another one."""
+    with get_client(sync_client=True) as client:
+        client.update_artifact(artifact, ArtifactUpdate(data=data))
 
 
 def _percent(fraction: float) -> float:

@@ -11,13 +11,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO
 
 from storage.errors import StorageError
 from storage.settings import Settings
 
-HOST = "127.0.0.1"
 START_SECONDS = 90
 
 _guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
@@ -42,33 +43,67 @@ def start_embedded_prefect_server() -> None:
     _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
 
 
-def run_mlflow_ui(port: int) -> None:
+def run_mlflow_ui(port: int | None) -> None:
     """Serve the MLflow UI of this installation's store until interrupted.
 
     Raises:
         ValueError: the port is out of range or taken.
         StorageError: the server did not start.
     """
-    check_port(port)
     settings = Settings.from_environment()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
-    command += ["--default-artifact-root", settings.artifacts("").as_uri(), "--workers", "1"]
-    command += ["--host", HOST, "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    address = f"http://{HOST}:{port}"
+    settings = replace(settings, mlflow_port=settings.mlflow_port if port is None else port)
+    check_port(settings.host, settings.mlflow_port, "--port")
+    check_safe(settings)
     # A file, for a pipe that nobody reads would one day stop the server.
     with tempfile.TemporaryFile() as said:
-        server = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
-        )
+        server = start(mlflow_command(settings), server_environment(settings), said)
         try:
-            wait_for(f"{address}/health", server, said)
-            print(f"MLflow UI: {address} (Ctrl-C stops it)", flush=True)
+            wait_until(lambda: answers(f"{settings.mlflow_address}/health"), "MLflow", server, said)
+            print(f"MLflow UI: {settings.mlflow_address} (Ctrl-C stops it)", flush=True)
             server.wait()
         except KeyboardInterrupt:
             pass
         finally:
             stop(server)
+
+
+def mlflow_command(settings: Settings) -> list[str]:
+    """The command that serves the MLflow store of this installation."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
+    command += ["--default-artifact-root", settings.artifacts("").as_uri(), "--workers", "1"]
+    # Without a line for each request: the log must not grow as long as somebody looks at the UI.
+    command += ["--uvicorn-opts", "--log-level warning"]
+    return [*command, "--host", settings.host, "--port", str(settings.mlflow_port)]
+
+
+def server_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every process we start: our home, and nothing phones home."""
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    # Eight processes of MLflow that would wait for work that we never give it.
+    quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    return {**os.environ, **quiet, "DQN_HOME": str(settings.home)}
+
+
+def check_safe(settings: Settings) -> None:
+    """Raise a ValueError if others could reach the servers without what keeps strangers out."""
+    if settings.is_loopback:
+        return
+    if settings.host in ("0.0.0.0", "::", "*"):
+        raise ValueError(f"DQN_HOST is {settings.host}; name the one address of this machine that others use")
+    needed = {
+        "PREFECT_SERVER_API_AUTH_STRING": "user:password that Prefect asks for",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": "host names that browsers may use, such as trainer.lan:5000",
+    }
+    missing = [f"{name} ({what})" for name, what in needed.items() if not os.environ.get(name)]
+    if missing:
+        raise ValueError(f"DQN_HOST is {settings.host}, which others can reach; set {' and '.join(missing)} first")
+
+
+def start(command: list[str], environment: dict[str, str], said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a server as the leader of a session of its own; what it says goes to the file `said`."""
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+    )
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
@@ -80,31 +115,40 @@ def stop(server: subprocess.Popen[bytes]) -> None:
             server.wait(10)
 
 
-def check_port(port: int) -> None:
-    """Raise a ValueError unless a server can listen on `port` of the loopback interface."""
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raise a ValueError unless a server can listen on `port` of `host`; `setting` chooses another."""
     if not 1 <= port <= 65535:
         raise ValueError(f"port is {port}; it must be from 1 to 65535")
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+            raise ValueError(
+                f"port {port} cannot be used on {host} ({error.strerror}); choose another with {setting}"
+            ) from None
 
 
-def wait_for(address: str, server: subprocess.Popen[bytes], said: IO[bytes]) -> None:
-    """Return as soon as `address` answers.
+def answers(address: str) -> bool:
+    """Whether an HTTP server answers there."""
+    with suppress(urllib.error.URLError, ConnectionError, TimeoutError), urllib.request.urlopen(address, timeout=2):
+        return True
+    return False
+
+
+def wait_until(is_up: Callable[[], bool], name: str, server: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+    """Return as soon as the server is up.
 
     Raises:
-        StorageError: the server ended before it did, or took too long.
+        StorageError: it ended before that, or took too long.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()
-            raise StorageError(f"the server did not start: {lines[-1] if lines else 'it said nothing'}")
-        with suppress(urllib.error.URLError, ConnectionError, TimeoutError), urllib.request.urlopen(address, timeout=2):
+            raise StorageError(f"{name} did not start: {lines[-1] if lines else 'it said nothing'}")
+        if is_up():
             return
         time.sleep(0.2)
-    raise StorageError(f"{address} did not answer within {START_SECONDS} seconds")
+    raise StorageError(f"{name} did not answer within {START_SECONDS} seconds")

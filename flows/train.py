@@ -2,80 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from prefect import flow, get_run_logger
-from prefect.runtime import flow_run
-from pydantic import Field
+from prefect import State, flow, get_run_logger
+from prefect.deployments import run_deployment
+from prefect.runtime import deployment, flow_run
+from prefect.states import Failed
 
-from dqn.config import TrainConfig, make_config
-from dqn.environments import action_names, check_game
-from dqn.hardware import prepare, resolve
-from flows.reports import ProgressReport, cycle_line
-from storage.runs import StoredRun, create_run, open_run, open_tracking
+from dqn.config import Preset, make_config
+from dqn.environments import action_names, game_title
+from dqn.hardware import prepare
+from flows.failure import run_command
+from flows.parameters import (
+    DEFAULT_STATES,
+    Count,
+    Name,
+    Overrides,
+    Seed,
+    Target,
+    check_resume,
+    requested_config,
+    requested_settings,
+)
+from flows.reports import TrainingReport
+from storage.description import describe, link_units, system_metrics
+from storage.errors import StorageError
+from storage.runs import StoredRun, create_run, open_run, open_tracking, run_of_flow
 from storage.tracking import FLOW_RUN, TARGET
 from tasks.collect_episodes import collect_episodes
 from tasks.live import release
 from tasks.optimize import optimize
-from tasks.progress import report_cycle
+from tasks.progress import report_cycle, report_run
 from tasks.update_q_values import update_q_values
 
-DEFAULT_STATES = 4_000_000
+HANDED_OVER = "SCHEDULED"  # MLflow's word for a run that waits for its next flow run
+
+logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
 
-@dataclass(frozen=True)
-class Target:
-    """When a run has played enough: after so many states, or after so many cycles."""
-
-    states: int = 0
-    cycles: int = 0
-
-    @classmethod
-    def of(cls, states: int | None, cycles: int | None) -> Target | None:
-        """The target asked for, if one was.
-
-        Raises:
-            ValueError: both, or one that is not positive.
-        """
-        for name, value in (("states", states), ("cycles", cycles)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if states is not None and cycles is not None:
-            raise ValueError("give states or cycles, not both")
-        return cls(states or 0, cycles or 0) if states or cycles else None
-
-    @classmethod
-    def parse(cls, text: str) -> Target:
-        """The inverse of `str`."""
-        name, _, value = text.partition("=")
-        return cls(**{name: int(value)}) if value.isdecimal() else cls(states=DEFAULT_STATES)
-
-    def __str__(self) -> str:
-        return f"states={self.states}" if self.states else f"cycles={self.cycles}"
-
-    def fraction(self, states: float, cycles: float) -> float:
-        """How much of it is done; 1 or more when it is reached."""
-        return states / self.states if self.states else cycles / self.cycles
+def _flow_run_name() -> str:
+    given = flow_run.parameters
+    wanted = given.get("resume") or given.get("name") or game_title(given.get("game") or make_config().game)
+    return f"train {wanted}"
 
 
-@flow(name="dqn", flow_run_name="train", validate_parameters=True)
+@flow(name="dqn", flow_run_name=_flow_run_name, on_failure=[run_command], on_crashed=[run_command])
 def train(
-    preset: Literal["fast", "tutorial"] | None = None,
-    game: str | None = None,
-    states: Annotated[int, Field(ge=1)] | None = None,
-    cycles: Annotated[int, Field(ge=1)] | None = None,
-    seed: Annotated[int, Field(ge=0)] | None = None,
-    name: str | None = None,
-    resume: str | None = None,
-    overrides: dict[str, Any] | None = None,
-) -> str:
+    preset: Preset | None = None,
+    game: Name | None = None,
+    states: Count | None = None,
+    cycles: Count | None = None,
+    seed: Seed | None = None,
+    name: Name | None = None,
+    resume: Name | None = None,
+    overrides: Overrides | None = None,
+) -> str | State[str]:
     """Learn to play an Atari game from its screen.
+
+    A flow run that is retried goes on with the training run that it had. After so many cycles that Prefect
+    would become slow it leaves the rest to a fresh flow run: of the same deployment, if it has one.
 
     Args:
         preset: Recipe to start from; fast unless told otherwise.
@@ -85,70 +76,93 @@ def train(
         seed: Seed of every random draw of the run; 0 unless told otherwise.
         name: Name of the run in MLflow; made up when left out.
         resume: Go on with this run (an id, a name, or latest) instead of starting one.
-        overrides: Other fields of the configuration by name, such as lanes or epsilon.
+        overrides: Other fields of the configuration by name, such as lanes or epsilon; a value that changes
+            linearly with the states played is written start:end:states.
+
+    Returns:
+        The id of the MLflow run. What a person can mend is told in one line, as the message of the state.
+    """
+    try:
+        target = Target.of(states, cycles)
+        settings = requested_settings(game, seed, overrides)
+        run = _before(preset, settings, name, resume) or _started(preset, settings, name, target)
+        reached = _train(run, target)
+    except (ValueError, StorageError, OSError) as error:
+        return Failed(message=str(error), data=error)
+    if not reached and deployment.id:
+        _hand_over(run)
+    return run.run_id
+
+
+def train_to_the_end(**parameters: Any) -> str:
+    """Train in flow runs of this process, one after the other, until the target is reached.
 
     Returns:
         The id of the MLflow run.
     """
-    target = Target.of(states, cycles)
-    settings = requested_settings(game, seed, overrides)
-    run = _resumed(resume, preset, settings, name) or _started(preset, settings, name, target)
+    run_id = str(train(**parameters))
+    while open_tracking().client.get_run(run_id).info.status == HANDED_OVER:
+        run_id = str(train(resume=run_id))
+    return run_id
+
+
+def _train(run: StoredRun, target: Target | None) -> bool:
+    """Train as the run's one writer; whether the target was reached."""
+    report_run(run.run_id)
     with run.writing():
-        tags = {"dqn.resume": f"dqn train --resume {run.run_id}"}
         if target:
-            tags[TARGET] = str(target)
-        run.tracking.set_tags(run.run_id, {**tags, **_flow_run_tags(run)})
+            run.tracking.set_tags(run.run_id, {TARGET: str(target)})
+        run.tracking.set_tags(run.run_id, _flow_run_tags(run))
         run.tracking.set_status(run.run_id, "RUNNING")
         status = "KILLED"  # by Ctrl-C, SIGTERM or a cancellation, which are no exceptions of ours
         try:
-            run_cycles(run)
-            status = "FINISHED"
+            with system_metrics(run):
+                reached = run_cycles(run)
+            status = "FINISHED" if reached else HANDED_OVER
+            link_units(run)
         except Exception:
             status = "FAILED"
             raise
         finally:
             release()
             run.tracking.set_status(run.run_id, status)
-    return run.run_id
+    return reached
 
 
-def requested_settings(game: str | None, seed: int | None, overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """All fields of the configuration that were asked for, in one mapping."""
-    named = {"game": game, "seed": seed}
-    return {**(overrides or {}), **{field: value for field, value in named.items() if value is not None}}
+def _hand_over(run: StoredRun) -> None:
+    """Let a fresh flow run of the same deployment go on with the run."""
+    assert deployment.id
+    successor: Any = run_deployment(
+        deployment.id,
+        parameters={"resume": run.run_id},
+        timeout=0,
+        as_subflow=False,
+        idempotency_key=f"{run.run_id} after {flow_run.id} {flow_run.run_count}",
+    )
+    get_run_logger().info("the training goes on in flow run %s (%s)", successor.name, successor.id)
 
 
-def requested_config(preset: str | None, settings: dict[str, Any]) -> TrainConfig:
-    """The configuration asked for, resolved for this machine.
+def run_cycles(run: StoredRun) -> bool:
+    """Run cycles, going on from the newest checkpoint, until the target is reached or the flow run is large.
 
-    Raises:
-        ValueError: anything in it is wrong.
+    Returns:
+        Whether the target was reached.
     """
-    config = resolve(make_config(preset or "fast", settings))
-    check_game(config.game)
-    return config
-
-
-def check_resume(preset: str | None, settings: dict[str, Any], name: str | None) -> None:
-    """Raise a ValueError if something is asked of a resumed run that was decided when it started."""
-    decided = [*settings, *(["preset"] if preset else []), *(["name"] if name else [])]
-    if decided:
-        raise ValueError(f"a resumed run keeps its {', '.join(decided)}; leave that out, or start a new run")
-
-
-def run_cycles(run: StoredRun) -> None:
-    """Run cycles until the target is reached, going on from the newest checkpoint."""
     log = get_run_logger()
     newest = run.pick_up()
     facts = run.facts(newest)
     prepare(facts.config)
-    done = facts.counters
-    target = Target.parse(run.tracking.client.get_run(run.run_id).data.tags.get(TARGET, ""))
-    log.info("run %s (%s): %s, cycle %d", run.name, run.run_id, facts.config.game, done.cycle)
+    done, found = facts.counters, run.tracking.client.get_run(run.run_id)
+    text = found.data.tags.get(TARGET, "")
+    target = Target.parse(text)
+    describe(run, facts.config.game, str(target), flow_run.ui_url)
+    address = f"{run.settings.mlflow_address}/#/experiments/{found.info.experiment_id}/runs/{run.run_id}"
     fraction, cycle = target.fraction(done.states, done.cycle), done.cycle
-    report = ProgressReport(run.name, fraction)
+    log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, facts.config.game, cycle, address)
+    report = TrainingReport(run.run_id, run.name, address, fraction)
     summary: dict[str, float] = {}
-    while fraction < 1:
+    last = cycle + run.settings.flow_run_cycles
+    while fraction < 1 and cycle < last:
         cycle += 1
         played = collect_episodes(run.run_id, cycle)
         swept = update_q_values(run.run_id, cycle)
@@ -157,18 +171,27 @@ def run_cycles(run: StoredRun) -> None:
         fraction = target.fraction(summary["counter/states"], cycle)
         summary["fraction"] = fraction
         report_cycle(summary)
-        report.update(summary)
-        log.info(cycle_line(summary))
-    report.finish()
+        report.update(summary, log.info)
+    report.finish(log.info, _next_steps(run, address))
+    return fraction >= 1
 
 
-def _resumed(resume: str | None, preset: str | None, settings: dict[str, Any], name: str | None) -> StoredRun | None:
-    """The run to go on with: the one named, or the one that this flow run had before it was retried."""
+def _next_steps(run: StoredRun, address: str) -> str:
+    return (
+        f"- [metrics and checkpoints in MLflow]({address})\n"
+        f"- `dqn evaluate {run.run_id}` plays complete episodes\n"
+        f"- `prefect deployment run dqn/train -p resume={run.run_id} -p states=N` goes on"
+    )
+
+
+def _before(preset: str | None, settings: dict[str, Any], name: str | None, resume: str | None) -> StoredRun | None:
+    """The run to go on with: the one that this flow run had before it was retried, or the one named."""
+    if flow_run.id and (run := run_of_flow(str(flow_run.id))):
+        return run
     if resume:
         check_resume(preset, settings, name)
         return open_run(open_tracking().find_run(resume).info.run_id)
-    earlier = open_tracking().run_of_flow(flow_run.id) if flow_run.run_count > 1 else None
-    return open_run(earlier.info.run_id) if earlier else None
+    return None
 
 
 def _started(preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None) -> StoredRun:

@@ -22,6 +22,7 @@ from storage.settings import Settings
 from storage.tracking import Tracking
 from storage.units import Draft, Unit, clear_staging, committing, cycle_name, cycles_in, discard, open_unit
 
+START_SECONDS = 60  # from creating a run to its first checkpoint, at the very most
 KINDS = ("experience", "targets", "checkpoint")
 
 _log = logging.getLogger(__name__)
@@ -151,6 +152,10 @@ class StoredRun:
             clear_staging(self.settings.staging(self.run_id))
             yield
 
+    def is_started(self) -> bool:
+        """Whether it has a checkpoint, be it whole or not."""
+        return bool(cycles_in(self.directory("checkpoint")))
+
     def is_held(self) -> bool:
         """Whether some process is the run's writer now."""
         path = self.settings.lock(self.run_id)
@@ -209,9 +214,48 @@ def create_run(config: TrainConfig, action_names: list[str], name: str | None, t
     return run
 
 
+def run_of_flow(flow_run_id: str) -> StoredRun | None:
+    """The run that a Prefect flow run started or resumed before, if any.
+
+    A process that died before the run's first checkpoint leaves nothing to go on from; that run is removed.
+    """
+    found = open_tracking().run_of_flow(flow_run_id)
+    if found is None:
+        return None
+    run = open_run(found.info.run_id)
+    if not run.is_started() and not run.is_held():
+        run.tracking.client.delete_run(run.run_id)
+        return None
+    return run
+
+
+def mark_dead_runs() -> list[StoredRun]:
+    """Mark runs whose writer died as killed, and remove those that never came to a checkpoint.
+
+    Returns:
+        The runs that were marked.
+    """
+    marked, tracking = [], open_tracking()
+    for found in tracking.runs("attributes.status = 'RUNNING'"):
+        try:
+            run = open_run(found.info.run_id)
+        except StorageError as error:
+            _log.warning("%s", error)
+            continue
+        if run.is_held():
+            continue
+        if run.is_started():
+            tracking.set_status(run.run_id, "KILLED")
+            marked.append(run)
+        elif time.time() - found.info.start_time / 1000 > START_SECONDS:
+            tracking.client.delete_run(run.run_id)
+    return marked
+
+
 def list_runs() -> list[dict[str, Any]]:
     """What people want to know of every run, newest first; runs whose writer died are marked as killed."""
     tracking, rows = open_tracking(), []
+    mark_dead_runs()
     for run in tracking.runs():
         status = run.info.status
         try:
@@ -219,9 +263,6 @@ def list_runs() -> list[dict[str, Any]]:
         except StorageError as error:
             _log.warning("%s", error)
             continue
-        if status == "RUNNING" and not stored.is_held():
-            status = "KILLED"
-            tracking.set_status(run.info.run_id, status)
         started = time.localtime(run.info.start_time / 1000)
         rows.append(
             {

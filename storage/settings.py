@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tempfile
 from dataclasses import dataclass
@@ -14,19 +15,25 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Settings:
-    """The places of one installation, all under one home unless told otherwise."""
+    """The places of one installation, all under one home unless told otherwise, and where it serves."""
 
     home: Path
     tracking_uri: str
+    host: str = "127.0.0.1"
+    prefect_port: int = 4200
+    mlflow_port: int = 5000
+    trainings: int = 2  # flow runs of trainings that a worker has at once
+    flow_run_cycles: int = 1_000  # after so many, a flow run hands its training over to a fresh one
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """`DQN_HOME`, by default `dqn-home` in the checkout, and `MLFLOW_TRACKING_URI`.
+        """`DQN_HOME`, by default `dqn-home` in the checkout, `MLFLOW_TRACKING_URI`, and the `DQN_` variables below.
 
         The home is created when first used.
 
         Raises:
             OSError: the home cannot be created or written.
+            ValueError: a variable is no such number.
         """
         default = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "dqn-home"
         wanted = os.environ.get("DQN_HOME") or default
@@ -43,7 +50,34 @@ class Settings:
         except OSError as error:
             raise OSError(f"DQN_HOME {home} cannot be written ({error.strerror}); name another directory") from None
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-        return cls(home, uri)
+        return cls(
+            home,
+            uri,
+            os.environ.get("DQN_HOST") or cls.host,
+            _number("DQN_PREFECT_PORT", cls.prefect_port, most=65535),
+            _number("DQN_MLFLOW_PORT", cls.mlflow_port, most=65535),
+            _number("DQN_TRAININGS", cls.trainings),
+            _number("DQN_FLOW_RUN_CYCLES", cls.flow_run_cycles),
+        )
+
+    @property
+    def prefect_address(self) -> str:
+        """Where `dqn serve` has the Prefect UI; its API is at /api below."""
+        return f"http://{self.host}:{self.prefect_port}"
+
+    @property
+    def mlflow_address(self) -> str:
+        """Where people find the MLflow UI of the store."""
+        own_server = self.tracking_uri.startswith(("http://", "https://"))
+        return self.tracking_uri.rstrip("/") if own_server else f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach what is served."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def artifacts(self, experiment: str) -> Path:
         """Where the artifacts of a new MLflow experiment go."""
@@ -60,3 +94,10 @@ class Settings:
     def lock(self, run_id: str) -> Path:
         """The file that the one writer of a run holds."""
         return self.home / "locks" / f"{run_id}.lock"
+
+
+def _number(name: str, default: int, most: int = 10**9) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
+        raise ValueError(f"{name} is {text!r}; it must be a number from 1 to {most}")
+    return int(text)

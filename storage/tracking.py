@@ -104,21 +104,21 @@ class Tracking:
         self._published = {key: steps for key, steps in self._published.items() if key[0] != run_id}
 
     def set_status(self, run_id: str, status: str) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED."""
-        if status == "RUNNING":
+        """RUNNING, FINISHED, FAILED, KILLED, or SCHEDULED."""
+        if status in ("RUNNING", "SCHEDULED"):
             self.client.update_run(run_id, status=status)
         else:
             self.client.set_terminated(run_id, status=status)
 
-    def runs(self) -> list[Run]:
-        """All training runs, newest first."""
+    def runs(self, where: str = "") -> list[Run]:
+        """All training runs, or those of which `where` holds in MLflow's language, newest first."""
         experiments = [experiment.experiment_id for experiment in self._experiments()]
         found: list[Run] = []
         token: str | None = None
         while experiments:
             page = self.client.search_runs(
                 experiments,
-                f"tags.`{MARK}` = 'train'",
+                f"tags.`{MARK}` = 'train'{where and f' and {where}'}",
                 run_view_type=ViewType.ACTIVE_ONLY,
                 order_by=["attributes.start_time DESC"],
                 page_token=token,
@@ -152,8 +152,8 @@ class Tracking:
 
     def run_of_flow(self, flow_run_id: str) -> Run | None:
         """The training run that a Prefect flow run started or resumed before, if any."""
-        for run in self.runs():
-            if flow_run_id in run.data.tags.get(FLOW_RUN, "").split():
+        for run in self.runs(f"tags.`{FLOW_RUN}` LIKE '%{flow_run_id}%'"):
+            if flow_run_id in run.data.tags[FLOW_RUN].split():
                 return run
         return None
 

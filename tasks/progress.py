@@ -24,3 +24,9 @@ def report_cycle(summary: dict[str, float]) -> None:
     """Tell the figures of a finished cycle, by the names they have in MLflow."""
     if progress.handlers:
         progress.info("cycle %d", summary["counter/cycles"], extra={"summary": summary})
+
+
+def report_run(run_id: str) -> None:
+    """Tell which run is trained from now on."""
+    if progress.handlers:
+        progress.info("run %s", run_id, extra={"run_id": run_id})

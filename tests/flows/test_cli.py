@@ -160,7 +160,7 @@ def test_the_ui_answers_on_loopback_and_stops(home: Path, a_run: str) -> None:
             assert b"MLflow" in page.read()
         taken = subprocess.run([*DQN, "ui", "--port", str(port)], capture_output=True, text=True, check=False)
         assert taken.returncode == 2
-        assert f"port {port} cannot be used" in taken.stderr
+        assert f"port {port} cannot be used on 127.0.0.1" in taken.stderr
         ui.send_signal(signal.SIGTERM)  # a shell in the background has SIGINT ignored
         assert ui.wait(timeout=30) == 0
     with pytest.raises(OSError, match="refused"):

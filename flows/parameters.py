@@ -1,0 +1,105 @@
+"""What can be asked of a flow: as the form in the Prefect UI shows it and the server checks it, and what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from dqn.config import TrainConfig, make_config
+from dqn.environments import check_game
+from dqn.hardware import resolve
+
+DEFAULT_STATES = 4_000_000
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+_NAMED = ("game", "seed")  # parameters of their own
+
+
+def _check(value: Any) -> Any:
+    """Refuse what the configuration would refuse, whatever the preset."""
+    if isinstance(value, dict):
+        for name in _NAMED:
+            if name in value:
+                raise ValueError(f"{name} is a parameter of its own; leave it out of overrides")
+        make_config("fast", value)
+    return value
+
+
+def _schema() -> dict[str, Any]:
+    """The JSON schema of all other fields of the configuration, none of them with a default."""
+    fields = TrainConfig.model_json_schema()["properties"]
+    schedule = {"type": ["string", "number"], "examples": ["1:0.1:1000000", "0.5"]}
+    properties = {}
+    for name, field in fields.items():
+        if name in _NAMED:
+            continue
+        kind = {key: value for key, value in field.items() if key not in ("default", "$ref")}
+        properties[name] = {**kind, **(schedule if "$ref" in field else {})}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+Overrides = Annotated[dict[str, Any], BeforeValidator(_check), WithJsonSchema(_schema())]
+
+
+@dataclass(frozen=True)
+class Target:
+    """When a run has played enough: after so many states, or after so many cycles."""
+
+    states: int = 0
+    cycles: int = 0
+
+    @classmethod
+    def of(cls, states: int | None, cycles: int | None) -> Target | None:
+        """The target asked for, if one was.
+
+        Raises:
+            ValueError: both, or one that is not positive.
+        """
+        for name, value in (("states", states), ("cycles", cycles)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if states is not None and cycles is not None:
+            raise ValueError("give states or cycles, not both")
+        return cls(states or 0, cycles or 0) if states or cycles else None
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """The inverse of `str`."""
+        name, _, value = text.partition("=")
+        return cls(**{name: int(value)}) if value.isdecimal() else cls(states=DEFAULT_STATES)
+
+    def __str__(self) -> str:
+        return f"states={self.states}" if self.states else f"cycles={self.cycles}"
+
+    def fraction(self, states: float, cycles: float) -> float:
+        """How much of it is done; 1 or more when it is reached."""
+        return states / self.states if self.states else cycles / self.cycles
+
+
+def requested_settings(game: str | None, seed: int | None, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """All fields of the configuration that were asked for, in one mapping."""
+    named = {"game": game, "seed": seed}
+    return {**(overrides or {}), **{field: value for field, value in named.items() if value is not None}}
+
+
+def requested_config(preset: str | None, settings: dict[str, Any]) -> TrainConfig:
+    """The configuration asked for, resolved for this machine.
+
+    Raises:
+        ValueError: anything in it is wrong.
+    """
+    config = resolve(make_config(preset or "fast", settings))
+    check_game(config.game)
+    return config
+
+
+def check_resume(preset: str | None, settings: dict[str, Any], name: str | None) -> None:
+    """Raise a ValueError if something is asked of a resumed run that was decided when it started."""
+    decided = [*settings, *(["preset"] if preset else []), *(["name"] if name else [])]
+    if decided:
+        raise ValueError(f"a resumed run keeps its {', '.join(decided)}; leave that out, or start a new run")

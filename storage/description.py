@@ -1,0 +1,74 @@
+"""What the MLflow UI shows of a run besides its params and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.system_metrics import system_metrics_monitor
+
+from storage.errors import CorruptUnitError
+from storage.runs import StoredRun
+from storage.units import Unit, cycles_in
+
+_Monitor: Any = system_metrics_monitor.SystemMetricsMonitor
+
+FLOW_RUN_ADDRESS = "prefect.flow_run"
+SAMPLES, SAMPLE_SECONDS = 3, 10  # each point is the mean of so many samples
+
+
+def describe(run: StoredRun, game: str, target: str, flow_run_address: str | None) -> None:
+    """Say what the run is, how it goes on, and where Prefect shows it."""
+    name, _, value = target.partition("=")
+    lines = [
+        f"Q-learning on {game} until {int(value):,} {name} are played. The step of every metric is the number of "
+        "states played; params are the whole configuration.",
+        "Go on after an interruption, or further with `-p states=N` or `--states N`:",
+        f"`prefect deployment run dqn/train -p resume={run.run_id}` or `dqn train --resume {run.run_id}`",
+    ]
+    tags = {"dqn.resume": f"dqn train --resume {run.run_id}"}
+    if flow_run_address:
+        lines.append(f"Prefect: [{flow_run_address}]({flow_run_address})")
+        tags[FLOW_RUN_ADDRESS] = flow_run_address
+    run.tracking.set_tags(run.run_id, {**tags, "mlflow.note.content": "\n\n".join(lines)})
+
+
+def link_units(run: StoredRun) -> None:
+    """Link the run's newest experience and targets as its datasets."""
+    units = [unit for kind in ("experience", "targets") if (unit := _newest(run, kind))]
+    run.tracking.client.log_inputs(run.run_id, [_dataset(unit) for unit in units])
+
+
+def _newest(run: StoredRun, kind: str) -> Unit | None:
+    for cycle in cycles_in(run.directory(kind)):
+        try:
+            return run.unit(kind, cycle)
+        except CorruptUnitError:
+            continue
+    return None
+
+
+def _dataset(unit: Unit) -> DatasetInput:
+    dataset = Dataset(
+        name=f"{unit.kind} of cycle {unit.cycle}",
+        digest=unit.digest[:32],  # MLflow takes 36 characters at most
+        source_type="local",
+        source=f'{{"uri": "{unit.directory.as_uri()}"}}',
+        profile=f'{{"bytes": {unit.bytes}, "format": "zarr"}}',
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+@contextmanager
+def system_metrics(run: StoredRun) -> Iterator[None]:
+    """Log the load of the processor, the memory, the disk and the GPU as metrics of the run meanwhile."""
+    monitor: Any = _Monitor(
+        run.run_id, SAMPLE_SECONDS, SAMPLES, resume_logging=True, tracking_uri=run.tracking.settings.tracking_uri
+    )
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
