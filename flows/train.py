@@ -21,6 +21,7 @@ from flows.reports import ProgressReport, cycle_line
 from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.tracking import FLOW_RUN, TARGET
 from tasks.collect_episodes import collect_episodes
+from tasks.evaluate import evaluate
 from tasks.live import release
 from tasks.optimize import optimize
 from tasks.progress import report_cycle
@@ -148,18 +149,27 @@ def run_cycles(run: StoredRun) -> None:
     fraction, cycle = target.fraction(done.states, done.cycle), done.cycle
     report = ProgressReport(run.name, fraction)
     summary: dict[str, float] = {}
+    evaluate_if_due(run, facts.config, cycle, done.states)
     while fraction < 1:
         cycle += 1
         played = collect_episodes(run.run_id, cycle)
         swept = update_q_values(run.run_id, cycle)
         trained = optimize(run.run_id, cycle)
         summary |= played.figures | swept.figures | trained.figures
+        evaluate_if_due(run, facts.config, cycle, int(summary["counter/states"]))
         fraction = target.fraction(summary["counter/states"], cycle)
         summary["fraction"] = fraction
         report_cycle(summary)
         report.update(summary)
         log.info(cycle_line(summary))
     report.finish()
+
+
+def evaluate_if_due(run: StoredRun, config: TrainConfig, cycle: int, states: int) -> None:
+    """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
+    every = config.evaluation_states
+    if every and states // every > run.evaluated_states() // every:
+        evaluate(run.run_id, cycle)
 
 
 def _resumed(resume: str | None, preset: str | None, settings: dict[str, Any], name: str | None) -> StoredRun | None:
