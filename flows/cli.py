@@ -141,6 +141,23 @@ def evaluate(
 
 
 @app.command()
+def inspect(
+    run: Run,
+    cycle: Annotated[int | None, typer.Option(help="Number of the cycle.  [default: the newest stored]")] = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="STEP:LANE", help="State for the convolutions' outputs.  [default: the best]")
+    ] = None,
+    channel: Annotated[int, typer.Option(help="Input channel of the later convolutions' weights.")] = 0,
+) -> None:
+    """Make a report with pictures of a cycle's play, sweep and network."""
+    _quiet_prefect()
+    from flows.inspect import inspect_run
+    from storage.runs import open_run, open_tracking
+
+    print(inspect_run(open_run(open_tracking().find_run(run).info.run_id), cycle, state, channel))
+
+
+@app.command()
 def verify(
     run: Run,
     replay: Annotated[bool, typer.Option("--replay", help="Replay the stored actions and compare frames.")] = False,

@@ -39,10 +39,11 @@ def trained_run(shared_home: Path, prefect_server: None) -> str:
     """The id of a run of four short cycles of Breakout with two evaluations, for all who look at one."""
     from flows.train import train
 
-    settings = {**SMALL, "replay_states": 512, "evaluation_states": 1024, "evaluation_episodes": 3}
+    settings = {**SMALL, "lanes": 8, "replay_states": 256, "batch_size": 64, "max_epochs": 1, "threads": 1}
+    settings |= {"evaluation_states": 512, "evaluation_episodes": 3, "episode_frames_limit": 400}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(shared_home))
-        return train(cycles=4, seed=1, name="looked-at", overrides={**settings, "episode_frames_limit": 900})
+        return train(cycles=4, seed=1, name="looked-at", overrides=settings)
 
 
 @pytest.fixture(scope="session")

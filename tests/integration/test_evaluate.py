@@ -20,7 +20,7 @@ def run(trained_run: str, home: object) -> StoredRun:
 
 
 def test_a_run_is_evaluated_every_so_many_states_and_its_best_checkpoint_is_kept(run: StoredRun) -> None:
-    assert [unit.metrics[0].step for unit in run.evaluations()] == [2048, 1024]
+    assert [unit.metrics[0].step for unit in run.evaluations()] == [1024, 512]
     history = run.tracking.client.get_metric_history(run.run_id, "evaluation/mean")
     assert {point.step: point.value for point in history} == {
         unit.metrics[0].step: unit.metric("evaluation/mean") for unit in run.evaluations()
