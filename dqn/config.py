@@ -43,7 +43,13 @@ class TrainConfig(BaseModel):
         LinearSchedule(start=1, end=0.01, states=1_000_000),
         description="Probability of a random action while training.",
     )
+
+    # Evaluation
     testing_epsilon: float = Field(0.01, ge=0, le=1, description="Probability of a random action in evaluation.")
+    evaluation_episodes: int = Field(30, ge=1, description="Complete episodes of an evaluation.")
+    evaluation_states: int = Field(
+        0, ge=0, description="States played between two evaluations while training; 0 means none."
+    )
 
     # The backward sweep
     sweep: Literal["max", "ebu", "peng", "watkins"] = Field(

@@ -8,28 +8,62 @@ from typing import Any
 
 import numpy as np
 
-from dqn.environments import Lanes
+from dqn.config import TrainConfig
+from dqn.environments import Lanes, game_title
+from dqn.episodes import first_histories
+from dqn.human_scores import human_normalized
 from dqn.policy import epsilon_greedy
 from dqn.randomness import generator
+from dqn.statistics import Metric
 
 BOOTSTRAP_SAMPLES = 10_000
+MOST_LANES = 64
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an agent is evaluated. The same protocol is the same games and the same draws."""
+
+    game: str
+    episodes: int
+    epsilon: float  # probability of a random action
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes is {self.episodes}; it must be at least 1")
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon is {self.epsilon}; a probability is from 0 to 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Protocol:
+        """The one by which a run of this configuration is evaluated while it trains."""
+        return cls(config.game, config.evaluation_episodes, config.testing_epsilon)
+
+    def __str__(self) -> str:
+        return f"{game_title(self.game)}-{self.episodes}x{self.epsilon:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of complete episodes, in the order of their seeds."""
 
+    protocol: Protocol
     scores: list[float]
     steps: list[int]  # of each episode
     cut_off: int  # episodes that hit the time limit
-    epsilon: float
-    seed: int
 
     def summary(self) -> dict[str, float]:
-        """Mean with its 95 % bootstrap interval, median, sample sd, min and max of the scores."""
+        """Mean with its 95 % bootstrap interval, median, sample sd, min and max of the scores.
+
+        Where human scores are published also `human_normalized`, of the mean.
+        """
         scores = np.array(self.scores)
-        draws = generator(self.seed, "bootstrap").integers(len(scores), size=(BOOTSTRAP_SAMPLES, len(scores)))
+        draws = generator(self.protocol.seed, "bootstrap").integers(len(scores), size=(BOOTSTRAP_SAMPLES, len(scores)))
         low, high = np.percentile(scores[draws].mean(axis=1), [2.5, 97.5])
+        human = human_normalized(self.protocol.game, float(scores.mean()))
         return {
             "mean": float(scores.mean()),
             "mean_low": float(low),
@@ -38,45 +72,67 @@ class Evaluation:
             "sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
             "min": float(scores.min()),
             "max": float(scores.max()),
+            **({} if human is None else {"human_normalized": human}),
         }
+
+    def metrics(self, name: str, states: int) -> list[Metric]:
+        """The summary as metrics below `name`, of the network after `states` states."""
+        figures = {**self.summary(), "cut_off": self.cut_off, "steps": float(np.mean(self.steps))}
+        return [Metric(f"{name}/{figure}", states, value) for figure, value in figures.items()]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return {**self.summary(), "episodes": len(self.scores), **asdict(self)}
+        record = asdict(self)
+        return {**record.pop("protocol"), **self.summary(), **record}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Evaluation:
+        """The inverse of `as_dict`."""
+        protocol = Protocol(**{name: record[name] for name in ("game", "episodes", "epsilon", "seed")})
+        return cls(protocol, **{name: record[name] for name in ("scores", "steps", "cut_off")})
+
+
+def evaluation_lanes(protocol: Protocol, frames_limit: int, threads: int, most: int = MOST_LANES) -> Lanes:
+    """The games of an evaluation, freshly started; never those that a training of that seed plays."""
+    seed = int(generator(protocol.seed, "evaluation games").integers(2**63))
+    histories = first_histories(min(protocol.episodes, most))
+    return Lanes(protocol.game, histories, seed, frames_limit=frames_limit, threads=threads)
 
 
 def evaluate(
     lanes: Lanes,
     estimate: Callable[[np.ndarray], np.ndarray],
-    episodes: int,
-    epsilon: float,
-    seed: int,
+    protocol: Protocol,
     on_step: Callable[[int, int], None] = lambda done, episodes: None,
 ) -> Evaluation:
-    """Play `episodes` complete episodes, epsilon-greedy.
+    """Play the protocol's complete episodes, epsilon-greedy.
 
     Which episodes are played is fixed beforehand, number 0 up to `episodes`, whichever end first:
     counting the first to finish would favour short ones.
 
     Args:
         lanes: freshly started games, at most one for each episode.
-        estimate: states (L, 105, 80, 2) uint8 to Q-values (L, A) float32.
-        epsilon: probability of a random action.
-        seed: of the policy's draws.
+        estimate: states (N, 105, 80, 2) uint8 to Q-values (N, A) float32.
+        protocol: how many episodes, and the policy's epsilon and seed.
         on_step: told the episodes done and to do.
     """
+    episodes = protocol.episodes
     assert 1 <= len(lanes.episodes) <= episodes
-    draws = generator(seed, "evaluation")
+    draws = generator(protocol.seed, "evaluation")
     scores, steps = np.zeros(episodes), np.zeros(episodes, np.int64)
     cut_off, done = np.zeros(episodes, bool), 0
     wanted = lanes.episodes < episodes
     while wanted.any():
         playing = lanes.episodes
-        outcome = lanes.step(epsilon_greedy(estimate(lanes.states), epsilon, draws))
+        # Lanes that are done go on, for the emulators step together; nobody asks what they should do.
+        estimates = estimate(lanes.states if wanted.all() else lanes.states[wanted])
+        q_values = np.zeros((len(wanted), estimates.shape[1]), np.float32)
+        q_values[wanted] = estimates
+        outcome = lanes.step(epsilon_greedy(q_values, protocol.epsilon, draws))
         scores[playing[wanted]] += outcome.rewards[wanted]
         steps[playing[wanted]] += ~outcome.truncated[wanted]
         cut_off[playing[wanted]] |= outcome.truncated[wanted]
         done += int((wanted & (outcome.terminated | outcome.truncated)).sum())
         wanted = lanes.episodes < episodes
         on_step(done, episodes)
-    return Evaluation(scores.tolist(), steps.tolist(), int(cut_off.sum()), epsilon, seed)
+    return Evaluation(protocol, scores.tolist(), steps.tolist(), int(cut_off.sum()))

@@ -31,6 +31,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"device": device, "precision": precision, "threads": threads})
 
 
+def playable(config: TrainConfig) -> TrainConfig:
+    """`config` for playing only: on the CPU in float32 where the device it was trained on is missing."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        return config.model_copy(update={"device": "cpu", "precision": "float32"})
+    return config
+
+
 def prepare(config: TrainConfig) -> torch.device:
     """Set torch up for a resolved configuration and return its device.
 

@@ -20,6 +20,11 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or latest.", show_default=False)]
+Checkpoint = Annotated[str, typer.Option(help="latest, best, or the number of a cycle.")]
+Epsilon = Annotated[float | None, typer.Option(help="Probability of a random action.  [default: 0.01]")]
+Game = Annotated[str | None, typer.Option(help="Another game with the same actions.")]
+Seed = Annotated[int, typer.Option(help="Seed of the games and the policy.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -82,7 +87,7 @@ def train(
 
 
 @app.command()
-def runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def runs(as_json: AsJson = False) -> None:
     """List the runs, newest first."""
     from storage.runs import list_runs
 
@@ -116,40 +121,50 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 
 @app.command()
 def evaluate(
-    run: Run,
-    episodes: Annotated[int, typer.Option(help="Complete episodes to play.")] = 30,
-    epsilon: Annotated[float | None, typer.Option(help="Probability of a random action.  [default: 0.01]")] = None,
-    game: Annotated[str | None, typer.Option(help="Another game with the same actions.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the games and the policy.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run's id or name, latest, or models:/NAME@ALIAS.", show_default=False),
+    ],
+    checkpoint: Checkpoint = "latest",
+    episodes: Annotated[int | None, typer.Option(help="Complete episodes to play.  [default: 30]")] = None,
+    epsilon: Epsilon = None,
+    game: Game = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Play complete episodes with a run's newest checkpoint and tell the scores."""
+    """Play complete episodes with a checkpoint and tell the scores."""
     _quiet_prefect()
+    from flows.agents import open_agent
     from flows.display import Display
-    from flows.evaluate import evaluate_run
+    from flows.evaluate import evaluate_agent, evaluation_text
+
+    with Display():
+        result = evaluate_agent(open_agent(run, checkpoint), episodes, epsilon, game, seed)
+    print(json.dumps(result, indent=1) if as_json else evaluation_text(result))
+
+
+@app.command()
+def inspect(
+    run: Run,
+    cycle: Annotated[int | None, typer.Option(help="Number of the cycle.  [default: the newest stored]")] = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="STEP:LANE", help="State for the convolutions' outputs.  [default: the best]")
+    ] = None,
+    channel: Annotated[int, typer.Option(help="Input channel of the later convolutions' weights.")] = 0,
+) -> None:
+    """Make a report with pictures of a cycle's play, sweep and network."""
+    _quiet_prefect()
+    from flows.inspect import inspect_run
     from storage.runs import open_run, open_tracking
 
-    found = open_run(open_tracking().find_run(run).info.run_id)
-    with Display():
-        result = evaluate_run(found, episodes, epsilon, game, seed)
-    if as_json:
-        print(json.dumps({"run": found.run_id, "name": found.name, **result.as_dict()}, indent=1))
-        return
-    summary = result.summary()
-    print(
-        f"{len(result.scores)} episodes of {found.name} at epsilon {result.epsilon:g}: "
-        f"mean score {summary['mean']:.2f} (95 % interval {summary['mean_low']:.2f} to {summary['mean_high']:.2f}), "
-        f"median {summary['median']:g}, sd {summary['sd']:.2f}, min {summary['min']:g}, max {summary['max']:g}, "
-        f"{result.cut_off} cut off by the time limit"
-    )
-    print("scores: " + " ".join(f"{score:g}" for score in result.scores))
+    print(inspect_run(open_run(open_tracking().find_run(run).info.run_id), cycle, state, channel))
 
 
 @app.command()
 def verify(
     run: Run,
     replay: Annotated[bool, typer.Option("--replay", help="Replay the stored actions and compare frames.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check all that is stored of a run, and tell its digest."""
     from flows.display import Display

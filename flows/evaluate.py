@@ -1,63 +1,80 @@
-"""Evaluate a run: complete episodes with its newest checkpoint."""
+"""Evaluate an agent: complete episodes with one of its checkpoints."""
 
 from __future__ import annotations
 
-from dqn.environments import Lanes, action_names, check_game
-from dqn.episodes import first_histories
-from dqn.evaluation import Evaluation, evaluate
-from dqn.hardware import prepare
-from storage.runs import StoredRun
-from tasks.live import take_learner
-from tasks.progress import report
+from typing import Annotated, Any
 
-MOST_LANES = 64
+from prefect import flow
+from pydantic import Field
+
+from flows.agents import Agent, open_agent
+from tasks.evaluate import evaluate_checkpoint, play_evaluation
 
 
-def evaluate_run(
-    run: StoredRun, episodes: int = 30, epsilon: float | None = None, game: str | None = None, seed: int = 0
-) -> Evaluation:
-    """Play `episodes` complete episodes with the newest checkpoint of `run`.
+@flow(name="dqn-evaluate", flow_run_name="evaluate-{run}", validate_parameters=True)
+def evaluate(
+    run: str,
+    checkpoint: str = "latest",
+    episodes: Annotated[int, Field(ge=1)] | None = None,
+    epsilon: Annotated[float, Field(ge=0, le=1)] | None = None,
+    game: str | None = None,
+    seed: Annotated[int, Field(ge=0)] = 0,
+) -> dict[str, Any]:
+    """Play complete episodes with a checkpoint and log the scores to the run in MLflow.
 
     Args:
-        epsilon: probability of a random action; the run's testing_epsilon unless told otherwise.
-        game: another game with the same actions; the run's own unless told otherwise.
-        seed: of the games and the policy.
+        run: A run's id or name, or latest.
+        checkpoint: latest, best, or the number of a cycle.
+        episodes: Complete episodes to play; the run's evaluation_episodes unless told otherwise.
+        epsilon: Probability of a random action; the run's testing_epsilon unless told otherwise.
+        game: Another game with the same actions.
+        seed: Seed of the games and the policy.
+    """
+    return evaluate_agent(open_agent(run, checkpoint), episodes, epsilon, game, seed)
+
+
+def evaluate_agent(
+    agent: Agent,
+    episodes: int | None = None,
+    epsilon: float | None = None,
+    game: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Play complete episodes with `agent`; of a run, commit and log them.
+
+    Returns:
+        What was evaluated, the scores, what they say, and the states per second.
 
     Raises:
         ValueError: an argument is out of range, or the game has other actions.
-        StorageError: the run has no checkpoint that is whole.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes is {episodes}; it must be at least 1")
-    if epsilon is not None and not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon is {epsilon}; a probability is from 0 to 1")
-    unit = run.newest_checkpoint()
-    facts = run.facts(unit)
-    config = facts.config
-    game = game or config.game
-    check_game(game)
-    if tuple(action_names(game)) != facts.action_names:
-        raise ValueError(
-            f"{game} has the actions {', '.join(action_names(game))}; "
-            f"the run {run.name} was trained with {', '.join(facts.action_names)}"
-        )
-    prepare(config)
-    _, learner = take_learner(run, unit)
-    lanes = Lanes(
-        game,
-        first_histories(min(episodes, MOST_LANES)),
-        seed,
-        frames_limit=config.episode_frames_limit,
-        threads=config.threads,
+    protocol = agent.protocol(episodes, epsilon, game, seed)
+    cycle = agent.facts.counters.cycle
+    if agent.run and agent.unit:
+        evaluation, unit = evaluate_checkpoint(agent.run, agent.unit, agent.learner, protocol)
+        speed = next(iter(unit.made["speed"].values()))
+    else:
+        evaluation, speed = play_evaluation(agent.learner, protocol, cycle)
+    return {
+        "run": agent.run.run_id if agent.run else None,
+        "name": agent.name,
+        "cycle": cycle,
+        "states": agent.facts.counters.states,
+        **evaluation.as_dict(),
+        "states_per_second": speed,
+    }
+
+
+def evaluation_text(result: dict[str, Any]) -> str:
+    """What `evaluate_agent` returns, for reading."""
+    human = result.get("human_normalized")
+    return (
+        f"{result['episodes']} episodes of {result['name']} (cycle {result['cycle']}, {result['states']:,} states) "
+        f"on {result['game']} at epsilon {result['epsilon']:g}\n"
+        f"mean score {result['mean']:.2f} (95 % interval {result['mean_low']:.2f} to {result['mean_high']:.2f}), "
+        f"median {result['median']:g}, sd {result['sd']:.2f}, min {result['min']:g}, max {result['max']:g}, "
+        f"{result['cut_off']} cut off by the time limit\n"
+        + ("" if human is None else f"human-normalized {human:.3f} (0 is a random player, 1 a human tester)\n")
+        + f"{result['states_per_second']:,.0f} states/s\n"
+        f"scores: {' '.join(f'{score:g}' for score in result['scores'])}"
     )
-    try:
-        return evaluate(
-            lanes,
-            learner.estimate,
-            episodes,
-            config.testing_epsilon if epsilon is None else epsilon,
-            seed,
-            lambda done, total: report("evaluate", facts.counters.cycle, done, total),
-        )
-    finally:
-        lanes.close()

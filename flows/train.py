@@ -15,7 +15,7 @@ from prefect.deployments import run_deployment
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed
 
-from dqn.config import Preset, make_config
+from dqn.config import Preset, TrainConfig, make_config
 from dqn.environments import action_names, game_title
 from dqn.hardware import prepare
 from flows.failure import run_command
@@ -36,6 +36,7 @@ from storage.errors import StorageError
 from storage.runs import StoredRun, create_run, open_run, open_tracking, run_of_flow
 from storage.tracking import FLOW_RUN, TARGET
 from tasks.collect_episodes import collect_episodes
+from tasks.evaluate import evaluate
 from tasks.live import release
 from tasks.optimize import optimize
 from tasks.progress import report_cycle, report_run
@@ -162,18 +163,27 @@ def run_cycles(run: StoredRun) -> bool:
     report = TrainingReport(run.run_id, run.name, address, fraction)
     summary: dict[str, float] = {}
     last = cycle + run.settings.flow_run_cycles
+    evaluate_if_due(run, facts.config, cycle, done.states)
     while fraction < 1 and cycle < last:
         cycle += 1
         played = collect_episodes(run.run_id, cycle)
         swept = update_q_values(run.run_id, cycle)
         trained = optimize(run.run_id, cycle)
         summary |= played.figures | swept.figures | trained.figures
+        evaluate_if_due(run, facts.config, cycle, int(summary["counter/states"]))
         fraction = target.fraction(summary["counter/states"], cycle)
         summary["fraction"] = fraction
         report_cycle(summary)
         report.update(summary, log.info)
     report.finish(log.info, _next_steps(run, address))
     return fraction >= 1
+
+
+def evaluate_if_due(run: StoredRun, config: TrainConfig, cycle: int, states: int) -> None:
+    """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
+    every = config.evaluation_states
+    if every and states // every > run.evaluated_states() // every:
+        evaluate(run.run_id, cycle)
 
 
 def _next_steps(run: StoredRun, address: str) -> str:

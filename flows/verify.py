@@ -12,8 +12,9 @@ from dqn.checkpoint import Checkpoint
 from dqn.environments import Lanes
 from dqn.experience import Experience
 from storage.errors import StorageError
+from storage.evaluations import read_evaluation
 from storage.experience import read_experience, read_targets
-from storage.runs import KINDS, StoredRun
+from storage.runs import EVALUATION, KINDS, StoredRun
 from storage.units import Unit, cycles_in
 from tasks.progress import report
 
@@ -43,7 +44,7 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
         replay: also play the stored actions again and compare every frame.
     """
     result = Verification(run.name)
-    places = [(kind, cycle) for kind in KINDS for cycle in sorted(cycles_in(run.directory(kind)))]
+    places = [(kind, cycle) for kind in (*KINDS, EVALUATION) for cycle in sorted(cycles_in(run.directory(kind)))]
     units: dict[tuple[str, int], Unit] = {}
     for number, (kind, cycle) in enumerate(places):
         report("verify", cycle, number, len(places))
@@ -75,6 +76,8 @@ def _read(run: StoredRun, unit: Unit) -> None:
         run.checkpoint(unit)
     elif unit.kind == "experience":
         read_experience(unit.directory)
+    elif unit.kind == EVALUATION:
+        read_evaluation(unit.directory)
     else:
         read_targets(unit.directory)
 

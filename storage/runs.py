@@ -24,6 +24,7 @@ from storage.units import Draft, Unit, clear_staging, committing, cycle_name, cy
 
 START_SECONDS = 60  # from creating a run to its first checkpoint, at the very most
 KINDS = ("experience", "targets", "checkpoint")
+EVALUATION = "evaluation"  # by the run's own protocol; by another one, its name follows after a dash
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ class StoredRun:
 
     def directory(self, kind: str, cycle: int | None = None) -> Path:
         """Where the units of a kind are, or the one of a cycle."""
-        below = self.artifacts / "checkpoints" if kind == "checkpoint" else self.settings.replay(self.run_id) / kind
+        if kind == "checkpoint":
+            below = self.artifacts / "checkpoints"
+        else:
+            below = (self.artifacts if kind.startswith(EVALUATION) else self.settings.replay(self.run_id)) / kind
         return below if cycle is None else below / cycle_name(cycle)
 
     @contextmanager
@@ -104,6 +108,46 @@ class StoredRun:
                 problems.append(str(error))
         raise StorageError(problems[0] if problems else f"run {self.run_id} has no checkpoint; start a new run")
 
+    def evaluations(self) -> list[Unit]:
+        """All evaluations by the run's own protocol that are whole, newest first."""
+        units = []
+        for cycle in cycles_in(self.directory(EVALUATION)):
+            try:
+                units.append(self.unit(EVALUATION, cycle))
+            except StorageError as error:
+                _log.warning("%s; it is left out", error)
+        return units
+
+    def evaluated_states(self) -> int:
+        """States played by the run when its newest evaluation was made; 0 before the first."""
+        return next((unit.metrics[0].step for unit in self.evaluations()), 0)
+
+    def best_cycle(self) -> int | None:
+        """The cycle whose checkpoint had the best mean score when evaluated, the first of equals."""
+        means = {unit.cycle: unit.metric(f"{EVALUATION}/mean") for unit in self.evaluations()}
+        return max(sorted(means), key=means.__getitem__) if means else None
+
+    def find_checkpoint(self, which: str) -> Unit:
+        """The checkpoint that is `latest`, `best`, or of the cycle with that number.
+
+        Raises:
+            ValueError: there is no such checkpoint; says which there are.
+            StorageError: it is broken.
+        """
+        if which == "latest":
+            return self.newest_checkpoint()
+        cycles, best = cycles_in(self.directory("checkpoint")), self.best_cycle()
+        there = f"run {self.name} has the checkpoints {', '.join(map(str, sorted(cycles)))}"
+        if which == "best":
+            if best is None:
+                raise ValueError(f"run {self.name} was not evaluated yet; `dqn evaluate {self.name}` does it")
+            which = str(best)
+        if not which.isdecimal():
+            raise ValueError(f"checkpoint is {which!r}; it must be latest, best or the number of a cycle; {there}")
+        if int(which) not in cycles:
+            raise ValueError(f"there is no checkpoint of cycle {int(which)}; {there}")
+        return self.unit("checkpoint", int(which))
+
     def pick_up(self) -> Unit:
         """Take the run up where its last writer left it: returns the newest whole checkpoint.
 
@@ -119,11 +163,11 @@ class StoredRun:
         return newest
 
     def prune(self, cycle: int, keep_cycles: int) -> None:
-        """Remove units of cycles more than `keep_cycles` behind `cycle`."""
-        staging = self.settings.staging(self.run_id)
+        """Remove units of cycles `keep_cycles` or more behind `cycle`, but for the best checkpoint."""
+        staging, best = self.settings.staging(self.run_id), self.best_cycle()
         for kind in KINDS:
             for old in cycles_in(self.directory(kind)):
-                if old <= cycle - keep_cycles:
+                if old <= cycle - keep_cycles and (kind, old) != ("checkpoint", best):
                     discard(self.directory(kind, old), staging)
 
     def publish(self, unit: Unit) -> None:

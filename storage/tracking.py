@@ -15,18 +15,20 @@ import platform
 import sqlite3
 import subprocess
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import mlflow.exceptions
+import numpy as np
 from mlflow.entities import Experiment, Metric, Param, Run, RunStatus, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 import dqn
 from dqn.config import TrainConfig, nearest
+from dqn.curve_figures import Curve
 from dqn.environments import game_title
 from storage.errors import StorageError
 from storage.settings import Settings
@@ -94,6 +96,18 @@ class Tracking:
             history = self.client.get_metric_history(run_id, name)
             self._published[run_id, name] = {point.step for point in history}
         return self._published[run_id, name]
+
+    def curves(self, run_id: str, names: Iterable[str]) -> dict[str, Curve]:
+        """Those of the named metrics that a run has, by name."""
+        found = {}
+        for name in names:
+            points = sorted(
+                self.client.get_metric_history(run_id, name), key=lambda point: (point.step, point.timestamp)
+            )
+            if points:
+                rows = np.array([(point.step, point.value, point.timestamp / 1000) for point in points])
+                found[name] = Curve(*rows.T)
+        return found
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""

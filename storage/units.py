@@ -47,6 +47,10 @@ class Unit:
         what = [FORMAT, self.kind, self.cycle, self.inputs, self.files, self.metrics]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
+    def metric(self, name: str) -> float:
+        """The newest value of one of its metrics."""
+        return [metric.value for metric in self.metrics if metric.name == name][-1]
+
     @property
     def created_ms(self) -> int:
         """When it was committed, in milliseconds since 1970."""

@@ -35,6 +35,18 @@ def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained_run(shared_home: Path, prefect_server: None) -> str:
+    """The id of a run of four short cycles of Breakout with two evaluations, for all who look at one."""
+    from flows.train import train
+
+    settings = {**SMALL, "lanes": 8, "replay_states": 256, "batch_size": 64, "max_epochs": 1, "threads": 1}
+    settings |= {"evaluation_states": 512, "evaluation_episodes": 3, "episode_frames_limit": 400}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(shared_home))
+        return train(cycles=4, seed=1, name="looked-at", overrides=settings)
+
+
+@pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """Prefect's embedded server with a database of its own, for the whole session."""
     from prefect.testing.utilities import prefect_test_harness

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dqn.environments import Lanes
-from dqn.episodes import first_histories
-from dqn.evaluation import Evaluation, evaluate
+from dqn.evaluation import Evaluation, Protocol, evaluate, evaluation_lanes
+from dqn.human_scores import human_normalized
 
 
 class ScriptedLanes:
@@ -38,7 +38,7 @@ def no_preference(states: np.ndarray) -> np.ndarray:
 
 
 def scores_of(lanes: Any, episodes: int, **options: Any) -> Evaluation:
-    return evaluate(lanes, no_preference, episodes, 0.01, 5, **options)
+    return evaluate(lanes, no_preference, Protocol("ALE/Breakout-v5", episodes, 0.01, 5), **options)
 
 
 LENGTHS = [9, 1, 1, 4, 2, 1, 3]
@@ -49,7 +49,7 @@ def test_episodes_are_fixed_beforehand_whichever_end_first(lanes: int) -> None:
     evaluation = scores_of(ScriptedLanes(lanes, LENGTHS), 6)
     assert evaluation.steps == [9, 1, 1, 4, 2, 1]
     assert evaluation.scores == [9, 2, 3, 16, 10, 6]
-    assert (evaluation.cut_off, evaluation.epsilon, evaluation.seed) == (0, 0.01, 5)
+    assert evaluation.cut_off == 0
 
 
 def test_episodes_cut_off_are_counted_and_their_row_is_no_step() -> None:
@@ -80,15 +80,16 @@ def test_policy_uses_the_network_and_epsilon() -> None:
     for epsilon in (0.0, 1.0):
         lanes: Any = Recording(2, [200, 200])
         chosen.clear()
-        evaluate(lanes, prefers_2, 2, epsilon, 0)
+        evaluate(lanes, prefers_2, Protocol("ALE/Breakout-v5", 2, epsilon))
         shares.append(float((np.stack(chosen) == 2).mean()))
     assert shares[0] == 1 and 0.1 < shares[1] < 0.4
 
 
 def test_evaluation_of_real_games_is_repeatable() -> None:
     def once(seed: int, limit: int) -> Evaluation:
-        lanes = Lanes("ALE/Breakout-v5", first_histories(2), seed, frames_limit=limit)
-        evaluation = evaluate(lanes, no_preference, 3, 0.9, seed)
+        protocol = Protocol("ALE/Breakout-v5", 3, 0.9, seed)
+        lanes = evaluation_lanes(protocol, limit, threads=2, most=2)
+        evaluation = evaluate(lanes, no_preference, protocol)
         lanes.close()
         return evaluation
 
@@ -109,25 +110,50 @@ def test_evaluation_of_real_games_is_repeatable() -> None:
     ],
 )
 def test_summary_has_mean_median_sample_sd_and_range(scores: list[float], expected: dict[str, float]) -> None:
-    summary = Evaluation(scores, [1] * len(scores), 0, 0.01, 3).summary()
+    summary = of_scores(scores).summary()
     assert {name: summary[name] for name in expected} == pytest.approx(expected)
     assert summary["min"] <= summary["mean_low"] <= summary["mean"] <= summary["mean_high"] <= summary["max"]
 
 
 def test_interval_of_the_mean_is_the_usual_one_for_many_normal_scores() -> None:
     scores = np.random.default_rng(0).normal(50, 10, 400)
-    summary = Evaluation(scores.tolist(), [1] * 400, 0, 0.01, 3).summary()
+    summary = of_scores(scores.tolist()).summary()
     half = 1.96 * scores.std(ddof=1) / 400**0.5
     assert summary["mean_low"] == pytest.approx(scores.mean() - half, abs=0.15)
     assert summary["mean_high"] == pytest.approx(scores.mean() + half, abs=0.15)
 
 
 def test_summary_says_the_same_each_time() -> None:
-    evaluation = Evaluation([1.0, 5.0, 2.0, 9.0], [1] * 4, 0, 0.01, 3)
+    evaluation = of_scores([1.0, 5.0, 2.0, 9.0])
     assert evaluation.summary() == evaluation.summary()
 
 
 def test_dictionary_holds_summary_and_every_episode() -> None:
-    found = Evaluation([1.0, 3.0], [10, 20], 1, 0.05, 4).as_dict()
+    evaluation = Evaluation(Protocol("ALE/Breakout-v5", 2, 0.05, 4), [1.0, 3.0], [10, 20], 1)
+    found = evaluation.as_dict()
     assert (found["mean"], found["episodes"], found["cut_off"], found["epsilon"], found["seed"]) == (2, 2, 1, 0.05, 4)
     assert found["scores"] == [1, 3] and found["steps"] == [10, 20]
+    assert Evaluation.from_dict(json.loads(json.dumps(found))) == evaluation
+
+
+def test_human_normalized_is_0_for_the_random_player_and_1_for_the_human() -> None:
+    assert human_normalized("ALE/Breakout-v5", 1.7) == 0 and human_normalized("Breakout-v0", 30.5) == 1
+    assert human_normalized("ALE/Pong-v5", 50.0) == pytest.approx((50 + 20.7) / 35.3)
+    assert human_normalized("ALE/Tetris-v5", 1.0) is None
+    assert "human_normalized" not in of_scores([1.0], "ALE/Tetris-v5").summary()
+
+
+def test_states_are_estimated_only_where_an_episode_is_wanted() -> None:
+    asked: list[int] = []
+
+    def counting(states: np.ndarray) -> np.ndarray:
+        asked.append(len(states))
+        return no_preference(states)
+
+    lanes: Any = ScriptedLanes(2, LENGTHS)
+    evaluate(lanes, counting, Protocol("ALE/Breakout-v5", 2, 0.01))
+    assert asked == [2] + [1] * 8
+
+
+def of_scores(scores: list[float], game: str = "ALE/Breakout-v5") -> Evaluation:
+    return Evaluation(Protocol(game, len(scores), 0.01, 3), scores, [1] * len(scores), 0)

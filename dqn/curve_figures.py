@@ -1,0 +1,147 @@
+"""Curves over a training run, and several runs laid over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from dqn.figures import BLUE, GRAY, GREEN, LIGHT, ORANGE, RED, new_figure, plain
+
+STATES = "states played"
+WINDOW_EPISODES = 100
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of a run; all arrays (N,)."""
+
+    states: np.ndarray  # played when the value was taken, ascending
+    values: np.ndarray
+    seconds: np.ndarray  # since 1970
+
+
+@dataclass(frozen=True)
+class MeanCurve:
+    """A running mean with its 95 % interval; all arrays (N,)."""
+
+    states: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def running_mean(scores: Curve, window: int = WINDOW_EPISODES, points: int = 400) -> MeanCurve:
+    """Mean of the last `window` episodes at `points` of them, with the normal 95 % interval of that mean."""
+    ends = np.unique(np.linspace(min(window, len(scores.values)), len(scores.values), points).astype(int))
+    parts = [scores.values[max(0, end - window) : end] for end in ends if end > 0]
+    mean = np.array([part.mean() for part in parts])
+    half = np.array([1.96 * part.std(ddof=1) / len(part) ** 0.5 if len(part) > 1 else 0.0 for part in parts])
+    return MeanCurve(scores.states[ends[ends > 0] - 1], mean, mean - half, mean + half)
+
+
+def minutes_of_training(cycles: Curve, states: np.ndarray) -> np.ndarray:
+    """Minutes of work after which so many `states` (N,) were played; pauses between resumes are left out.
+
+    Args:
+        cycles: any metric with one point at the end of each cycle.
+    """
+    if len(cycles.states) < 2:
+        return np.zeros(len(states))
+    took = np.diff(cycles.seconds)
+    usual = float(np.median(took))
+    took = np.where(took > 20 * usual + 60, usual, took)
+    minutes = np.concatenate([[usual], usual + np.cumsum(took)]) / 60
+    at: np.ndarray = np.interp(states, np.concatenate([[0], cycles.states]), np.concatenate([[0], minutes]))
+    return at
+
+
+def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
+    """Scores against states: every training episode, their running mean, and the evaluations."""
+    figure = new_figure(9, 4.4, f"{game}: scores while training")
+    axes = _over_states(figure.subplots(), "score of an episode [points]")
+    if episodes := curves.get("score/episode"):
+        axes.plot(episodes.states, episodes.values, ".", ms=2.5, color=LIGHT, label="training episodes", zorder=0)
+        mean = running_mean(episodes)
+        axes.fill_between(mean.states, mean.low, mean.high, color=BLUE, alpha=0.2, lw=0)
+        axes.plot(mean.states, mean.mean, color=BLUE, lw=2, label=f"mean of {WINDOW_EPISODES} with 95 % interval")
+    if evaluated := curves.get("evaluation/mean"):
+        _evaluations(axes, evaluated, curves, ORANGE, "evaluation with 95 % interval")
+    if epsilon := curves.get("schedule/epsilon"):
+        other = axes.twinx()
+        other.plot(epsilon.states, epsilon.values, color=GRAY, lw=1, ls=":", label="epsilon (right)")
+        other.set_ylim(0, 1.05)
+        other.set_ylabel("probability of a random action", fontsize=9, color=GRAY)
+        other.spines[["top", "left"]].set_visible(False)
+        other.tick_params(colors=GRAY, labelsize=8)
+        axes.plot([], [], color=GRAY, lw=1, ls=":", label="epsilon (right)")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def q_value_curves(curves: Mapping[str, Curve], game: str) -> Figure:
+    """Q-values, estimation errors and loss against states."""
+    figure = new_figure(9, 7.2, f"{game}: Q-values while training")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    _over_states(top, "Q-value")
+    if {"q_values/before_min", "q_values/before_max", "q_values/before_mean"} <= set(curves):
+        low, mean, high = (curves[f"q_values/before_{name}"] for name in ("min", "mean", "max"))
+        top.fill_between(low.states, low.values, high.values, color=LIGHT, lw=0, label="lowest to highest")
+        top.plot(mean.states, mean.values, color=BLUE, lw=1.8, label="mean estimate when played")
+        top.legend(frameon=False, fontsize=9, loc="upper left")
+    for axes, name, label, color in (
+        (middle, "estimation_error/mean", "mean estimation error", GREEN),
+        (bottom, "loss/mean", "mean loss", RED),
+    ):
+        _over_states(axes, label)
+        if curve := curves.get(name):
+            axes.plot(curve.states, curve.values, color=color, lw=1.3)
+        axes.set_ylim(bottom=0)
+    top.set_xlabel("")
+    middle.set_xlabel("")
+    return figure
+
+
+def comparison(runs: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Scores of several runs against states and against minutes, with 95 % intervals."""
+    figure = new_figure(12, 4.8, "Scores while training")
+    by_states, by_minutes = figure.subplots(1, 2, sharey=True)
+    _over_states(by_states, "score of an episode [points]")
+    plain(by_minutes, "minutes of training", "")
+    for number, (name, curves) in enumerate(runs.items()):
+        color = f"C{number}"
+        cycles = curves.get("loss/mean")
+        if (episodes := curves.get("score/episode")) and len(episodes.values):
+            mean = running_mean(episodes)
+            for axes, x in (
+                (by_states, mean.states),
+                (by_minutes, cycles and minutes_of_training(cycles, mean.states)),
+            ):
+                if x is not None:
+                    axes.fill_between(x, mean.low, mean.high, color=color, alpha=0.18, lw=0)
+                    axes.plot(x, mean.mean, color=color, lw=1.8, label=name)
+        if evaluated := curves.get("evaluation/mean"):
+            _evaluations(by_states, evaluated, curves, color, "")
+            if cycles:
+                _evaluations(by_minutes, evaluated, curves, color, "", minutes_of_training(cycles, evaluated.states))
+    if by_states.has_data():
+        by_states.legend(frameon=False, fontsize=9, title="mean of 100 training episodes; points: evaluations")
+    return figure
+
+
+def _over_states(axes: Axes, y: str) -> Axes:
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return plain(axes, STATES, y)
+
+
+def _evaluations(
+    axes: Axes, mean: Curve, curves: Mapping[str, Curve], color: str, label: str, x: np.ndarray | None = None
+) -> None:
+    low, high = curves.get("evaluation/mean_low", mean), curves.get("evaluation/mean_high", mean)
+    reach = np.abs([mean.values - low.values, high.values - mean.values])
+    where = mean.states if x is None else x
+    axes.errorbar(where, mean.values, reach, fmt="o", ms=4.5, color=color, capsize=3, lw=1.4, label=label or None)

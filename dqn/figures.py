@@ -1,0 +1,218 @@
+"""Pictures of play: scores, moments, the sweep, and how Q-values and errors spread.
+
+Every function returns a matplotlib Figure and touches no global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dqn.environments import game_title
+from dqn.evaluation import Evaluation
+from dqn.experience import Experience, Targets
+from dqn.moments import Moment
+
+BLUE, ORANGE, GREEN, RED, GRAY, LIGHT = "#1f6feb", "#e8702a", "#2a9d58", "#d1343d", "#6b7280", "#d5d9e0"
+INK = "#1f2430"
+
+
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """An empty figure of that size in inches, in the style of all others."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
+    return figure
+
+
+def plain(axes: Axes, x: str = "", y: str = "") -> Axes:
+    """Name the axes and take away what does not inform."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRAY)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    axes.set_ylabel(y, fontsize=10, color=INK)
+    return axes
+
+
+def bare(axes: Axes) -> Axes:
+    """For images: no ticks."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def score_histogram(evaluation: Evaluation) -> Figure:
+    """How the scores of an evaluation scatter: every one, their mean and its 95 % interval."""
+    protocol, summary, scores = evaluation.protocol, evaluation.summary(), np.array(evaluation.scores)
+    title = f"{game_title(protocol.game)}: {protocol.episodes} complete episodes at epsilon {protocol.epsilon:g}"
+    figure = new_figure(8, 4.2, title)
+    axes = plain(figure.subplots(), "score of an episode [points]", "episodes")
+    axes.hist(scores, bins=_bins(scores), color=BLUE, alpha=0.75, edgecolor="white")
+    axes.axvspan(summary["mean_low"], summary["mean_high"], color=ORANGE, alpha=0.25, lw=0, label="95 % interval")
+    axes.axvline(summary["mean"], color=ORANGE, lw=2, label=f"mean {summary['mean']:.2f}")
+    axes.axvline(summary["median"], color=INK, lw=1.2, ls="--", label=f"median {summary['median']:g}")
+    lift = (np.arange(len(scores)) % 5) * 0.018
+    axes.plot(scores, -0.035 - lift, "|", color=INK, ms=7, transform=axes.get_xaxis_transform(), clip_on=False)
+    axes.tick_params(axis="x", pad=16)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _bins(scores: np.ndarray) -> Any:
+    """Edges of whole scores' bins, at most 30 of them."""
+    low, high = float(scores.min()), float(scores.max())
+    width = max(1.0, np.ceil((high - low + 1) / 30))
+    return np.arange(low - 0.5, high + width + 0.5, width)
+
+
+def moment_strip(experience: Experience, action_names: Sequence[str], moment: Moment, game: str) -> Figure:
+    """Frame, motion trace and Q-values of every state of a moment, the action taken marked."""
+    steps, lane = moment.steps, moment.lane
+    q_values = experience.q_values[steps.start : steps.stop, lane]
+    low, high = float(q_values.min()), float(q_values.max())
+    margin = 0.08 * (high - low) or 0.1
+    width = max(7.0, 1.28 * len(steps) + 1.2)
+    figure = new_figure(
+        width, 3.9 + 0.17 * len(action_names), f"{game_title(game)}: {moment.name} (step {moment.step} of lane {lane})"
+    )
+    rows = figure.subplots(3, len(steps), squeeze=False, height_ratios=[2.1, 2.1, 0.5 + 0.17 * len(action_names)])
+    for column, step in enumerate(steps):
+        frame, trace, bars = rows[:, column]
+        state = experience.states[step, lane]
+        bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255, aspect="auto")
+        bare(trace).imshow(state[..., 1], cmap="magma", vmin=0, vmax=255, aspect="auto")
+        chosen = step == moment.step
+        frame.set_title(
+            "t" if chosen else f"t {step - moment.step:+d}",
+            fontsize=10,
+            color=ORANGE if chosen else INK,
+            fontweight="bold" if chosen else "normal",
+        )
+        if chosen:
+            for axes in (frame, trace):
+                for spine in axes.spines.values():
+                    spine.set(visible=True, color=ORANGE, linewidth=2)
+        _q_value_bars(bars, q_values[column], int(experience.actions[step, lane]), (low - margin, high + margin))
+        what = _what_happens(experience, step, lane)
+        bars.set_xlabel(what, fontsize=10, fontweight="bold", color=GREEN if what.startswith("+") else RED)
+        if column == 0:
+            frame.set_ylabel("frame", fontsize=9)
+            trace.set_ylabel("motion trace", fontsize=9)
+            bars.set_yticks(range(len(action_names)), action_names, fontsize=8)
+            bars.tick_params(length=0)
+            bars.set_ylabel("Q-value", fontsize=9)
+    return figure
+
+
+def _q_value_bars(axes: Axes, q_values: np.ndarray, taken: int, limits: tuple[float, float]) -> None:
+    """Horizontal bars from the lowest value shown, for what counts is their difference."""
+    names = range(len(q_values))
+    colors = [ORANGE if action == taken else LIGHT for action in names]
+    axes.barh(names, q_values - limits[0], left=limits[0], color=colors, height=0.8)
+    axes.set_xlim(*limits)
+    best = int(q_values.argmax())
+    for action in names:
+        weight = "bold" if action == best else "normal"
+        axes.text(limits[0], action, f" {q_values[action]:.3f}", va="center", fontsize=7, fontweight=weight, color=INK)
+    plain(axes).invert_yaxis()
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _what_happens(experience: Experience, step: int, lane: int) -> str:
+    """What the action taken at a step brought."""
+    if experience.truncated[step, lane]:
+        return "cut off"
+    parts = [f"{experience.rewards[step, lane]:+g}"] if experience.rewards[step, lane] else []
+    if experience.terminated[step, lane]:
+        parts.append("game over")
+    elif experience.life_lost[step, lane]:
+        parts.append("life lost")
+    return ", ".join(parts)
+
+
+def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game: str, discount: float) -> Figure:
+    """The sweep at work: the taken action's Q-value before and after, along a stretch that ends in a point."""
+    rows, lane = slice(moment.steps.start, moment.steps.stop), moment.lane
+    taken = experience.actions[rows, lane, None].astype(np.int64)
+    before = np.take_along_axis(experience.q_values[rows, lane], taken, 1)[:, 0]
+    after = np.take_along_axis(targets.q_values[rows, lane], taken, 1)[:, 0]
+    rewards, offsets = experience.rewards[rows, lane], np.array(moment.steps) - moment.step
+    figure = new_figure(10, 5.6, f"{game_title(game)}: the backward sweep along {moment.name}")
+    shown = _spaced(moment, 8)
+    grid = figure.add_gridspec(2, len(shown), height_ratios=[3.0, 1.5])
+    axes = plain(figure.add_subplot(grid[0, :]), "steps before and after the point", "Q-value of the action taken")
+    axes.fill_between(offsets, before, after, color=BLUE, alpha=0.12, lw=0)
+    axes.plot(offsets, before, "o-", color=GRAY, ms=3, lw=1.2, label="the network's estimate when it played")
+    axes.plot(offsets, after, "o-", color=BLUE, ms=3, lw=1.8, label=f"after the sweep (discount {discount:g})")
+    for place in np.flatnonzero(rewards):
+        axes.axvline(offsets[place], color=GREEN, lw=1.2, ls=":")
+        axes.annotate(
+            f"reward {rewards[place]:+g}",
+            (offsets[place], 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color=GREEN,
+        )
+    ended = experience.life_lost[rows, lane] | experience.terminated[rows, lane]
+    for place in np.flatnonzero(ended):
+        axes.axvline(offsets[place], color=RED, lw=1.2, ls=":", label="life lost")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.margins(y=0.15)
+    for column, step in enumerate(shown):
+        picture = bare(figure.add_subplot(grid[1, column]))
+        picture.imshow(np.maximum(*np.moveaxis(experience.states[step, lane], -1, 0)), cmap="gray", vmin=0, vmax=255)
+        picture.set_title(f"{step - moment.step:+d}" if step != moment.step else "0", fontsize=9)
+    return figure
+
+
+def _spaced(moment: Moment, most: int) -> list[int]:
+    """At most so many steps of a moment, evenly spaced, its own step among them."""
+    places = np.linspace(moment.steps.start, moment.steps.stop - 1, min(most, len(moment.steps))).round().astype(int)
+    places[np.abs(places - moment.step).argmin()] = moment.step
+    shown: list[int] = places.tolist()
+    return shown
+
+
+def q_value_histogram(experience: Experience, targets: Targets, game: str) -> Figure:
+    """How the Q-values of the actions taken spread, before the sweep and after it."""
+    taken = experience.actions[..., None].astype(np.int64)
+    played = ~experience.truncated
+    before = np.take_along_axis(experience.q_values, taken, 2)[..., 0][played]
+    after = np.take_along_axis(targets.q_values, taken, 2)[..., 0][played]
+    figure = new_figure(8, 4, f"{game_title(game)}: Q-values of the actions taken, {len(before):,} states")
+    axes = plain(figure.subplots(), "Q-value [discounted points]", "states")
+    bins = np.linspace(min(before.min(), after.min()), max(before.max(), after.max(), before.min() + 1e-6), 61)
+    axes.hist(before, list(bins), color=GRAY, alpha=0.45, label=f"estimated when played, mean {before.mean():.3f}")
+    axes.hist(after, list(bins), histtype="step", color=BLUE, lw=1.8, label=f"after the sweep, mean {after.mean():.3f}")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def error_histogram(targets: Targets, game: str, threshold: float) -> Figure:
+    """How far the sweep moved the taken action's Q-value; a logarithmic scale shows the rare large ones."""
+    errors = targets.estimation_errors.ravel()
+    share = float((errors >= threshold).mean())
+    figure = new_figure(8, 4, f"{game_title(game)}: estimation errors, {len(errors):,} states")
+    axes = plain(figure.subplots(), "estimation error |after - before| [discounted points]", "states (log scale)")
+    axes.hist(errors, list(np.linspace(0, max(float(errors.max()), 1e-6), 61)), color=BLUE, alpha=0.8)
+    axes.set_yscale("log")
+    axes.axvline(
+        threshold, color=ORANGE, lw=1.6, ls="--", label=f"threshold {threshold:g}: {100 * share:.1f} % are high"
+    )
+    axes.legend(frameon=False, fontsize=9)
+    return figure

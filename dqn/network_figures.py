@@ -1,0 +1,111 @@
+"""Pictures of a network: what its convolutions make of a state, and their weights."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import nn
+
+from dqn.figures import bare, new_figure
+from dqn.networks import QNetwork
+
+
+def convolutions(network: QNetwork) -> list[nn.Conv2d]:
+    """The convolutions of a network, in order."""
+    return [layer for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
+
+
+@torch.no_grad()
+def convolution_outputs(network: QNetwork, state: np.ndarray) -> list[np.ndarray]:
+    """What each convolution puts out for a state (105, 80, 2) uint8, after its ReLU: (channels, height, width)."""
+    outputs: list[np.ndarray] = []
+    keep = [
+        layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output[0].float().cpu().numpy()))
+        for layer in network.convolutions
+        if isinstance(layer, nn.ReLU)
+    ]
+    try:
+        network(torch.from_numpy(state[None]).to(next(network.parameters()).device))
+    finally:
+        for hook in keep:
+            hook.remove()
+    return outputs
+
+
+def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: int, game: str) -> Figure:
+    """The output channels of a convolution beside the state that they come from, on one scale.
+
+    Args:
+        state: (105, 80, 2) uint8.
+        outputs: (channels, height, width), from zero up.
+        layer: number of the convolution, from 1.
+    """
+    channels, height, width = outputs.shape
+    columns, rows = _grid(channels, height / width)
+    size = f"{channels} channels of {height} by {width}"
+    figure = new_figure(11, 5.6, f"{game}: output of convolution {layer} of {layers} ({size})")
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[1, 5.2]))
+    frame, trace = left.subplots(2, 1)
+    bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255)
+    frame.set_title("frame", fontsize=9)
+    bare(trace).imshow(state[..., 1], cmap="magma", vmin=0, vmax=255)
+    trace.set_title("motion trace", fontsize=9)
+    top = max(float(np.percentile(outputs, 99.8)), 1e-6)
+    axes = right.subplots(rows, columns, squeeze=False)
+    for channel, cell in enumerate(axes.flat):
+        bare(cell)
+        if channel < channels:
+            image = cell.imshow(outputs[channel], cmap="viridis", vmin=0, vmax=top, aspect="auto")
+    bar = right.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.015)
+    bar.set_label("activation after ReLU", fontsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def weights_figure(network: QNetwork, layer: int, channel: int, game: str) -> Figure:
+    """The weights of convolution `layer` (from 1) for one input channel (from 0), zero in white.
+
+    Raises:
+        ValueError: there is no such convolution or input channel.
+    """
+    found = convolutions(network)
+    if not 1 <= layer <= len(found):
+        raise ValueError(f"convolution is {layer}; this network has 1 to {len(found)}")
+    weights = found[layer - 1].weight.detach().float().cpu().numpy()
+    if not 0 <= channel < weights.shape[1]:
+        raise ValueError(
+            f"channel is {channel}; convolution {layer} has the input channels 0 to {weights.shape[1] - 1}"
+        )
+    filters = weights[:, channel]
+    columns, rows = _grid(len(filters), 1.0)
+    name = f"input channel {channel}" + ((" (frame)", " (motion trace)")[channel] if layer == 1 else "")
+    figure = new_figure(10, 1.3 + 7.6 * rows / columns, f"{game}: weights of convolution {layer} for {name}")
+    top = float(np.abs(filters).max()) or 1e-6
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for number, cell in enumerate(axes.flat):
+        bare(cell)
+        if number < len(filters):
+            image = cell.imshow(filters[number], cmap="RdBu_r", vmin=-top, vmax=top)
+            _outline(cell)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, pad=0.015)
+    bar.set_label(f"weight (mean {filters.mean():+.4f}, sd {filters.std():.4f})", fontsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _outline(axes: Axes) -> None:
+    for spine in axes.spines.values():
+        spine.set(visible=True, color="#c4c8d0", linewidth=0.6)
+
+
+def _grid(count: int, shape: float) -> tuple[int, int]:
+    """Columns and rows for that many images of height / width `shape`: wider than high, and full if possible."""
+    wanted = math.sqrt(count * 1.9 * shape)
+    columns = min((number for number in range(1, count + 1) if count % number == 0), key=lambda n: abs(n - wanted))
+    if not wanted / 1.6 < columns < wanted * 1.6:
+        columns = math.ceil(wanted)
+    return columns, math.ceil(count / columns)

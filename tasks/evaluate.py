@@ -1,0 +1,63 @@
+"""Evaluate a checkpoint and commit the scores."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+import dqn.evaluation
+from dqn.evaluation import Evaluation, Protocol, evaluation_lanes
+from dqn.figures import score_histogram
+from dqn.optimization import Learner
+from storage.evaluations import write_evaluation
+from storage.runs import EVALUATION, StoredRun, open_run
+from storage.units import Unit
+from tasks.live import keep_learner, take_learner
+from tasks.progress import report
+from tasks.reference import UnitReference, made_by, reference
+
+
+@task(name="evaluate", task_run_name="evaluate-{cycle:05d}", cache_policy=NO_CACHE)
+def evaluate(run_id: str, cycle: int) -> UnitReference:
+    """Evaluate the checkpoint of cycle `cycle` by the run's own protocol, and commit the scores."""
+    run = open_run(run_id)
+    start = run.unit("checkpoint", cycle)
+    if unit := run.made(EVALUATION, cycle, {"checkpoint": start.digest}):
+        run.publish(unit)
+        return reference(unit)
+    checkpoint, learner = take_learner(run, start)
+    _, unit = evaluate_checkpoint(run, start, learner, Protocol.of(checkpoint.config))
+    keep_learner(start, checkpoint, learner)
+    return reference(unit)
+
+
+def evaluate_checkpoint(run: StoredRun, start: Unit, learner: Learner, protocol: Protocol) -> tuple[Evaluation, Unit]:
+    """Evaluate the checkpoint in `start` by any protocol; commit and publish the scores with their histogram."""
+    counters = run.facts(start).counters
+    own = protocol == Protocol.of(learner.config)
+    kind, name = (EVALUATION, EVALUATION) if own else (f"{EVALUATION}-{protocol}", f"{EVALUATION}/{protocol}")
+    with run.commit(kind, counters.cycle, {"checkpoint": start.digest}, made_by()) as draft:
+        evaluation, states_per_second = play_evaluation(learner, protocol, counters.cycle)
+        draft.speed[name] = states_per_second
+        draft.metrics += evaluation.metrics(name, counters.states)
+        write_evaluation(draft.directory, evaluation)
+    unit = run.unit(kind, counters.cycle)
+    run.publish(unit)
+    figure = score_histogram(evaluation)
+    run.tracking.client.log_figure(run.run_id, figure, f"figures/{kind}-{counters.cycle:05d}.png")
+    return evaluation, unit
+
+
+def play_evaluation(learner: Learner, protocol: Protocol, cycle: int) -> tuple[Evaluation, float]:
+    """Play the protocol's episodes; the evaluation and its states per second."""
+    lanes = evaluation_lanes(protocol, learner.config.episode_frames_limit, learner.config.threads)
+    try:
+        began = perf_counter()
+        evaluation = dqn.evaluation.evaluate(
+            lanes, learner.estimate, protocol, lambda done, episodes: report("evaluate", cycle, done, episodes)
+        )
+        return evaluation, sum(evaluation.steps) / (perf_counter() - began)
+    finally:
+        lanes.close()

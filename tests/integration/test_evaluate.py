@@ -1,0 +1,70 @@
+"""Evaluation of a real run: while it trains and afterwards."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flows.agents import open_agent
+from flows.evaluate import evaluate_agent
+from storage.runs import EVALUATION, StoredRun, open_run
+from storage.units import cycles_in
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def run(trained_run: str, home: object) -> StoredRun:
+    return open_run(trained_run)
+
+
+def test_a_run_is_evaluated_every_so_many_states_and_its_best_checkpoint_is_kept(run: StoredRun) -> None:
+    assert [unit.metrics[0].step for unit in run.evaluations()] == [1024, 512]
+    history = run.tracking.client.get_metric_history(run.run_id, "evaluation/mean")
+    assert {point.step: point.value for point in history} == {
+        unit.metrics[0].step: unit.metric("evaluation/mean") for unit in run.evaluations()
+    }
+    best = run.best_cycle()
+    assert run.find_checkpoint("best").cycle == best
+    means = {unit.cycle: unit.metric("evaluation/mean") for unit in run.evaluations()}
+    assert best in means and means[best] == max(means.values())
+    run.prune(100, 1)
+    assert cycles_in(run.directory("checkpoint")) == [best], "all is pruned but the best"
+
+
+def test_evaluating_again_gives_the_same_to_the_last_digit(run: StoredRun) -> None:
+    committed = run.evaluations()[0]
+    agent = open_agent(run.name, str(committed.cycle))
+    again = evaluate_agent(agent)
+    assert run.unit(EVALUATION, committed.cycle).digest == committed.digest
+    assert again["scores"] == json.loads((committed.directory / "evaluation.json").read_bytes())["scores"]
+    assert again["states_per_second"] > 0
+
+
+def test_another_protocol_has_its_own_metrics_and_artifacts(run: StoredRun) -> None:
+    result = evaluate_agent(open_agent(run.name), episodes=2, epsilon=1.0, seed=7)
+    found = run.tracking.client.get_run(run.run_id).data.metrics
+    assert found["evaluation/Breakout-2x1-seed7/mean"] == result["mean"]
+    own = run.tracking.client.get_metric_history(run.run_id, "evaluation/mean")
+    assert len(own) == 2, "the curve of the run's own protocol is left alone"
+    listed = {file.path for file in run.tracking.client.list_artifacts(run.run_id, "figures")}
+    assert {"figures/evaluation-00004.png", "figures/evaluation-Breakout-2x1-seed7-00004.png"} <= listed
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [("99", "no checkpoint of cycle 99; run looked-at has the checkpoints"), ("first", "it must be latest, best or")],
+)
+def test_an_unknown_checkpoint_is_told_with_those_there_are(run: StoredRun, which: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run.find_checkpoint(which)
+
+
+def test_an_agent_trained_on_a_gpu_plays_where_there_is_none(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = run.checkpoint(run.newest_checkpoint())
+    on_gpu = checkpoint.config.model_copy(update={"device": "cuda", "precision": "bfloat16"})
+    from flows.agents import ready_to_play
+
+    learner: Any = ready_to_play(replace(checkpoint, facts=replace(checkpoint.facts, config=on_gpu)))
+    assert (learner.config.device, learner.config.precision) == ("cpu", "float32")
