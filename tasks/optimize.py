@@ -29,12 +29,12 @@ KIND = "checkpoint"
 def optimize(run_id: str, cycle: int) -> UnitReference:
     """Train towards the targets of cycle `cycle` and commit the checkpoint after it."""
     run = open_run(run_id)
-    start = run.unit("checkpoint", cycle - 1)
     played, swept = run.unit("experience", cycle), run.unit("targets", cycle)
-    inputs = {"checkpoint": start.digest, "experience": played.digest, "targets": swept.digest}
+    inputs = {**played.inputs, "experience": played.digest, "targets": swept.digest}
     if unit := run.made(KIND, cycle, inputs):
         run.publish(unit)
         return reference(unit)
+    start = run.unit("checkpoint", cycle - 1)  # pruned as soon as the one after it is committed, if one is kept
     checkpoint, learner = take_learner(run, start)
     experience = read_experience(played.directory)
     memory = ReplayMemory.of(experience, read_targets(swept.directory))
