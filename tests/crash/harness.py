@@ -1,180 +1,100 @@
-"""Trains on real Breakout in a child process that can be killed, or fail, at any instant.
-
-Children are forked from a server that has everything imported and has computed nothing, so that one
-costs a moment, and no thread of the tests is in it.
-"""
+"""Trainings in child processes that can be killed, or fail, at any instant, and what comes of them."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import faulthandler
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
 import sqlite3
-import sys
+import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from prefect.logging import disable_run_logger
+import numpy as np
+import pytest
+import trainer
+from trainer import FAILED, Fault
 
-from dqn.environments import action_names
-from flows.train import requested_config
-from storage.runs import StoredRun, create_run, open_run
-from storage.units import open_unit
-from tasks.collect_episodes import collect_episodes
-from tasks.optimize import optimize
-from tasks.update_q_values import update_q_values
+from storage.units import Unit, open_unit
 
 CYCLES = 2
-CONFIG = {"lanes": 2, "replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 2}
-STAGES = {"collect-episodes": collect_episodes, "update-q-values": update_q_values, "optimize": optimize}
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["flows.train", "dqn.environments"])  # what an import of this file costs
+NOTHING = Fault(at=0)
+HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What happens at the operation number `at` (from 1) on files of the home."""
-
-    at: int
-    error: int = 0  # an errno; 0 means SIGKILL
-    forever: bool = False  # every later operation fails too, as on a full disk
+@cache
+def server() -> Any:
+    """The server that forks children, with the faults of `faults.c` preloaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warmed"])
+    library = Path(tempfile.mkdtemp()) / "faults.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "faults.c", "-ldl", "-lpthread"], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(library))
+        patch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent.parent}")
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 @dataclass
 class Child:
-    """A training child: its process, and the pipe on which it tells the stage it begins."""
+    """A child's process, and the pipe on which it tells things: phases, and its operations at the end."""
 
     process: Any
-    stages: Any
+    pipe: Any
 
     def join(self) -> int:
         """Wait for its end; its exit code, negative for a signal."""
-        self.process.join(120)
-        assert self.process.exitcode is not None, "a training hangs"
+        self.process.join()
         return int(self.process.exitcode)
 
-    def kill_in(self, stage: int, fraction: float, durations: list[float]) -> None:
-        """SIGKILL it when `fraction` of the stage number `stage` is over, or later stages if that is past."""
-        for _ in range(stage + 1):
-            if not self.stages.poll(60):
-                break
-            with contextlib.suppress(EOFError):
-                self.stages.recv()
-        time.sleep(fraction * durations[stage])
+    def said(self) -> list[Any]:
+        """All that it told until its end and was not read yet."""
+        told = []
+        with contextlib.suppress(EOFError):
+            while True:
+                told.append(self.pipe.recv())
+        return told
+
+    def kill_in(self, phase: int, seconds: float) -> str:
+        """SIGKILL it so long after the beginning of its phase number `phase`; the phase in which it died."""
+        last = "start"
+        with contextlib.suppress(EOFError):
+            for _ in range(phase + 1):
+                last = self.pipe.recv()
+            time.sleep(seconds)
         self.kill()
+        return str([last, *self.said()][-1])
 
     def kill(self) -> None:
+        """SIGKILL it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
-        self.process.join(60)
+        self.join()
 
 
-def start(home: Path, run_id: str | None = None, fault: Fault | None = None, seed: int = 0) -> Child:
-    """Start a child that trains the run to its last cycle; without an id it creates the run."""
-    receiving, sending = _context.Pipe(duplex=False)
-    process = _context.Process(target=_train, args=(str(home), run_id, fault, seed, sending))
+def start(target: str, *arguments: Any) -> Child:
+    """Start a child that does a function of `trainer.py`."""
+    receiving, sending = server().Pipe(duplex=False)
+    process = server().Process(target=_begin, args=(target, sending, *arguments))
     process.start()
     sending.close()
     return Child(process, receiving)
 
 
-def _train(home: str, run_id: str | None, fault: Fault | None, seed: int, stages: Any) -> None:
-    os.environ["DQN_HOME"] = home
-    with disable_run_logger():
-        if run_id is None:
-            config = requested_config("fast", {**CONFIG, "seed": seed})
-            create_run(config, action_names(config.game), "crash", {})
-            return
-        operations = _install(Path(home), fault) if fault else []
-        run = open_run(run_id)
-        try:
-            _cycles(run, stages)
-        except OSError as error:
-            sys.exit(error.errno)
-        finally:
-            stages.send(len(operations))
-
-
-def _cycles(run: StoredRun, stages: Any) -> None:
-    """The cycles as flows.train runs them, without Prefect around them."""
-    with run.writing():
-        newest = run.pick_up()
-        for cycle in range(newest.cycle + 1, CYCLES + 1):
-            for name, stage in STAGES.items():
-                stages.send(f"{name} {cycle}")
-                stage.fn(run.run_id, cycle)
-                assert stage.fn(run.run_id, cycle).kind, "every task is done twice, the second time for nothing"
-
-
-def _install(home: Path, fault: Fault) -> list[str]:
-    """Let `fault` happen at its operation; the list gets the name of every operation that began."""
-    operations: list[str] = []
-    tripped: list[str] = []
-
-    def operation(name: str, path: object) -> None:
-        where = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
-        if not where.startswith(str(home)) or "mlflow.db" in where or "/locks/" in where:
-            return
-        operations.append(f"{name} {where[len(str(home)) :]}")
-        if len(operations) == fault.at or (tripped and fault.forever):
-            if not fault.error:
-                os.kill(os.getpid(), signal.SIGKILL)
-            tripped.append(name)
-            raise OSError(fault.error, os.strerror(fault.error), where)
-
-    def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            operation("open", arguments[0])
-        elif event in ("os.rename", "os.mkdir"):
-            operation(event, arguments[0])
-        elif event in ("os.remove", "os.rmdir") and not (fault.error and fault.forever):
-            # A full disk lets files be removed.
-            path = arguments[0]
-            operation(event, path if Path(os.fsdecode(path)).is_absolute() else home / os.fsdecode(path))
-
-    fsync = os.fsync
-
-    def failing_fsync(descriptor: int) -> None:
-        operation("fsync", Path(f"/proc/self/fd/{descriptor}").readlink())
-        fsync(descriptor)
-
-    os.fsync = failing_fsync
-    sys.addaudithook(audit)
-    return operations
-
-
-@dataclass
-class Laboratory:
-    """One run, ready to begin, and what comes of it when nothing disturbs it."""
-
-    home: Path
-    template: Path
-    run_id: str
-    reference: Outcome
-    durations: list[float]  # seconds of each stage
-    operations: int  # on files of the home, from the first cycle to the last
-
-    def reset(self) -> None:
-        """Go back to the run as it was before its first cycle."""
-        shutil.rmtree(self.home, ignore_errors=True)
-        shutil.copytree(self.template, self.home)
-
-    def finish(self) -> Outcome:
-        """Resume the run, let it come to its end, and see what came of it."""
-        assert start(self.home, self.run_id).join() == 0
-        return outcome(self.home, self.run_id)
-
-    def whole_units(self) -> int:
-        """Open every unit there is: each is whole, or this raises."""
-        places = [*self.home.glob("replay/*/*/[0-9]*"), *self.home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*")]
-        return len([open_unit(place) for place in places])
+def _begin(target: str, pipe: Any, *arguments: Any) -> None:
+    faulthandler.dump_traceback_later(600, exit=True)
+    getattr(trainer, target)(*arguments, pipe.send)
 
 
 @dataclass(frozen=True)
@@ -184,35 +104,109 @@ class Outcome:
     digest: str
     metrics: frozenset[tuple[str, int, float]]
     doubled: int  # metrics with more than one point at a step
+    status: str
     files: frozenset[str]
 
 
-def outcome(home: Path, run_id: str) -> Outcome:
-    """What the finished run left in `home`."""
-    checkpoints = next(home.glob(f"artifacts/*/{run_id}/artifacts/checkpoints"))
-    unit = open_unit(checkpoints / f"{CYCLES:05d}")
-    assert unit is not None
-    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as store:
-        rows = store.execute("select key, step, value from metrics where key not like 'speed/%'").fetchall()
-        doubled = store.execute("select key from metrics group by key, step having count(*) > 1").fetchall()
-    files = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file() and "mlflow.db" not in path.name}
-    return Outcome(unit.digest, frozenset(rows), len(doubled), frozenset(files))
+@dataclass
+class Laboratory:
+    """One run, ready to go on, and what comes of it when nothing disturbs it."""
+
+    home: Path
+    template: Path
+    run_id: str
+
+    def reset(self) -> None:
+        """Go back to the run as it was when it was ready."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        shutil.copytree(self.template, self.home)
+
+    def start(self, fault: Fault = NOTHING) -> Child:
+        """Let it go on in a child."""
+        return start("train", str(self.home), self.run_id, CYCLES, fault)
+
+    def finish(self) -> Outcome:
+        """Resume the run, let it come to its end, and see what came of it."""
+        child = self.start()
+        assert child.join() == 0, child.said()
+        return self.outcome()
+
+    def units(self) -> list[Unit]:
+        """Every unit there is: each is whole, or this raises."""
+        places = [*self.home.glob("replay/*/*/[0-9]*"), *self.home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*")]
+        return [unit for unit in map(open_unit, places) if unit]
+
+    def outcome(self) -> Outcome:
+        """What the finished run left."""
+        digest = max((unit.cycle, unit.digest) for unit in self.units() if unit.kind == "checkpoint")[1]
+        with contextlib.closing(sqlite3.connect(self.home / "mlflow.db")) as store:
+            rows = store.execute("select key, step, value from metrics where key not like 'speed/%'").fetchall()
+            doubled = store.execute("select key from metrics group by key, step having count(*) > 1").fetchall()
+            (status,) = store.execute("select status from runs").fetchone()
+        files = {str(path.relative_to(self.home)) for path in self.home.rglob("*") if path.is_file()}
+        files = {name for name in files if not name.startswith("mlflow.db")}
+        return Outcome(digest, frozenset(rows), len(doubled), status, frozenset(files))
+
+    def phases(self) -> tuple[list[str], list[float], int]:
+        """The phases of an undisturbed run, the seconds each takes, and the operations on files in all."""
+        self.reset()
+        child, told, times = self.start(), [], []
+        with contextlib.suppress(EOFError):
+            while True:
+                told.append(child.pipe.recv())
+                times.append(time.monotonic())
+        assert child.join() == 0
+        return told[:-1], [later - sooner for sooner, later in pairwise(times)], told[-1]
 
 
-def build(root: Path, seed: int = 0) -> Laboratory:
-    """Create a run, keep a copy of it, and train it once undisturbed."""
+def build(root: Path, seed: int = 0, lanes: int = 2) -> Laboratory:
+    """A run that was created and has done nothing yet."""
     home, template = root / "home", root / "template"
-    home.mkdir()
-    assert start(home, seed=seed).join() == 0
-    run_id = next(home.glob("artifacts/*/*")).name
-    shutil.copytree(home, template)
-    child = start(home, run_id, Fault(at=0, error=errno.EIO))
-    times = []
-    for _ in range(CYCLES * len(STAGES)):
-        child.stages.recv()
-        times.append(time.monotonic())
-    operations = child.stages.recv()
-    times.append(time.monotonic())
+    home.mkdir(parents=True)
+    child = start("create", str(home), seed, lanes)
     assert child.join() == 0
-    durations = [later - sooner for sooner, later in pairwise(times)]
-    return Laboratory(home, template, run_id, outcome(home, run_id), durations, operations)
+    shutil.copytree(home, template)
+    return Laboratory(home, template, child.said()[0])
+
+
+def after_first_cycle(laboratory: Laboratory) -> Laboratory:
+    """The same run with one cycle done: what is left is one whole cycle, from its play to its pruning."""
+    laboratory.reset()
+    assert start("train", str(laboratory.home), laboratory.run_id, 1, NOTHING).join() == 0
+    template = laboratory.template.with_name("second-cycle")
+    shutil.copytree(laboratory.home, template)
+    return Laboratory(laboratory.home, template, laboratory.run_id)
+
+
+@contextlib.contextmanager
+def small_disk(laboratory: Laboratory, mebibytes: int) -> Iterator[None]:
+    """The run on a file system of its own, of that size while the block begins."""
+    laboratory.reset()
+    moved = laboratory.home.with_name("moved")
+    shutil.rmtree(moved, ignore_errors=True)
+    shutil.move(laboratory.home, moved)
+    laboratory.home.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(laboratory.home)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        shutil.copytree(moved, laboratory.home, dirs_exist_ok=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(laboratory.home)], check=True)
+        laboratory.home.rmdir()
+
+
+def enlarge(laboratory: Laboratory) -> None:
+    """Make room on the small disk."""
+    subprocess.run(["mount", "-o", "remount,size=500m", str(laboratory.home)], check=True)
+
+
+def chosen(operations: int, purpose: int) -> list[int]:
+    """The operations to try: an even sample that differs by purpose, or every one (CRASH_OPERATIONS=0)."""
+    count = int(os.environ.get("CRASH_OPERATIONS", "1")) or operations
+    every = np.arange(1, operations + 1)
+    return sorted(np.random.default_rng(purpose).choice(every, min(count, operations), replace=False).tolist())
+
+
+__all__ = ["FAILED", "Fault"]

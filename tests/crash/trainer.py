@@ -1,0 +1,119 @@
+"""What runs in a child: a training on real Breakout, without Prefect around its tasks.
+
+Children are forked from a server in which everything is imported and compiled (`warmed.py`), so that
+one costs a moment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from prefect.logging import disable_run_logger
+
+import dqn.environments
+import storage.units
+import tasks.optimize
+from flows.train import requested_config
+from storage.errors import StorageError
+from storage.runs import create_run, list_runs, open_run
+from tasks.collect_episodes import collect_episodes
+from tasks.live import release
+from tasks.update_q_values import update_q_values
+
+CONFIG = {"replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 1}
+STAGES = {"play": collect_episodes, "sweep": update_q_values, "optimization": tasks.optimize.optimize}
+FAILED = 3  # the exit status of a failure that was told in one line
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at the operation number `at` (from 1) that changes files of the home."""
+
+    at: int
+    error: int = 0  # an errno; 0 means SIGKILL
+    forever: bool = False  # every later operation fails too, as on a full disk
+
+
+def create(home: str, seed: int, lanes: int, say: Callable[[object], None]) -> None:
+    """Create a run in `home`."""
+    os.environ["DQN_HOME"] = home
+    config = requested_config("fast", {**CONFIG, "seed": seed, "lanes": lanes})
+    say(create_run(config, dqn.environments.action_names(config.game), "crash", {}).run_id)
+
+
+def statuses(home: str, say: Callable[[object], None]) -> None:
+    """Tell the status of every run, as `dqn runs` does."""
+    os.environ["DQN_HOME"] = home
+    say([row["status"] for row in list_runs()])
+
+
+def train(home: str, run_id: str, cycles: int, fault: Fault, say: Callable[[object], None]) -> None:
+    """Train a run to its cycle number `cycles`; tells each phase as it begins."""
+    os.environ["DQN_HOME"] = home
+    _tell_phases(say)
+    faults = ctypes.CDLL(None)
+    faults.faults_arm(home.encode(), ctypes.c_long(fault.at), fault.error, fault.forever)
+    try:
+        with disable_run_logger():
+            _cycles(run_id, cycles, say)
+    except (OSError, StorageError) as error:
+        say(str(error))
+        sys.exit(FAILED)
+    finally:
+        say(int(faults.faults_seen()))
+
+
+def _cycles(run_id: str, cycles: int, say: Callable[[object], None]) -> None:
+    """The cycles as flows.train runs them."""
+    run = open_run(run_id)
+    with run.writing():
+        run.tracking.set_status(run_id, "RUNNING")
+        newest = run.pick_up()
+        for cycle in range(newest.cycle + 1, cycles + 1):
+            for name, stage in STAGES.items():
+                say(name)
+                stage.fn(run_id, cycle)
+                assert stage.fn(run_id, cycle).kind, "every task is done twice, the second time for nothing"
+        release()
+        run.tracking.set_status(run_id, "FINISHED")
+
+
+def _tell_phases(say: Callable[[object], None]) -> None:
+    """Let what belongs to no stage alone tell when it begins."""
+    for module, name, phase in (
+        (tasks.optimize, "write_checkpoint", "checkpoint"),
+        (storage.units, "sync_tree", "commit"),
+    ):
+        setattr(module, name, _telling(getattr(module, name), phase, say))
+
+
+def _telling(call: Callable[..., None], phase: str, say: Callable[[object], None]) -> Callable[..., None]:
+    def told(*arguments: Any) -> None:
+        say(phase)
+        call(*arguments)
+
+    return told
+
+
+def warm() -> None:
+    """Compile, load and open all that a training needs, and leave nothing of it behind."""
+    dqn.environments.action_names = cache(dqn.environments.action_names)  # opens a game to ask it
+    torch.set_num_threads(1)  # a fork loses the threads of a pool
+    home = tempfile.mkdtemp()
+    said: list[object] = []
+    with disable_run_logger():
+        create(home, 0, 2, said.append)
+        _cycles(str(said[0]), 2, said.append)
+    shutil.rmtree(home)
+    os.environ.pop("DQN_HOME")
+    gc.collect()  # here, where the threads of the games still are

@@ -1,0 +1,5 @@
+"""The server of children imports this before it forks the first one."""
+
+import trainer
+
+trainer.warm()
