@@ -1,6 +1,7 @@
 # make train   set everything up and train on Breakout
 # make test    set everything up and pass the tests
 # make crash-test   hours of kills, failures and corruption; `make test` runs a sample of each
+# make bench   how fast it is on this machine, into docs/performance.md
 # make check   formatting, lint, types, import directions
 # make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C
 # make ui      the MLflow UI over the runs
@@ -13,7 +14,7 @@ ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test crash-test check serve ui lock clean
+.PHONY: train test crash-test bench check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
@@ -24,6 +25,9 @@ test: $(READY)
 crash-test: $(READY)
 	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_SIZES=50 CORRUPTIONS=1000 \
 		$(BIN)/python -m pytest tests/crash tests/storage --timeout 86400 -rA $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.speed
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -118,6 +118,7 @@ def test_evaluation_is_repeatable(
     for _ in range(2):
         assert run(monkeypatch, "evaluate", a_run, "--episodes", "2", "--epsilon", "1", "--json") == 0
         results.append(json.loads(capsys.readouterr().out))
+        assert results[-1].pop("states_per_second") > 0
     assert results[0] == results[1]
     assert len(results[0]["scores"]) == 2
     assert run(monkeypatch, "evaluate", a_run, "--episodes", "2", "--epsilon", "1") == 0

@@ -1,0 +1,259 @@
+"""`make bench`: how fast the tasks' pure parts are, each beside what limits it or what one would write first.
+
+Contenders take turns, so that a machine that slows down slows them all; each figure is the median of
+the turns. Writes `benchmarks/results/speed.json` and the tables of `docs/performance.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+from dqn.collection import play
+from dqn.config import TrainConfig, make_config
+from dqn.environments import Lanes
+from dqn.episodes import SEEDED_STEPS, first_histories
+from dqn.experience import Experience
+from dqn.hardware import prepare, resolve
+from dqn.networks import QNetwork
+from dqn.optimization import Learner
+from dqn.optimizers import make_optimizer
+from dqn.sweep import OPERATORS, SweepRule, backward_sweep
+from storage.experience import ExperienceWriter, piece_steps
+
+HERE = Path(__file__).resolve().parent
+PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results" / "speed.json"
+START, END = "<!-- measured by make bench -->\n", "<!-- end -->\n"
+LANES, STEPS, TURNS = 64, 64, 7
+GAME = "ALE/Breakout-v5"
+
+Rates = dict[str, float]
+
+
+def take_turns(contenders: dict[str, Callable[[], int]], turns: int = TURNS) -> Rates:
+    """Things per second of each contender: a call says how many things it did. The first turn is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns + 1):
+        for name, contender in contenders.items():
+            began = perf_counter()
+            done = contender()
+            if turn:
+                rates[name].append(done / (perf_counter() - began))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def bench_play(network: str) -> Rates:
+    """States per second of the emulator alone, of the network alone, and of play written to zarr."""
+    config = resolve(make_config("fast", {"network": network, "game": GAME, "lanes": LANES}))
+    alone = gymnasium.make_vec(
+        GAME,
+        num_envs=LANES,
+        vectorization_mode="vector_entry_point",
+        num_threads=config.threads,
+        img_height=105,
+        img_width=80,
+        stack_num=1,
+        maxpool=False,
+        noop_max=0,
+        reward_clipping=False,
+        use_fire_reset=False,
+    )
+    alone.reset(seed=0)
+    draws = np.random.default_rng(0)
+    lanes = Lanes(GAME, first_histories(LANES), 0, threads=config.threads)
+    learner = Learner(config, len(lanes.action_names), prepare(config))
+
+    def emulate() -> int:
+        for _ in range(STEPS):
+            alone.step(draws.integers(4, size=LANES))
+        return STEPS * LANES
+
+    def infer() -> int:
+        for _ in range(STEPS):
+            learner.estimate(lanes.states)
+        return STEPS * LANES
+
+    def collect() -> int:
+        with tempfile.TemporaryDirectory() as directory:
+            writer = ExperienceWriter(Path(directory), STEPS, LANES, 4)
+            for piece in play(lanes, learner.estimate, STEPS, piece_steps(LANES), config.epsilon, 0, draws):
+                writer.write(piece)
+            writer.finish()
+        return STEPS * LANES
+
+    rates = take_turns({"emulator": emulate, "network": infer, "play": collect})
+    # Seeding falls outside these turns; on average it costs every state this much more.
+    began = perf_counter()
+    lanes._reset(np.arange(LANES) == 0, np.arange(LANES) == 0)
+    seeding = (perf_counter() - began) / SEEDED_STEPS
+    rates["play"] = 1 / (1 / rates["play"] + seeding)
+    alone.close()
+    lanes.close()
+    return rates
+
+
+def bench_sweep(states: int) -> Rates:
+    """States per second of each operator over `states` states of 64 lanes, new arrays included."""
+    draws = np.random.default_rng(0)
+    experience = Experience.empty(states // LANES, LANES, 4, with_states=False)
+    table = experience.actions.shape
+    experience.q_values[:] = draws.random((*table, 4))
+    experience.actions[:] = draws.integers(4, size=table)
+    experience.rewards[:] = draws.random(table) < 0.02
+    experience.life_lost[:] = draws.random(table) < 0.005
+
+    def sweep(operator: str) -> Callable[[], int]:
+        def run() -> int:
+            for _ in range(20):
+                backward_sweep(experience, SweepRule(operator, 0.99, 0.65))
+            return 20 * experience.states_played
+
+        return run
+
+    return take_turns({operator: sweep(operator) for operator in OPERATORS})
+
+
+def bench_optimize(preset: str) -> Rates:
+    """States trained per second by the learner, and by the loop one would write first: eager float32."""
+    config = resolve(make_config(preset))
+    device, size = prepare(config), config.batch_size
+    learner = Learner(config, 4, device)
+    learner.set_learning_rate(1e-4)
+    draws = np.random.default_rng(0)
+    states = torch.from_numpy(draws.integers(0, 255, (size, 105, 80, 2), dtype=np.uint8)).to(device)
+    targets, actions = torch.rand(size, 4, device=device), torch.randint(0, 4, (size,), device=device)
+    plain = PlainLoop(config, device)
+
+    def ours() -> int:
+        for _ in range(4):
+            learner.train_batch(states, targets, actions)
+        return 4 * size
+
+    def plainly() -> int:
+        for _ in range(4):
+            plain.train_batch(states, targets, actions)
+        return 4 * size
+
+    return take_turns({"plain": plainly, "learner": ours}, turns=5)
+
+
+class PlainLoop:
+    """The same network and optimizer in float32 and torch's own memory layout, as in a first program."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config.model_copy(update={"precision": "float32"})
+        self.network = QNetwork(self.config, 4).to(device).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        weights = self.network.parameters()
+        if config.optimizer == "rmsprop":
+            self.optimizer = make_optimizer(self.config, weights)
+        else:
+            kinds: dict[str, Any] = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+            self.optimizer = kinds[config.optimizer](weights, lr=1e-4)
+
+    def train_batch(self, states: torch.Tensor, targets: torch.Tensor, actions: torch.Tensor) -> float:
+        """One step; the loss is read each time."""
+        pixels = states.permute(0, 3, 1, 2).float().contiguous()
+        features = self.network.convolutions(pixels)
+        q_values = self.network.dense(features.permute(0, 2, 3, 1).flatten(1))
+        if self.config.loss == "all-actions":
+            loss = (q_values - targets).square().sum(1).mean()
+        else:
+            loss = 0.5 * nn.functional.mse_loss(
+                q_values.gather(1, actions[:, None]), targets.gather(1, actions[:, None])
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.config.gradient_norm_limit:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm_limit)
+        self.optimizer.step()
+        return loss.item()
+
+
+def bench_help() -> float:
+    """Seconds that `dqn --help` takes, the best of five."""
+    command = [sys.executable, "-c", "import sys; sys.argv = ['dqn', '--help']; from flows.cli import main; main()"]
+    seconds = []
+    for _ in range(5):
+        began = perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(perf_counter() - began)
+    return min(seconds)
+
+
+def machine() -> str:
+    """The processor, its cores, and torch."""
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {device}, torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def main() -> None:
+    """Measure, write the results and the page's tables."""
+    config = resolve(make_config())
+    results: dict[str, Any] = {"machine": machine(), "precision": config.precision, "threads": config.threads}
+    rows = []
+
+    def row(what: str, figure: str, against: str, target: str) -> None:
+        rows.append(f"| {what} | {figure} | {against} | {target} |")
+        print(rows[-1], flush=True)
+
+    for network in (config.network, "tutorial"):
+        rates = results[f"play {network}"] = bench_play(network)
+        both = 1 / (1 / rates["emulator"] + 1 / rates["network"])
+        row(
+            f"play, network `{network}`, seeding and zarr included",
+            f"{rates['play']:,.0f} states/s",
+            f"{rates['play'] / rates['emulator']:.0%} of the emulator alone ({rates['emulator']:,.0f}), "
+            f"{rates['play'] / both:.0%} of emulator and network in turn",
+            "75 % of the emulator" if network == config.network else "2,500 states/s, or 90 % of both in turn",
+        )
+    for states in (4_096, 200_000):
+        rates = results[f"sweep {states}"] = bench_sweep(states)
+        slowest = min(rates, key=lambda name: rates[name])
+        row(
+            f"sweep of {states:,} states",
+            f"{rates[slowest] / 1e6:,.0f} M states/s",
+            f"`{slowest}`, the slowest",
+            "50 M",
+        )
+    for preset in ("fast", "tutorial"):
+        rates = results[f"optimize {preset}"] = bench_optimize(preset)
+        row(
+            f"optimize, preset `{preset}`, {resolve(make_config(preset)).precision}",
+            f"{rates['learner']:,.0f} states/s",
+            f"{rates['learner'] / rates['plain']:.1f} times a plain float32 loop ({rates['plain']:,.0f})",
+            "3 times" if preset == "fast" else "4 times",
+        )
+    seconds = results["help seconds"] = bench_help()
+    row("`dqn --help`", f"{seconds:.2f} s", "", "0.5 s")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    table = ["| what | figure | against | to reach |", "|---|---|---|---|", *rows]
+    page = PAGE.read_text()
+    before, after = page.split(START)[0], page.split(END)[1]
+    PAGE.write_text(f"{before}{START}\nOn {results['machine']}.\n\n" + "\n".join(table) + f"\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
