@@ -48,6 +48,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["evaluate", "latest", "--episodes", "0"], "episodes is 0; it must be at least 1"),
         (["evaluate", "latest", "--epsilon", "2"], "epsilon is 2.0"),
         (["evaluate", "latest", "--game", "ALE/Pong-v5"], "was trained with NOOP, FIRE, RIGHT, LEFT"),
+        (["evaluate", "latest", "--checkpoint", "7"], "there is no checkpoint of cycle 7; run for-the-commands has"),
+        (["evaluate", "latest", "--checkpoint", "best"], "was not evaluated yet"),
+        (["evaluate", "latest", "--checkpoint", "worst"], "must be latest, best or the number of a cycle"),
+        (["evaluate", "latest", "--seed", "-1"], "seed is -1"),
+        (["inspect", "nothing"], "no run 'nothing'"),
+        (["inspect", "latest", "--cycle", "3"], "nothing is stored of cycle 3"),
         (["ui", "--port", "70000"], "it must be from 1 to 65535"),
         (["fly"], "No such command"),
     ],
@@ -118,6 +124,7 @@ def test_evaluation_is_repeatable(
     for _ in range(2):
         assert run(monkeypatch, "evaluate", a_run, "--episodes", "2", "--epsilon", "1", "--json") == 0
         results.append(json.loads(capsys.readouterr().out))
+        assert results[-1].pop("states_per_second") > 0
     assert results[0] == results[1]
     assert len(results[0]["scores"]) == 2
     assert run(monkeypatch, "evaluate", a_run, "--episodes", "2", "--epsilon", "1") == 0
