@@ -1,4 +1,4 @@
-"""Curves over a training run, and several runs laid over each other."""
+"""Curves over a training run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class Curve:
 
     states: np.ndarray  # played when the value was taken, ascending
     values: np.ndarray
-    seconds: np.ndarray  # since 1970
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,6 @@ def running_mean(scores: Curve, window: int = WINDOW_EPISODES, points: int = 400
     return MeanCurve(scores.states[ends[ends > 0] - 1], mean, mean - half, mean + half)
 
 
-def minutes_of_training(cycles: Curve, states: np.ndarray) -> np.ndarray:
-    """Minutes of work after which so many `states` (N,) were played; pauses between resumes are left out.
-
-    Args:
-        cycles: any metric with one point at the end of each cycle.
-    """
-    if len(cycles.states) < 2:
-        return np.zeros(len(states))
-    took = np.diff(cycles.seconds)
-    usual = float(np.median(took))
-    took = np.where(took > 20 * usual + 60, usual, took)
-    minutes = np.concatenate([[usual], usual + np.cumsum(took)]) / 60
-    at: np.ndarray = np.interp(states, np.concatenate([[0], cycles.states]), np.concatenate([[0], minutes]))
-    return at
-
-
 def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
     """Scores against states: every training episode, their running mean, and the evaluations."""
     figure = new_figure(9, 4.4, f"{game}: scores while training")
@@ -70,7 +53,7 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
         axes.fill_between(mean.states, mean.low, mean.high, color=BLUE, alpha=0.2, lw=0)
         axes.plot(mean.states, mean.mean, color=BLUE, lw=2, label=f"mean of {WINDOW_EPISODES} with 95 % interval")
     if evaluated := curves.get("evaluation/mean"):
-        _evaluations(axes, evaluated, curves, ORANGE, "evaluation with 95 % interval")
+        _evaluations(axes, evaluated, curves)
     if epsilon := curves.get("schedule/epsilon"):
         other = axes.twinx()
         other.plot(epsilon.states, epsilon.values, color=GRAY, lw=1, ls=":", label="epsilon (right)")
@@ -79,7 +62,7 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
         other.spines[["top", "left"]].set_visible(False)
         other.tick_params(colors=GRAY, labelsize=8)
         axes.plot([], [], color=GRAY, lw=1, ls=":", label="epsilon (right)")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.15, 1.0))
     return figure
 
 
@@ -106,42 +89,13 @@ def q_value_curves(curves: Mapping[str, Curve], game: str) -> Figure:
     return figure
 
 
-def comparison(runs: Mapping[str, Mapping[str, Curve]]) -> Figure:
-    """Scores of several runs against states and against minutes, with 95 % intervals."""
-    figure = new_figure(12, 4.8, "Scores while training")
-    by_states, by_minutes = figure.subplots(1, 2, sharey=True)
-    _over_states(by_states, "score of an episode [points]")
-    plain(by_minutes, "minutes of training", "")
-    for number, (name, curves) in enumerate(runs.items()):
-        color = f"C{number}"
-        cycles = curves.get("loss/mean")
-        if (episodes := curves.get("score/episode")) and len(episodes.values):
-            mean = running_mean(episodes)
-            for axes, x in (
-                (by_states, mean.states),
-                (by_minutes, cycles and minutes_of_training(cycles, mean.states)),
-            ):
-                if x is not None:
-                    axes.fill_between(x, mean.low, mean.high, color=color, alpha=0.18, lw=0)
-                    axes.plot(x, mean.mean, color=color, lw=1.8, label=name)
-        if evaluated := curves.get("evaluation/mean"):
-            _evaluations(by_states, evaluated, curves, color, "")
-            if cycles:
-                _evaluations(by_minutes, evaluated, curves, color, "", minutes_of_training(cycles, evaluated.states))
-    if by_states.has_data():
-        by_states.legend(frameon=False, fontsize=9, title="mean of 100 training episodes; points: evaluations")
-    return figure
-
-
 def _over_states(axes: Axes, y: str) -> Axes:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return plain(axes, STATES, y)
 
 
-def _evaluations(
-    axes: Axes, mean: Curve, curves: Mapping[str, Curve], color: str, label: str, x: np.ndarray | None = None
-) -> None:
+def _evaluations(axes: Axes, mean: Curve, curves: Mapping[str, Curve]) -> None:
     low, high = curves.get("evaluation/mean_low", mean), curves.get("evaluation/mean_high", mean)
     reach = np.abs([mean.values - low.values, high.values - mean.values])
-    where = mean.states if x is None else x
-    axes.errorbar(where, mean.values, reach, fmt="o", ms=4.5, color=color, capsize=3, lw=1.4, label=label or None)
+    label = "evaluation with 95 % interval"
+    axes.errorbar(mean.states, mean.values, reach, fmt="o", ms=4.5, color=ORANGE, capsize=3, lw=1.4, label=label)

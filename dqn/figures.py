@@ -50,7 +50,7 @@ def bare(axes: Axes) -> Axes:
 
 
 def score_histogram(evaluation: Evaluation) -> Figure:
-    """How the scores of an evaluation scatter: every one, their mean and its 95 % interval."""
+    """How the scores of an evaluation scatter, with their mean and its 95 % interval, and their median."""
     protocol, summary, scores = evaluation.protocol, evaluation.summary(), np.array(evaluation.scores)
     title = f"{game_title(protocol.game)}: {protocol.episodes} complete episodes at epsilon {protocol.epsilon:g}"
     figure = new_figure(8, 4.2, title)
@@ -59,9 +59,6 @@ def score_histogram(evaluation: Evaluation) -> Figure:
     axes.axvspan(summary["mean_low"], summary["mean_high"], color=ORANGE, alpha=0.25, lw=0, label="95 % interval")
     axes.axvline(summary["mean"], color=ORANGE, lw=2, label=f"mean {summary['mean']:.2f}")
     axes.axvline(summary["median"], color=INK, lw=1.2, ls="--", label=f"median {summary['median']:g}")
-    lift = (np.arange(len(scores)) % 5) * 0.018
-    axes.plot(scores, -0.035 - lift, "|", color=INK, ms=7, transform=axes.get_xaxis_transform(), clip_on=False)
-    axes.tick_params(axis="x", pad=16)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9)
     return figure

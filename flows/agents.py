@@ -1,4 +1,4 @@
-"""Trained agents by name: a run's checkpoints, and models of the registry."""
+"""Trained agents by name: a run and one of its checkpoints, ready to play."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Agent:
     name: str
     facts: Facts
     learner: Learner
-    run: StoredRun | None = None  # with `unit`, where it comes from, unless from the registry
-    unit: Unit | None = None
+    run: StoredRun
+    unit: Unit
 
     def protocol(
         self, episodes: int | None = None, epsilon: float | None = None, game: str | None = None, seed: int = 0

@@ -121,10 +121,7 @@ def runs(as_json: AsJson = False) -> None:
 
 @app.command()
 def evaluate(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run's id or name, latest, or models:/NAME@ALIAS.", show_default=False),
-    ],
+    run: Run,
     checkpoint: Checkpoint = "latest",
     episodes: Annotated[int | None, typer.Option(help="Complete episodes to play.  [default: 30]")] = None,
     epsilon: Epsilon = None,

@@ -8,7 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.agents import Agent, open_agent
-from tasks.evaluate import evaluate_checkpoint, play_evaluation
+from tasks.evaluate import evaluate_checkpoint
 
 
 @flow(name="dqn-evaluate", flow_run_name="evaluate-{run}", validate_parameters=True)
@@ -40,7 +40,7 @@ def evaluate_agent(
     game: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Play complete episodes with `agent`; of a run, commit and log them.
+    """Play complete episodes with `agent`; commit the scores and log them in MLflow.
 
     Returns:
         What was evaluated, the scores, what they say, and the states per second.
@@ -49,19 +49,14 @@ def evaluate_agent(
         ValueError: an argument is out of range, or the game has other actions.
     """
     protocol = agent.protocol(episodes, epsilon, game, seed)
-    cycle = agent.facts.counters.cycle
-    if agent.run and agent.unit:
-        evaluation, unit = evaluate_checkpoint(agent.run, agent.unit, agent.learner, protocol)
-        speed = next(iter(unit.made["speed"].values()))
-    else:
-        evaluation, speed = play_evaluation(agent.learner, protocol, cycle)
+    evaluation, unit = evaluate_checkpoint(agent.run, agent.unit, agent.learner, protocol)
     return {
-        "run": agent.run.run_id if agent.run else None,
+        "run": agent.run.run_id,
         "name": agent.name,
-        "cycle": cycle,
+        "cycle": agent.facts.counters.cycle,
         "states": agent.facts.counters.states,
         **evaluation.as_dict(),
-        "states_per_second": speed,
+        "states_per_second": next(iter(unit.made["speed"].values())),
     }
 
 

@@ -123,7 +123,7 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
     for what, thing in (("checkpoint", network), ("experience", about.experience), ("targets", about.targets)):
         if thing is None:
             why = "cycle 0 is the untrained start" if cycle == 0 else "it was pruned, or not made yet"
-            about.page.notes.append(f"There is no {what} of cycle {cycle} ({why}), so its pictures are missing here.")
+            about.page.notes.append(f"The {what} of cycle {cycle} cannot be shown: {why}.")
     return about
 
 

@@ -17,12 +17,11 @@ def prepare(pool: str, settings: Settings) -> None:
     """Create the pool of the deployments and its queues, and set how many flow runs each has at once.
 
     A training or an evaluation keeps the cores, or the GPU, busy: so many at once, the others wait.
-    What looks after them waits for nobody.
     """
-    asyncio.run(_prepare(pool, {"training": settings.trainings, "evaluation": 1, "upkeep": None}))
+    asyncio.run(_prepare(pool, {"training": settings.trainings, "evaluation": 1}))
 
 
-async def _prepare(pool: str, limits: dict[str, int | None]) -> None:
+async def _prepare(pool: str, limits: dict[str, int]) -> None:
     async with get_client() as client:
         template = ProcessWorker.get_default_base_job_template()
         await client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template), True)

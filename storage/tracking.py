@@ -105,7 +105,7 @@ class Tracking:
                 self.client.get_metric_history(run_id, name), key=lambda point: (point.step, point.timestamp)
             )
             if points:
-                rows = np.array([(point.step, point.value, point.timestamp / 1000) for point in points])
+                rows = np.array([(point.step, point.value) for point in points])
                 found[name] = Curve(*rows.T)
         return found
 

@@ -1,0 +1,78 @@
+"""Inspection of a real run, and of one whose experience is gone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dqn.experience import Experience
+from dqn.moments import find_moments, stretch_to_a_point
+from flows.inspect import inspect_run
+from storage.runs import StoredRun, open_run
+from storage.units import discard
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def run(trained_run: str, home: object) -> StoredRun:
+    return open_run(trained_run)
+
+
+def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: StoredRun) -> None:
+    report = inspect_run(run, state="1:2", channel=3)
+    text = report.read_text()
+    listed = {Path(file.path).name for file in run.tracking.client.list_artifacts(run.run_id, "inspection/00004")}
+    assert {"report.html", "highest-Q-value.png", "q-values.png", "outputs-3.png", "weights-2-3.png"} <= listed
+    assert text.count("data:image/png;base64,") == len(listed) - 1
+    assert "http://" not in text and "https://" not in text, "it opens offline"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cycle": 99}, "nothing is stored of cycle 99 of run looked-at: it was pruned or never made; kept: "),
+        ({"state": "5"}, "write it as STEP:LANE, with a step below 32 and a lane below 8"),
+        ({"state": "32:0"}, "state is '32:0'"),
+        ({"channel": 32}, "convolution 2 has the input channels 0 to 31"),
+    ],
+)
+def test_what_is_not_there_is_told(run: StoredRun, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inspect_run(run, **options)  # type: ignore[arg-type]
+
+
+def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
+    for kind in ("experience", "targets"):
+        discard(run.directory(kind, 3), run.settings.staging(run.run_id))
+    text = inspect_run(run, 3).read_text()
+    assert "The experience of cycle 3 cannot be shown" in text and "The checkpoint of cycle 3 cannot" not in text
+    assert 'alt="weights-1-0"' in text and 'alt="outputs-1"' not in text
+    with pytest.raises(ValueError, match="leave out --state"):
+        inspect_run(run, 3, state="0:0")
+
+
+def test_moments_are_where_they_were_put_and_never_in_a_truncated_row() -> None:
+    experience = Experience.empty(12, 2, 3)
+    experience.q_values[..., 1] = 0.5
+    experience.q_values[4, 1] = [7, 2, 2]
+    experience.q_values[9, 0] = [9, -9, 0]
+    experience.truncated[9, 0] = True
+    experience.q_values[6, 0] = 0.2
+    experience.rewards[10, 1] = 4
+    experience.life_lost[2, 1] = True
+    experience.episode[:5, 1] = 8
+    moments, missing = find_moments(experience)
+    at = {moment.name: (moment.step, moment.lane) for moment in moments}
+    assert missing == []
+    assert at["highest reward"] == (10, 1) and at["life lost"] == (2, 1)
+    assert at["highest Q-value"] == at["largest spread of Q-values"] == (4, 1)
+    assert at["smallest spread of Q-values"] == (6, 0)
+    highest = next(moment for moment in moments if moment.name == "highest Q-value")
+    assert highest.steps == range(2, 5), "another episode begins after it"
+    stretch = stretch_to_a_point(experience)
+    assert stretch is not None and stretch.steps == range(5, 12)
+    experience.rewards[:] = np.minimum(experience.rewards, 0)
+    experience.life_lost[:] = False
+    assert find_moments(experience)[1] == ["highest reward", "life lost"]
+    assert stretch_to_a_point(experience) is None
