@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlparse
 
 import mlflow.exceptions
 import numpy as np
-from mlflow.entities import Experiment, Metric, Param, Run, RunStatus, RunTag, ViewType
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -187,11 +187,6 @@ class Tracking:
 
     def _experiments(self, most: int = 1000) -> list[Experiment]:
         return list(self.client.search_experiments(max_results=most))
-
-
-def is_over(run: Run) -> bool:
-    """Whether MLflow thinks that a run has stopped."""
-    return bool(RunStatus.is_terminated(RunStatus.from_string(run.info.status)))
 
 
 def _check_store(uri: str) -> None:
