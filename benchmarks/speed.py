@@ -29,7 +29,7 @@ from dqn.environments import Lanes
 from dqn.episodes import SEEDED_STEPS, first_histories
 from dqn.experience import Experience
 from dqn.hardware import prepare, resolve
-from dqn.networks import QNetwork
+from dqn.networks import QNetwork, q_loss
 from dqn.optimization import Learner
 from dqn.optimizers import make_optimizer
 from dqn.sweep import OPERATORS, SweepRule, backward_sweep
@@ -156,7 +156,7 @@ class PlainLoop:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config.model_copy(update={"precision": "float32"})
-        self.network = QNetwork(self.config, 4).to(device).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.network = QNetwork(self.config, 4).to(device).to(memory_format=torch.contiguous_format)
         weights = self.network.parameters()
         if config.optimizer == "rmsprop":
             self.optimizer = make_optimizer(self.config, weights)
@@ -169,12 +169,7 @@ class PlainLoop:
         pixels = states.permute(0, 3, 1, 2).float().contiguous()
         features = self.network.convolutions(pixels)
         q_values = self.network.dense(features.permute(0, 2, 3, 1).flatten(1))
-        if self.config.loss == "all-actions":
-            loss = (q_values - targets).square().sum(1).mean()
-        else:
-            loss = 0.5 * nn.functional.mse_loss(
-                q_values.gather(1, actions[:, None]), targets.gather(1, actions[:, None])
-            )
+        loss = q_loss(q_values, targets, actions, self.config.loss)
         self.optimizer.zero_grad()
         loss.backward()
         if self.config.gradient_norm_limit:

@@ -11,17 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from dqn.figures import BLUE, GRAY, GREEN, LIGHT, ORANGE, RED, new_figure, plain
+from dqn.statistics import Curve
 
 STATES = "states played"
 WINDOW_EPISODES = 100
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric of a run; all arrays (N,)."""
-
-    states: np.ndarray  # played when the value was taken, ascending
-    values: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Lanes:
         cut_off = self._timed_out
         terminated = terminated & ~cut_off
         # Where the game is over these are already the next one's lives; over means that the last was lost.
+        # Where it timed out they are, too: a life lost in that very step is not seen.
         life_lost = np.where(terminated, self._lives > 0, lives < self._lives) & ~cut_off
         self._timed_out = timed_out & ~terminated & ~cut_off
         self._lives = lives
@@ -188,7 +189,7 @@ class _Games(ABC):
 
     @abstractmethod
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reset the lanes in `mask` (L,), one seed for each or -1; frames and lives of all lanes."""
+        """Reset the lanes in `mask` (L,), one seed for each or -1; frames and lives, true for those lanes."""
 
     @abstractmethod
     def frames(self, observations: np.ndarray) -> np.ndarray:
@@ -235,15 +236,13 @@ class _GymnasiumGames(_Games):
             return _make(game, obs_type="grayscale", max_num_frames_per_episode=frames_limit)
 
         self.env = SyncVectorEnv([make] * lanes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        self._lives = np.zeros(lanes, np.int64)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         all_seeds: list[int | None] = [None] * len(mask)
         for lane, seed in zip(np.flatnonzero(mask), seeds, strict=True):
             all_seeds[lane] = int(seed) if seed >= 0 else None
         observations, info = self.env.reset(seed=all_seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
-        self._lives = np.where(mask, info["lives"], self._lives)
-        return self.frames(observations), self._lives
+        return self.frames(observations), np.array(info["lives"])
 
     def frames(self, observations: np.ndarray) -> np.ndarray:
         return small_frames(observations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,14 @@ class Metric(NamedTuple):
     name: str
     step: int
     value: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of a run; all arrays (N,)."""
+
+    states: np.ndarray  # played when the value was taken, ascending
+    values: np.ndarray
 
 
 def score_metrics(

@@ -28,8 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import dqn
 from dqn.config import TrainConfig, nearest
-from dqn.curve_figures import Curve
 from dqn.environments import game_title
+from dqn.statistics import Curve
 from storage.errors import StorageError
 from storage.settings import Settings
 from storage.units import Unit

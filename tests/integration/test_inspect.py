@@ -39,7 +39,7 @@ def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: St
 )
 def test_what_is_not_there_is_told(run: StoredRun, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        inspect_run(run, **options)  # type: ignore[arg-type]
+        inspect_run(run, **options)
 
 
 def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
