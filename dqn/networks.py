@@ -54,11 +54,34 @@ _ARCHITECTURES = {
 
 
 class _PixelConvolution(nn.Conv2d):
-    """A convolution over pixels divided by 255. Its weights are divided instead: they are fewer."""
+    """The first convolution, over pixels (N, C, height, width) uint8 that lie channels last.
+
+    Where the stride divides the kernel it is computed as one of stride 1 over blocks of stride by
+    stride pixels, which is the same sum over more channels, and processors do that several times faster.
+    Pixels can be divided by 255, which is done to the weights: they are fewer.
+    """
+
+    scale_input = False
 
     def forward(self, pixels: Tensor) -> Tensor:
-        outputs: Tensor = self._conv_forward(pixels, self.weight / 255, self.bias)
-        return outputs
+        weight = self.weight / 255 if self.scale_input else self.weight
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if kernel % stride:
+            outputs: Tensor = self._conv_forward(pixels.to(weight.dtype), weight, self.bias)
+            return outputs
+        return functional.conv2d(_blocks(pixels, stride).to(weight.dtype), _blocks(weight, stride), self.bias)
+
+
+def _blocks(pixels: Tensor, size: int) -> Tensor:
+    """(N, C, h, w) as (N, size · size · C, h // size, w // size), a ragged rest cut off, channels last."""
+    count, channels, height, width = pixels.shape
+    height, width = height // size, width // size
+    rows = pixels.permute(0, 2, 3, 1)[:, : height * size, : width * size].reshape(count, height, size, width, -1)
+    if pixels.dtype == torch.uint8 and rows.shape[-1] == 8:  # a row of a block is moved as one number
+        blocks = rows.view(torch.int64).transpose(2, 3).contiguous().view(torch.uint8)
+    else:
+        blocks = rows.transpose(2, 3).contiguous()
+    return blocks.view(count, height, width, size * size * channels).permute(0, 3, 1, 2)
 
 
 class QNetwork(nn.Module):
@@ -82,14 +105,14 @@ class QNetwork(nn.Module):
                 height, width = -(-height // stride), -(-width // stride)
             else:
                 height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-            scaled = config.scale_input and channels == STATE_SHAPE[2]
-            layers.append(
-                _bare(_PixelConvolution if scaled else nn.Conv2d, channels, convolution.channels, kernel, stride)
-            )
+            kind = _PixelConvolution if channels == STATE_SHAPE[2] else nn.Conv2d
+            layers.append(_bare(kind, channels, convolution.channels, kernel, stride))
+            if isinstance(layers[-1], _PixelConvolution):
+                layers[-1].scale_input = config.scale_input
             channels = convolution.channels
             if config.normalize:
                 layers.append(nn.GroupNorm(1, channels))
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
         self.convolutions = nn.Sequential(*layers)
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         features, layers = channels * height * width, []
@@ -97,7 +120,7 @@ class QNetwork(nn.Module):
             layers.append(_bare(nn.Linear, features, units))
             if config.normalize:
                 layers.append(nn.LayerNorm(units))
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
             features = units
         self.dense = nn.Sequential(*layers, _bare(nn.Linear, features, actions))
         self._initialize(architecture, torch_generator(config.seed, "weights"))
@@ -105,8 +128,7 @@ class QNetwork(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Estimate Q-values (N, A) float32 of states (N, 105, 80, 2) uint8."""
         assert states.dtype == torch.uint8 and states.shape[1:] == STATE_SHAPE
-        dtype = next(self.parameters()).dtype
-        features = self.convolutions(states.permute(0, 3, 1, 2).to(dtype))
+        features = self.convolutions(states.permute(0, 3, 1, 2))
         # Flattened pixel by pixel, the order they lie in memory.
         q_values: Tensor = self.dense(features.permute(0, 2, 3, 1).flatten(1))
         return q_values.float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dqn.config import TrainConfig
 from dqn.networks import QNetwork, q_loss
+from dqn.one_pass import OnePassStep, gradient_scale
 from dqn.optimizers import make_optimizer
 from dqn.randomness import generator
 from dqn.replay import ReplayMemory, balanced_batches, shuffled_batches
@@ -40,6 +41,10 @@ class Learner:
         self._worker = copy.deepcopy(self.network).to(torch.bfloat16) if low else self.network
         self._weights: list[Tensor] = list(self.network.parameters())
         self._working_weights: list[Tensor] = list(self._worker.parameters())
+        on_cpu = device.type == "cpu"
+        self._one_pass_step = (
+            OnePassStep(self.optimizer, self._working_weights, max(1, config.threads)) if on_cpu else None
+        )
 
     @torch.no_grad()
     def estimate(self, states: np.ndarray) -> np.ndarray:
@@ -51,13 +56,20 @@ class Learner:
         """One optimizer step on a batch; returns its loss, still on the device."""
         loss = q_loss(self._worker(states), targets, actions, self.config.loss)
         gradients = torch.autograd.grad(loss, self._working_weights)
+        self._step(gradients)
+        return loss.detach()
+
+    def _step(self, gradients: Sequence[Tensor]) -> None:
+        limit = self.config.gradient_norm_limit
+        if self._one_pass_step is not None:
+            self._one_pass_step(gradients, gradient_scale(gradients, limit))
+            return
         for weight, gradient in zip(self._weights, gradients, strict=True):
             weight.grad = gradient.to(weight.dtype)
-        if self.config.gradient_norm_limit:
-            nn.utils.clip_grad_norm_(self._weights, self.config.gradient_norm_limit)
+        if limit:
+            nn.utils.clip_grad_norm_(self._weights, limit)
         self.optimizer.step()
         self.refresh()
-        return loss.detach()
 
     @torch.no_grad()
     def refresh(self) -> None:
