@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +37,7 @@ class Learner:
         self.network = QNetwork(config, actions).to(device)
         self.optimizer = make_optimizer(config, self.network.parameters())
         low = config.precision == "bfloat16"
-        self._worker = copy.deepcopy(self.network).to(torch.bfloat16) if low else self.network
+        self._worker = self.network.in_bfloat16() if low else self.network
         self._weights: list[Tensor] = list(self.network.parameters())
         self._working_weights: list[Tensor] = list(self._worker.parameters())
         on_cpu = device.type == "cpu"
