@@ -23,11 +23,11 @@ test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 crash-test: $(READY)
-	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_SIZES=50 CORRUPTIONS=1000 \
+	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_SIZES=50 CORRUPTIONS=1000 RACES=50 RACES=50 \
 		$(BIN)/python -m pytest tests/crash tests/storage --timeout 86400 -rA $(ARGS)
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks
 
 check: $(READY)
 	$(BIN)/ruff format --check .

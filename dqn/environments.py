@@ -165,6 +165,33 @@ def _make(game: str, **options: Any) -> gymnasium.Env[Any, Any]:
         return gymnasium.make(game, disable_env_checker=True, **options)
 
 
+def _make_native(game: str, lanes: int, frames_limit: int, **options: Any) -> Any:
+    """ale-py's own vectorization, with nothing done to a game but frame skipping."""
+    return gymnasium.make_vec(
+        game,
+        num_envs=lanes,
+        vectorization_mode="vector_entry_point",
+        max_num_frames_per_episode=frames_limit,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        stack_num=1,
+        maxpool=False,
+        noop_max=0,
+        reward_clipping=False,
+        use_fire_reset=False,
+        **options,
+    )
+
+
+def open_screens(game: str, frames_limit: int) -> Any:
+    """One game in colour, as an environment of its own: the same seed and actions show what a lane played.
+
+    Observations of a game ALE/… have a leading lane; see `dqn.recording`.
+    """
+    if game.startswith("ALE/"):
+        return _make_native(game, 1, frames_limit, num_threads=1, img_height=210, img_width=160, grayscale=False)
+    return _make(game, obs_type="rgb", max_num_frames_per_episode=frames_limit)
+
+
 def _open_games(game: str, lanes: int, frames_limit: int, threads: int) -> _Games:
     if game.startswith("ALE/"):
         return _NativeGames(game, lanes, frames_limit, threads)
@@ -200,20 +227,13 @@ class _NativeGames(_Games):
     """ale-py's own vectorization: threads without Python, frames made small in C++."""
 
     def __init__(self, game: str, lanes: int, frames_limit: int, threads: int) -> None:
-        self.env = gymnasium.make_vec(
+        self.env = _make_native(
             game,
-            num_envs=lanes,
-            vectorization_mode="vector_entry_point",
+            lanes,
+            frames_limit,
             num_threads=min(threads, lanes),
             img_height=STATE_HEIGHT,
             img_width=STATE_WIDTH,
-            max_num_frames_per_episode=frames_limit,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            stack_num=1,
-            maxpool=False,
-            noop_max=0,
-            reward_clipping=False,
-            use_fire_reset=False,
         )
         self._started = False
 

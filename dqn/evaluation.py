@@ -94,9 +94,13 @@ class Evaluation:
 
 def evaluation_lanes(protocol: Protocol, frames_limit: int, threads: int, most: int = MOST_LANES) -> Lanes:
     """The games of an evaluation, freshly started; never those that a training of that seed plays."""
-    seed = int(generator(protocol.seed, "evaluation games").integers(2**63))
     histories = first_histories(min(protocol.episodes, most))
-    return Lanes(protocol.game, histories, seed, frames_limit=frames_limit, threads=threads)
+    return Lanes(protocol.game, histories, games_seed(protocol), frames_limit=frames_limit, threads=threads)
+
+
+def games_seed(protocol: Protocol) -> int:
+    """The seed of an evaluation's games."""
+    return int(generator(protocol.seed, "evaluation games").integers(2**63))
 
 
 def evaluate(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -89,7 +90,7 @@ def train(
 @app.command()
 def runs(as_json: AsJson = False) -> None:
     """List the runs, newest first."""
-    from storage.runs import list_runs
+    from storage.run_list import list_runs
 
     rows = list_runs()
     if as_json:
@@ -138,6 +139,24 @@ def evaluate(
     with Display():
         result = evaluate_agent(open_agent(run, checkpoint), episodes, epsilon, game, seed)
     print(json.dumps(result, indent=1) if as_json else evaluation_text(result))
+
+
+@app.command()
+def record(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the video goes, an .mp4 file.")],
+    checkpoint: Checkpoint = "latest",
+    epsilon: Epsilon = None,
+    game: Game = None,
+    seed: Seed = 0,
+) -> None:
+    """Play one episode with a checkpoint into a video."""
+    _quiet_prefect()
+    from flows.agents import open_agent
+    from flows.record import record
+
+    result = record(open_agent(run, checkpoint), out, epsilon, game, seed)
+    print(f"{result['path']}: an episode of {result['steps']:,} steps with a score of {result['score']:g}")
 
 
 @app.command()

@@ -33,7 +33,8 @@ from flows.parameters import (
 from flows.reports import TrainingReport
 from storage.description import describe, link_units, system_metrics
 from storage.errors import StorageError
-from storage.runs import StoredRun, create_run, open_run, open_tracking, run_of_flow
+from storage.run_list import run_of_flow
+from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.tracking import FLOW_RUN, TARGET
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
@@ -119,6 +120,7 @@ def _train(run: StoredRun, target: Target | None) -> bool:
         try:
             with system_metrics(run):
                 reached = run_cycles(run)
+            run.publish_waiting()
             status = "FINISHED" if reached else HANDED_OVER
             link_units(run)
         except Exception:

@@ -7,5 +7,9 @@ class StorageError(Exception):
     """Something stored is missing, broken or held by somebody else; the message says what to do."""
 
 
+class UnreachableError(StorageError):
+    """The MLflow store does not answer, or cannot write."""
+
+
 class CorruptUnitError(StorageError):
     """A committed unit does not match its manifest; the message names the file."""

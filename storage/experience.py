@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -119,6 +120,8 @@ def _read(group: zarr.Group, name: str) -> np.ndarray:
     try:
         array = group.get(name)
         if isinstance(array, zarr.Array):
+            if array.nbytes > psutil.virtual_memory().total:
+                raise CorruptUnitError(f"{group.store_path}/{name} would fill the memory with {array.nbytes:,} bytes")
             return np.asarray(array[...])
     except _NONSENSE as error:
         raise CorruptUnitError(f"{group.store_path}/{name} cannot be read: {error}") from None

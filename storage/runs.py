@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, first_checkpoint
 from dqn.config import TrainConfig
 from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
-from storage.errors import CorruptUnitError, StorageError
+from storage.errors import CorruptUnitError, StorageError, UnreachableError
 from storage.settings import Settings
 from storage.tracking import Tracking
-from storage.units import Draft, Unit, clear_staging, committing, cycle_name, cycles_in, discard, open_unit
+from storage.units import (
+    Draft,
+    Unit,
+    clear_staging,
+    committing,
+    cycle_name,
+    cycles_in,
+    discard,
+    keep_manifest,
+    open_unit,
+    read_manifest,
+)
+from storage.writer import is_held, one_writer
 
-START_SECONDS = 60  # from creating a run to its first checkpoint, at the very most
 KINDS = ("experience", "targets", "checkpoint")
 EVALUATION = "evaluation"  # by the run's own protocol; by another one, its name follows after a dash
 
@@ -108,24 +115,30 @@ class StoredRun:
                 problems.append(str(error))
         raise StorageError(problems[0] if problems else f"run {self.run_id} has no checkpoint; start a new run")
 
-    def evaluations(self) -> list[Unit]:
-        """All evaluations by the run's own protocol that are whole, newest first."""
-        units = []
+    def evaluations(self) -> Iterator[Unit]:
+        """The evaluations by the run's own protocol that are whole, newest first."""
         for cycle in cycles_in(self.directory(EVALUATION)):
             try:
-                units.append(self.unit(EVALUATION, cycle))
+                yield self.unit(EVALUATION, cycle)
             except StorageError as error:
                 _log.warning("%s; it is left out", error)
-        return units
 
     def evaluated_states(self) -> int:
         """States played by the run when its newest evaluation was made; 0 before the first."""
         return next((unit.metrics[0].step for unit in self.evaluations()), 0)
 
     def best_cycle(self) -> int | None:
-        """The cycle whose checkpoint had the best mean score when evaluated, the first of equals."""
-        means = {unit.cycle: unit.metric(f"{EVALUATION}/mean") for unit in self.evaluations()}
-        return max(sorted(means), key=means.__getitem__) if means else None
+        """The cycle of the checkpoint with the best mean score when evaluated, the first of equals.
+
+        Checkpoints that were pruned are not looked at: none of them was the best.
+        """
+        means: dict[int, float] = {}
+        for cycle in sorted(set(cycles_in(self.directory("checkpoint"))) & set(cycles_in(self.directory(EVALUATION)))):
+            try:
+                means[cycle] = self.unit(EVALUATION, cycle).metric(f"{EVALUATION}/mean")
+            except StorageError as error:
+                _log.warning("%s; it is left out", error)
+        return max(means, key=means.__getitem__, default=None)
 
     def find_checkpoint(self, which: str) -> Unit:
         """The checkpoint that is `latest`, `best`, or of the cycle with that number.
@@ -154,11 +167,12 @@ class StoredRun:
         What that writer had still to do with it is done: its metrics are published, old cycles pruned.
 
         Raises:
-            StorageError: there is no whole checkpoint.
+            StorageError: there is no whole checkpoint, or MLflow does not answer.
         """
         self.tracking.forget_published(self.run_id)
         newest = self.newest_checkpoint()
-        self.publish(newest)
+        self.publish_waiting()
+        self.tracking.publish(self.run_id, newest)
         self.prune(newest.cycle, self.facts(newest).config.keep_cycles)
         return newest
 
@@ -171,8 +185,31 @@ class StoredRun:
                     discard(self.directory(kind, old), staging)
 
     def publish(self, unit: Unit) -> None:
-        """Log a committed unit's metrics in MLflow, once however often it is called."""
-        self.tracking.publish(self.run_id, unit)
+        """Log a committed unit's metrics in MLflow, once however often it is called.
+
+        While MLflow does not answer they wait in the home, for work does not depend on it.
+
+        Raises:
+            OSError: MLflow does not answer, and they could not be kept.
+        """
+        try:
+            self.publish_waiting()
+            self.tracking.publish(self.run_id, unit)
+        except UnreachableError as error:
+            _log.warning("%s; the metrics of %s %d wait in the home", error, unit.kind, unit.cycle)
+            waiting = self.settings.unpublished(self.run_id) / f"{unit.kind}-{cycle_name(unit.cycle)}"
+            keep_manifest(unit, waiting, self.settings.staging(self.run_id))
+
+    def publish_waiting(self) -> None:
+        """Log what waited for MLflow to answer.
+
+        Raises:
+            UnreachableError: it still does not.
+        """
+        waiting = self.settings.unpublished(self.run_id)
+        for directory in sorted(waiting.iterdir()) if waiting.is_dir() else ():
+            self.tracking.publish(self.run_id, read_manifest(directory))
+            discard(directory, self.settings.staging(self.run_id))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -181,18 +218,7 @@ class StoredRun:
         Raises:
             StorageError: another process is; the message says which.
         """
-        path = self.settings.lock(self.run_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
-            if not _lock(file):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise StorageError(
-                    f"run {self.name} is being trained by {holder}; wait for it, stop it, or start a run of your own"
-                )
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            file.flush()
+        with one_writer(self.settings.lock(self.run_id), self.name):
             clear_staging(self.settings.staging(self.run_id))
             yield
 
@@ -202,29 +228,7 @@ class StoredRun:
 
     def is_held(self) -> bool:
         """Whether some process is the run's writer now."""
-        path = self.settings.lock(self.run_id)
-        if not path.exists():
-            return False
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
-
-
-def _lock(file: IO[str]) -> bool:
-    """Lock `file`. A second passes before giving up: who only asks holds it for a moment, too."""
-    deadline = time.monotonic() + 1
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
+        return is_held(self.settings.lock(self.run_id))
 
 
 @lru_cache(maxsize=4)
@@ -256,68 +260,3 @@ def create_run(config: TrainConfig, action_names: list[str], name: str | None, t
     with run.writing(), run.commit("checkpoint", 0, {}) as draft:
         write_checkpoint(draft.directory, first_checkpoint(config, action_names))
     return run
-
-
-def run_of_flow(flow_run_id: str) -> StoredRun | None:
-    """The run that a Prefect flow run started or resumed before, if any.
-
-    A process that died before the run's first checkpoint leaves nothing to go on from; that run is removed.
-    """
-    found = open_tracking().run_of_flow(flow_run_id)
-    if found is None:
-        return None
-    run = open_run(found.info.run_id)
-    if not run.is_started() and not run.is_held():
-        run.tracking.client.delete_run(run.run_id)
-        return None
-    return run
-
-
-def mark_dead_runs() -> list[StoredRun]:
-    """Mark runs whose writer died as killed, and remove those that never came to a checkpoint.
-
-    Returns:
-        The runs that were marked.
-    """
-    marked, tracking = [], open_tracking()
-    for found in tracking.runs("attributes.status = 'RUNNING'"):
-        try:
-            run = open_run(found.info.run_id)
-        except StorageError as error:
-            _log.warning("%s", error)
-            continue
-        if run.is_held():
-            continue
-        if run.is_started():
-            tracking.set_status(run.run_id, "KILLED")
-            marked.append(run)
-        elif time.time() - found.info.start_time / 1000 > START_SECONDS:
-            tracking.client.delete_run(run.run_id)
-    return marked
-
-
-def list_runs() -> list[dict[str, Any]]:
-    """What people want to know of every run, newest first; runs whose writer died are marked as killed."""
-    tracking, rows = open_tracking(), []
-    mark_dead_runs()
-    for run in tracking.runs():
-        status = run.info.status
-        try:
-            stored = open_run(run.info.run_id)
-        except StorageError as error:
-            _log.warning("%s", error)
-            continue
-        started = time.localtime(run.info.start_time / 1000)
-        rows.append(
-            {
-                "name": stored.name,
-                "id": stored.run_id,
-                "game": run.data.params.get("game", ""),
-                "preset": run.data.tags.get("dqn.preset", ""),
-                "status": status.lower(),
-                "states": int(run.data.metrics.get("counter/states", 0)),
-                "score": run.data.metrics.get("score/mean_100"),
-                "started": time.strftime("%Y-%m-%d %H:%M", started),
-            }
-        )
-    return rows

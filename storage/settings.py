@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ class Settings:
     def mlflow_address(self) -> str:
         """Where people find the MLflow UI of the store."""
         own_server = self.tracking_uri.startswith(("http://", "https://"))
-        return self.tracking_uri.rstrip("/") if own_server else f"http://{self.host}:{self.mlflow_port}"
+        return (
+            without_password(self.tracking_uri).rstrip("/") if own_server else f"http://{self.host}:{self.mlflow_port}"
+        )
 
     @property
     def is_loopback(self) -> bool:
@@ -91,9 +94,18 @@ class Settings:
         """Units of a run that are not committed yet, or not any more."""
         return self.home / "staging" / run_id
 
+    def unpublished(self, run_id: str) -> Path:
+        """Metrics of a run that MLflow could not take yet."""
+        return self.home / "unpublished" / run_id
+
     def lock(self, run_id: str) -> Path:
         """The file that the one writer of a run holds."""
         return self.home / "locks" / f"{run_id}.lock"
+
+
+def without_password(uri: str) -> str:
+    """`uri` for people to read: without the user and the password that may be in it."""
+    return re.sub(r"([?&;]password=)[^&;]*", r"\1***", re.sub(r"://[^/]*@", "://", uri))
 
 
 def _number(name: str, default: int, most: int = 10**9) -> int:

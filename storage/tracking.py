@@ -11,12 +11,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 
 import contextlib
 import logging
-import platform
 import sqlite3
-import subprocess
 import urllib.request
-from collections.abc import Iterable, Mapping
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -26,12 +24,12 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-import dqn
 from dqn.config import TrainConfig, nearest
 from dqn.environments import game_title
 from dqn.statistics import Curve
-from storage.errors import StorageError
-from storage.settings import Settings
+from storage.errors import StorageError, UnreachableError
+from storage.made_with import made_with
+from storage.settings import Settings, without_password
 from storage.units import Unit
 
 MARK = "dqn.run"  # the tag that tells our runs from others in the same store
@@ -60,8 +58,7 @@ class Tracking:
             self.client = MlflowClient(tracking_uri=settings.tracking_uri)
             self._experiments(1)
         except (mlflow.exceptions.MlflowException, SQLAlchemyError) as error:
-            reason = str(error).splitlines()[0]
-            raise StorageError(f"the MLflow store {settings.tracking_uri} cannot be used: {reason}") from None
+            raise self._unreachable(error) from None
 
     def start_run(self, config: TrainConfig, name: str | None, tags: Mapping[str, str]) -> Run:
         """Create the MLflow run of a new training run, with its whole configuration."""
@@ -72,13 +69,36 @@ class Tracking:
             experiment_id = self.client.create_experiment(title, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
-        run = self.client.create_run(experiment_id, run_name=name, tags={MARK: "train", **_versions(), **tags})
+        run = self.client.create_run(experiment_id, run_name=name, tags={MARK: "train", **made_with(), **tags})
         params = [Param(field, str(value)) for field, value in config.model_dump(mode="json").items()]
         self.client.log_batch(run.info.run_id, params=params)
         return run
 
     def publish(self, run_id: str, unit: Unit) -> None:
-        """Log the metrics of a committed unit: each name has one point at a step, however often it is made."""
+        """Log the metrics of a committed unit: each name has one point at a step, however often it is made.
+
+        Raises:
+            UnreachableError: the store does not answer, or cannot write; some may have been logged.
+        """
+        with self._answering():
+            self._publish(run_id, unit)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Tell at once and in one line if the store does not answer; it may then know more than we remember."""
+        try:
+            _check_store(self.settings.tracking_uri)
+            yield
+        except (mlflow.exceptions.MlflowException, SQLAlchemyError) as error:
+            self._published.clear()
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> UnreachableError:
+        uri, shown = self.settings.tracking_uri, without_password(self.settings.tracking_uri)
+        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(uri, shown)
+        return UnreachableError(f"the MLflow store {shown} cannot be used: {reason}")
+
+    def _publish(self, run_id: str, unit: Unit) -> None:
         speed = unit.made.get("speed", {})
         last = max((metric.step for metric in unit.metrics), default=0)
         points = [Metric(name, value, unit.created_ms, step) for name, step, value in unit.metrics]
@@ -110,19 +130,29 @@ class Tracking:
         return found
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        """Set tags of a run.
+
+        Raises:
+            UnreachableError: the store does not answer, or cannot write.
+        """
+        with self._answering():
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def forget_published(self, run_id: str) -> None:
         """Ask MLflow anew what it has of a run, of which another process may have been the writer."""
         self._published = {key: steps for key, steps in self._published.items() if key[0] != run_id}
 
     def set_status(self, run_id: str, status: str) -> None:
-        """RUNNING, FINISHED, FAILED, KILLED, or SCHEDULED."""
-        if status in ("RUNNING", "SCHEDULED"):
-            self.client.update_run(run_id, status=status)
-        else:
-            self.client.set_terminated(run_id, status=status)
+        """RUNNING, FINISHED, FAILED, KILLED, or SCHEDULED.
+
+        Raises:
+            UnreachableError: the store does not answer, or cannot write.
+        """
+        with self._answering():
+            if status in ("RUNNING", "SCHEDULED"):
+                self.client.update_run(run_id, status=status)
+            else:
+                self.client.set_terminated(run_id, status=status)
 
     def runs(self, where: str = "") -> list[Run]:
         """All training runs, or those of which `where` holds in MLflow's language, newest first."""
@@ -151,7 +181,8 @@ class Tracking:
         """
         runs = self.runs()
         if not runs:
-            raise ValueError(f"no run {wanted!r}: there are no runs yet in {self.settings.tracking_uri}")
+            store = without_password(self.settings.tracking_uri)
+            raise ValueError(f"no run {wanted!r}: there are no runs yet in {store}")
         if wanted == "latest":
             return runs[0]
         by_id = [run for run in runs if len(wanted) >= 6 and run.info.run_id.startswith(wanted)]
@@ -196,52 +227,15 @@ def _check_store(uri: str) -> None:
             with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as store:
                 store.execute("PRAGMA schema_version")
         except sqlite3.Error as error:
-            raise StorageError(f"the MLflow store {uri} cannot be used: {error}") from None
+            raise UnreachableError(f"the MLflow store {uri} cannot be used: {error}") from None
     if not uri.startswith(("http://", "https://")):
         return
+    uri = without_password(uri)  # which urllib would take for a part of the host's name; no health needs one
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
             pass
     except OSError as error:
         reason = getattr(error, "reason", error)
-        raise StorageError(
+        raise UnreachableError(
             f"the MLflow server {uri} does not answer ({reason}); start it, or unset MLFLOW_TRACKING_URI"
         ) from None
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", "gymnasium", "ale-py", "zarr", "mlflow", "prefect")
-    versions = {f"version.{name}": metadata.version(name) for name in packages}
-    machine = f"{platform.node()} {platform.machine()} {_processor()} {os.cpu_count()} cores"
-    revision = _revision()
-    return {
-        **versions,
-        "version.dqn": dqn.__version__,
-        "version.python": platform.python_version(),
-        "machine": machine,
-        **({"mlflow.source.git.commit": revision} if revision else {}),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def _revision() -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return found.stdout.strip()

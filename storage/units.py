@@ -140,7 +140,7 @@ def open_unit(directory: Path) -> Unit | None:
     """
     if not os.path.lexists(directory):
         return None
-    unit = _read_manifest(directory)
+    unit = read_manifest(directory)
     found = set(_file_names(directory)) - {MANIFEST}
     for name in sorted(found ^ set(unit.files)):
         problem = "is not named by the manifest" if name in found else "is missing"
@@ -149,6 +149,22 @@ def open_unit(directory: Path) -> Unit | None:
         if _size_and_digest(directory / name) != expected:
             raise CorruptUnitError(f"{directory / name} is not what was committed: its SHA-256 differs")
     return unit
+
+
+def keep_manifest(unit: Unit, directory: Path, staging: Path) -> None:
+    """Keep a copy of the manifest of `unit` in `directory`, for `read_manifest` to read when the unit is gone.
+
+    Raises:
+        OSError: a full disk, or any other failure; nothing was kept.
+    """
+    stage = staging / f"manifest-{uuid.uuid4().hex}"
+    stage.mkdir(parents=True)
+    try:
+        (stage / MANIFEST).write_text(_manifest_text(unit))
+        sync_tree(stage)
+        _publish(stage, directory, staging)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def discard(directory: Path, staging: Path) -> None:
@@ -208,7 +224,12 @@ def _manifest_text(unit: Unit) -> str:
     return json.dumps(manifest, indent=1) + "\n"
 
 
-def _read_manifest(directory: Path) -> Unit:
+def read_manifest(directory: Path) -> Unit:
+    """What the manifest in `directory` says, whether the unit's files are there or not.
+
+    Raises:
+        CorruptUnitError: it is not a manifest, or was changed.
+    """
     path = directory / MANIFEST
     if directory.is_symlink() or path.is_symlink() or not path.is_file():
         raise CorruptUnitError(f"{path} is missing or not a plain file")

@@ -46,7 +46,8 @@ def evaluate_checkpoint(run: StoredRun, start: Unit, learner: Learner, protocol:
     unit = run.unit(kind, counters.cycle)
     run.publish(unit)
     figure = score_histogram(evaluation)
-    run.tracking.client.log_figure(run.run_id, figure, f"figures/{kind}-{counters.cycle:05d}.png")
+    (run.artifacts / "figures").mkdir(exist_ok=True)
+    figure.savefig(run.artifacts / "figures" / f"{kind}-{counters.cycle:05d}.png")
     return evaluation, unit
 
 

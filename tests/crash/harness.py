@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import pytest
 import trainer
-from trainer import FAILED, Fault
+from trainer import Fault
 
 from storage.units import Unit, open_unit
 
 CYCLES = 2
+CHILD_SECONDS = 250  # the longest that any child may take, below the limit of a test
 NOTHING = Fault(at=0)
 HERE = Path(__file__).parent
 
@@ -55,7 +56,8 @@ class Child:
 
     def join(self) -> int:
         """Wait for its end; its exit code, negative for a signal."""
-        self.process.join()
+        self.process.join(CHILD_SECONDS)
+        assert self.process.exitcode is not None, f"it did not end within {CHILD_SECONDS} seconds"
         return int(self.process.exitcode)
 
     def said(self) -> list[Any]:
@@ -93,7 +95,7 @@ def start(target: str, *arguments: Any) -> Child:
 
 
 def _begin(target: str, pipe: Any, *arguments: Any) -> None:
-    faulthandler.dump_traceback_later(600, exit=True)
+    faulthandler.dump_traceback_later(CHILD_SECONDS - 10, exit=True)
     getattr(trainer, target)(*arguments, pipe.send)
 
 
@@ -207,6 +209,3 @@ def chosen(operations: int, purpose: int) -> list[int]:
     count = int(os.environ.get("CRASH_OPERATIONS", "1")) or operations
     every = np.arange(1, operations + 1)
     return sorted(np.random.default_rng(purpose).choice(every, min(count, operations), replace=False).tolist())
-
-
-__all__ = ["FAILED", "Fault"]

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from harness import Fault, Laboratory, Outcome, build, chosen, start
+from harness import Laboratory, Outcome, build, chosen, start
+from trainer import Fault
 
 KILLS = int(os.environ.get("CRASH_KILLS", "5"))
 REPEATS = int(os.environ.get("CRASH_REPEATS", "1"))

@@ -25,7 +25,8 @@ import storage.units
 import tasks.optimize
 from flows.train import requested_config
 from storage.errors import StorageError
-from storage.runs import create_run, list_runs, open_run
+from storage.run_list import list_runs
+from storage.runs import create_run, open_run
 from tasks.collect_episodes import collect_episodes
 from tasks.live import release
 from tasks.update_q_values import update_q_values
@@ -85,6 +86,7 @@ def _cycles(run_id: str, cycles: int, say: Callable[[object], None]) -> None:
                 stage.fn(run_id, cycle)
                 assert stage.fn(run_id, cycle).kind, "every task is done twice, the second time for nothing"
         release()
+        run.publish_waiting()
         run.tracking.set_status(run_id, "FINISHED")
 
 

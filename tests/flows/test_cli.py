@@ -8,6 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows import cli
@@ -136,6 +137,7 @@ def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[
     first = trainer("--name", "held", "--cycles", "100000", *settings)
     try:
         wait_for_cycle(first)
+        servers = servers_of(first)
         second = subprocess.run([*DQN, "train", "--resume", "held"], capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert f"process {first.pid} on " in second.stderr
@@ -145,6 +147,7 @@ def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[
         first.communicate()
     third = trainer("--resume", "held", "--cycles", "100000")
     wait_for_cycle(third)
+    servers += servers_of(third)
     third.send_signal(signal.SIGTERM)
     _, said = third.communicate(timeout=60)
     assert third.returncode == 128 + signal.SIGTERM
@@ -153,7 +156,7 @@ def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[
     assert "Traceback" not in said
     assert open_tracking().client.get_run(run_id).info.status == "KILLED"
     assert not open_run(run_id).is_held()
-    assert servers_of(first.pid, third.pid) == []
+    assert those_left(servers) == []
 
 
 def test_the_ui_answers_on_loopback_and_stops(home: Path, a_run: str) -> None:
@@ -205,9 +208,26 @@ def wait_for_cycle(process: subprocess.Popen[str]) -> None:
     raise AssertionError("the trainer ended before its first cycle")
 
 
-def servers_of(*parents: int) -> list[str]:
-    """Prefect servers whose guard was started by one of `parents`, some seconds after its end."""
-    time.sleep(3)
-    listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 1) for line in listing.splitlines()[1:]]
-    return [args for parent, args in rows if "uvicorn" in args and int(parent) in (1, *parents)]
+def servers_of(trainer: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The Prefect servers that a living trainer has started."""
+    below = psutil.Process(trainer.pid).children(recursive=True)
+    servers = [process for process in below if "uvicorn" in process.cmdline()]
+    assert servers, f"no server below the trainer, only {below}"
+    return servers
+
+
+def those_left(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that do not end within a minute; one that nobody has waited for has ended."""
+    deadline = time.monotonic() + 60
+    while left := [process for process in processes if lives(process)]:
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+    return []
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy
 import torch
+from watched_disk import Scene
 
 import storage.runs
 from dqn.checkpoint import Checkpoint, Counters, Facts
@@ -19,6 +21,7 @@ from dqn.config import TrainConfig, make_config
 from dqn.episodes import LaneHistory
 from dqn.experience import Experience, Targets
 from dqn.motion_tracer import STATE_SHAPE
+from storage.runs import StoredRun
 from storage.settings import Settings
 
 
@@ -152,3 +155,21 @@ def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     yield home
     storage.runs._tracking.cache_clear()
     storage.runs._stored_run.cache_clear()
+
+
+@pytest.fixture(params=["first", "next", "replaced"])
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
+    return Scene(request.param, tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> StoredRun:
+    """A run without MLflow, which nothing of units and locks has to do with."""
+    settings = Settings(tmp_path, "sqlite://")
+    tracking: Any = None
+    return StoredRun("0123456789abcdef", "my-run", settings, tracking, tmp_path / "artifacts" / "0123")
+
+
+@pytest.fixture
+def tiny(small_config: TrainConfig) -> TrainConfig:
+    return small_config.model_copy(update={"network": "nature"})

@@ -255,6 +255,7 @@ NONSENSE: list[bytes | dict[str, object]] = [
     {"zarr_format": 4},
     {"shape": [-1, 2, 4]},
     {"shape": None},
+    {"shape": [2**44, 2, 4]},
     {"data_type": "float17"},
     {"data_type": "string"},
     {"codecs": []},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import storage.settings
-from storage.settings import Settings
+from storage.settings import Settings, without_password
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,23 @@ def test_another_tracking_store_can_be_named(tmp_path: Path, monkeypatch: pytest
     assert Settings.from_environment().tracking_uri == "http://127.0.0.1:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert Settings.from_environment().tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@host:5000/", "http://host:5000/"),
+        ("https://me:se@cret@host/mlflow", "https://host/mlflow"),
+        ("postgresql://me:secret@host/runs", "postgresql://host/runs"),
+        ("postgresql://host/runs?user=me&password=secret&sslmode=require", None),
+        ("sqlite:////home/me@host/mlflow.db", "sqlite:////home/me@host/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_a_password_is_not_shown(tmp_path: Path, uri: str, shown: str | None) -> None:
+    said = without_password(uri)
+    assert said == (shown or "postgresql://host/runs?user=me&password=***&sslmode=require")
+    assert "secret" not in Settings(tmp_path, uri).mlflow_address
 
 
 def test_every_place_is_below_the_home_and_no_two_are_one(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What a run is made with: versions, machine, code revision."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import dqn
+
+
+def made_with() -> dict[str, str]:
+    """Tags of a run that tell its versions, machine and code revision."""
+    packages = ("torch", "numpy", "gymnasium", "ale-py", "zarr", "mlflow", "prefect")
+    versions = {f"version.{name}": metadata.version(name) for name in packages}
+    machine = f"{platform.node()} {platform.machine()} {_processor()} {os.cpu_count()} cores"
+    revision = _revision()
+    return {
+        **versions,
+        "version.dqn": dqn.__version__,
+        "version.python": platform.python_version(),
+        "machine": machine,
+        **({"mlflow.source.git.commit": revision} if revision else {}),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _revision() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()

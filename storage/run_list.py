@@ -1,0 +1,79 @@
+"""All training runs of a store: which there are, which died, which one a flow run belongs to."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from storage.errors import StorageError
+from storage.runs import StoredRun, open_run, open_tracking
+
+START_SECONDS = 60  # from creating a run to its first checkpoint, at the very most
+
+_log = logging.getLogger(__name__)
+
+
+def run_of_flow(flow_run_id: str) -> StoredRun | None:
+    """The run that a Prefect flow run started or resumed before, if any.
+
+    A process that died before the run's first checkpoint leaves nothing to go on from; that run is removed.
+    """
+    found = open_tracking().run_of_flow(flow_run_id)
+    if found is None:
+        return None
+    run = open_run(found.info.run_id)
+    if not run.is_started() and not run.is_held():
+        run.tracking.client.delete_run(run.run_id)
+        return None
+    return run
+
+
+def mark_dead_runs() -> list[StoredRun]:
+    """Mark runs whose writer died as killed, and remove those that never came to a checkpoint.
+
+    Returns:
+        The runs that were marked.
+    """
+    marked, tracking = [], open_tracking()
+    for found in tracking.runs("attributes.status = 'RUNNING'"):
+        try:
+            run = open_run(found.info.run_id)
+        except StorageError as error:
+            _log.warning("%s", error)
+            continue
+        if run.is_held():
+            continue
+        if run.is_started():
+            tracking.set_status(run.run_id, "KILLED")
+            marked.append(run)
+        elif time.time() - found.info.start_time / 1000 > START_SECONDS:
+            tracking.client.delete_run(run.run_id)
+    return marked
+
+
+def list_runs() -> list[dict[str, Any]]:
+    """What people want to know of every run, newest first; runs whose writer died are marked as killed."""
+    tracking, rows = open_tracking(), []
+    mark_dead_runs()
+    for run in tracking.runs():
+        status = run.info.status
+        try:
+            stored = open_run(run.info.run_id)
+        except StorageError as error:
+            _log.warning("%s", error)
+            continue
+        started = time.localtime(run.info.start_time / 1000)
+        rows.append(
+            {
+                "name": stored.name,
+                "id": stored.run_id,
+                "game": run.data.params.get("game", ""),
+                "preset": run.data.tags.get("dqn.preset", ""),
+                "status": status.lower(),
+                "states": int(run.data.metrics.get("counter/states", 0)),
+                "score": run.data.metrics.get("score/mean_100"),
+                "started": time.strftime("%Y-%m-%d %H:%M", started),
+            }
+        )
+    return rows

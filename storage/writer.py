@@ -1,0 +1,61 @@
+"""The one writer of a run, by a lock of the kernel's: it ends with the process that holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from storage.errors import StorageError
+
+
+@contextmanager
+def one_writer(path: Path, run: str) -> Iterator[None]:
+    """Hold the lock file at `path` of the run called `run`.
+
+    Raises:
+        StorageError: another process holds it; the message says which.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        if not _lock(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise StorageError(
+                f"run {run} is being trained by {holder}; wait for it, stop it, or start a run of your own"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock file at `path` now."""
+    if not path.exists():
+        return False
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock `file`. A second passes before giving up: who only asks holds it for a moment, too."""
+    deadline = time.monotonic() + 1
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True

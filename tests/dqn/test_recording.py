@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dqn.environments import Lanes
+from dqn.episodes import first_histories
+from dqn.evaluation import Protocol, games_seed
+from dqn.motion_tracer import gray_frames, small_frames
+from dqn.recording import HEIGHT, WIDTH, Shot, draw_shot, record_episode
+
+
+def guess(states: np.ndarray) -> np.ndarray:
+    """Some Q-values of four actions that depend on the state."""
+    return np.stack([states[:, at::7, ::3].mean((1, 2, 3)) for at in range(4)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_the_screens_in_colour_are_those_of_the_states(game: str) -> None:
+    protocol = Protocol(game, 1, 0.5, seed=3)
+    shots = [shot for shot, _ in zip(record_episode(guess, protocol, 2_000), range(400), strict=False)]
+    lanes = Lanes(game, first_histories(1), games_seed(protocol), frames_limit=2_000, threads=1)
+    apart, chance = [], []
+    for shot, other in zip(shots, [*shots[30:], *shots[:30]], strict=True):
+        frame = lanes.states[0, ..., 0].astype(float)
+        assert np.array_equal(shot.trace, lanes.states[0, ..., 1])
+        apart.append(np.abs(small_frames(gray_frames(shot.screen)[None])[0] - frame).max())
+        chance.append(np.abs(small_frames(gray_frames(other.screen)[None])[0] - frame).max())
+        lanes.step(np.array([shot.action]))
+    lanes.close()
+    assert max(apart) < 60 < np.median(chance), (max(apart), np.median(chance))
+    assert len({shot.screen.tobytes() for shot in shots}) > len(shots) / 2, "every shot has a screen of its own"
+
+
+def test_an_episode_is_recorded_to_its_end_and_no_further() -> None:
+    shots = list(record_episode(guess, Protocol("ALE/Breakout-v5", 1, 1.0, seed=1), 108_000))
+    assert [shot.step for shot in shots] == list(range(len(shots)))
+    scores = [shot.score for shot in shots]
+    assert scores == sorted(scores)
+    again = list(record_episode(guess, Protocol("ALE/Breakout-v5", 1, 1.0, seed=1), 108_000))
+    assert [shot.action for shot in again] == [shot.action for shot in shots]
+
+
+@pytest.mark.parametrize("actions", [3, 18])
+def test_the_chosen_action_has_a_bar_of_its_own_colour_and_bars_grow_with_values(actions: int) -> None:
+    names = tuple(f"ACTION{number}" for number in range(actions))
+    values = np.linspace(0, 1, actions, dtype=np.float32)
+    shot = Shot(np.zeros((210, 160, 3), np.uint8), np.zeros((105, 80), np.uint8), values, 1, 12.0, 7)
+    picture = draw_shot(shot, names, (0.0, 1.0)).astype(int)
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    chosen = (picture == (0xD9, 0x62, 0x2B)).all(2)
+    bars = (picture == (0xA9, 0xC4, 0xDD)).all(2)
+    lengths = [length for length in (chosen | bars).sum(1) if length]
+    assert chosen.any() and lengths == sorted(lengths)

@@ -1,0 +1,46 @@
+"""Videos of episodes, decoded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import pytest
+
+from flows.agents import open_agent
+from flows.record import record
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def test_a_video_has_a_frame_for_each_step_and_plays_in_browsers(trained_run: str, tmp_path: Path) -> None:
+    agent = open_agent(trained_run)
+    result = record(agent, tmp_path / "episode.mp4", epsilon=1.0)
+    with av.open(str(tmp_path / "episode.mp4")) as video:
+        stream = video.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
+        assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+    assert len(frames) == result["steps"] and result["steps"] > 50
+    assert frames[0].shape == (480, 1040, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["episode.mp4"]
+    artifacts = agent.run.tracking.client.list_artifacts(agent.run.run_id, "videos")
+    assert [artifact.path for artifact in artifacts] == ["videos/episode.mp4"]
+
+
+@pytest.mark.parametrize("name", ["episode.avi", "missing/episode.mp4"])
+def test_a_place_that_cannot_be_is_told_before_playing(trained_run: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot record to .*\.mp4 in a directory that exists"):
+        record(open_agent(trained_run), tmp_path / name)
+
+
+def test_a_failure_leaves_the_old_video(trained_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "episode.mp4"
+    path.write_bytes(b"old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flows.record.draw_shot", fail)
+    with pytest.raises(OSError, match="No space"):
+        record(open_agent(trained_run), path)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import storage.runs
+from dqn.checkpoint import Checkpoint, Counters, Facts, first_checkpoint
+from dqn.config import TrainConfig, make_config
+from dqn.statistics import Metric
+from storage.checkpoints import write_checkpoint
+from storage.run_list import list_runs
+from storage.runs import StoredRun, create_run, open_run, open_tracking
+from storage.units import cycles_in
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+NAMES = ["NOOP", "FIRE"]
+from small_run import another_process, commit, damage, train
+
+# ---------------------------------------------------------------- runs in MLflow
+
+
+def point_count(run: StoredRun) -> dict[str, int]:
+    client = run.tracking.client
+    return {name: len(client.get_metric_history(run.run_id, name)) for name in client.get_run(run.run_id).data.metrics}
+
+
+def test_a_created_run_has_a_first_checkpoint_parameters_and_tags(
+    home: Path, tiny: TrainConfig, same: Callable[[object, object], bool]
+) -> None:
+    run = create_run(tiny, NAMES, "mine", {"dqn.preset": "tutorial"})
+    unit = run.newest_checkpoint()
+    assert (unit.kind, unit.cycle, unit.inputs) == ("checkpoint", 0, {})
+    assert unit.directory.is_relative_to(home / "artifacts" / "Breakout" / run.run_id)
+    assert same(run.checkpoint(unit), first_checkpoint(tiny, NAMES))
+    assert run.facts(unit) == Facts(tiny, tuple(NAMES), Counters())
+    stored = run.tracking.client.get_run(run.run_id)
+    assert stored.data.params["lanes"] == "3"
+    assert stored.data.tags["dqn.preset"] == "tutorial"
+    assert (stored.info.run_name, stored.info.status, run.name) == ("mine", "RUNNING", "mine")
+    assert not run.is_held()
+    assert list((home / "staging" / run.run_id).iterdir()) == []
+
+
+def test_the_same_configuration_makes_the_same_first_checkpoint(home: Path, tiny: TrainConfig) -> None:
+    other = tiny.model_copy(update={"seed": 8})
+    digests = [create_run(config, NAMES, None, {}).newest_checkpoint().digest for config in (tiny, tiny, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_an_open_run_is_the_one_created(home: Path, tiny: TrainConfig) -> None:
+    run = create_run(tiny, NAMES, None, {})
+    assert open_run(run.run_id) == run
+    storage.runs._tracking.cache_clear()
+    storage.runs._stored_run.cache_clear()
+    again = open_run(run.run_id)
+    assert (again.name, again.artifacts, again.settings) == (run.name, run.artifacts, run.settings)
+    assert again.newest_checkpoint() == run.newest_checkpoint()
+
+
+def test_the_store_is_opened_once_in_a_process(home: Path) -> None:
+    assert open_tracking() is open_tracking()
+
+
+def test_publishing_a_unit_again_doubles_and_drops_nothing(home: Path, tiny: TrainConfig) -> None:
+    run = create_run(tiny, NAMES, None, {})
+    for cycle in (1, 2):
+        commit(run, "targets", cycle)
+    for _ in range(3):
+        run.publish(run.unit("targets", 1))
+        run.publish(run.unit("targets", 2))
+    assert point_count(run) == {"counter/states": 2, "loss/mean": 2}
+
+
+def test_a_unit_made_again_after_a_kill_before_publishing_is_published_once(home: Path, tiny: TrainConfig) -> None:
+    run = create_run(tiny, NAMES, None, {})
+    commit(run, "targets", 1)
+    unit = run.made("targets", 1, {})
+    assert unit is not None
+    run.publish(unit)
+    assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
+
+
+def test_a_unit_made_again_after_damage_publishes_no_point_twice(home: Path, tiny: TrainConfig) -> None:
+    run = create_run(tiny, NAMES, None, {})
+    first = commit(run, "targets", 1)
+    run.publish(first)
+    damage(first)
+    assert run.made("targets", 1, {}) is None
+    time.sleep(0.002)  # it is made again at another time
+    again = commit(run, "targets", 1)
+    assert again.created_ms > first.created_ms
+    run.publish(again)
+    assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
+
+
+def test_a_run_is_picked_up_at_its_newest_whole_checkpoint_published_once_and_pruned(
+    home: Path, small_config: TrainConfig, tiny: TrainConfig, make_checkpoint: Callable[..., Checkpoint]
+) -> None:
+    run = create_run(tiny, NAMES, None, {})
+    for cycle in range(1, 7):
+        commit(run, "targets", cycle)
+        with run.commit("checkpoint", cycle, {}) as draft:
+            write_checkpoint(draft.directory, make_checkpoint())
+            draft.metrics.append(Metric("counter/cycles", 10 * cycle, cycle))
+    (run.directory("checkpoint", 6) / "weights.safetensors").write_bytes(b"damaged")
+    for _ in range(2):
+        assert run.pick_up() == run.unit("checkpoint", 5)
+    assert point_count(run) == {"counter/cycles": 1}
+    assert small_config.keep_cycles == 3
+    assert cycles_in(run.directory("checkpoint")) == [6, 5, 4, 3]  # the broken one will be made again
+    assert cycles_in(run.directory("targets")) == [6, 5, 4, 3]
+
+
+def test_every_run_is_listed_newest_first_with_what_it_reached(home: Path, tiny: TrainConfig) -> None:
+    first = create_run(tiny, NAMES, "first", {"dqn.preset": "tutorial"})
+    create_run(tiny, NAMES, "second", {})
+    with first.commit("checkpoint", 1, {}) as draft:
+        draft.metrics += [Metric("counter/states", 60, 60), Metric("score/mean_100", 60, 1.5)]
+    first.publish(first.unit("checkpoint", 1))
+    first.tracking.set_status(first.run_id, "FINISHED")
+    rows = list_runs()
+    assert [row["name"] for row in rows] == ["second", "first"]
+    row = rows[1]
+    assert (row["id"], row["game"], row["preset"]) == (first.run_id, tiny.game, "tutorial")
+    assert (row["status"], row["states"], row["score"]) == ("finished", 60, 1.5)
+    assert row["started"] == time.strftime("%Y-%m-%d %H:%M", time.localtime(_started(first)))
+    assert (rows[0]["states"], rows[0]["score"], rows[0]["preset"]) == (0, None, "")
+
+
+def _started(run: StoredRun) -> float:
+    return float(run.tracking.client.get_run(run.run_id).info.start_time / 1000)
+
+
+def test_no_run_is_listed_where_there_are_none(home: Path) -> None:
+    assert list_runs() == []
+
+
+def test_a_run_whose_writer_died_is_listed_and_marked_as_killed(home: Path, tiny: TrainConfig) -> None:
+    dead, alive = create_run(tiny, NAMES, "dead", {}), create_run(tiny, NAMES, "alive", {})
+    with another_process(lambda say: train(dead, say)) as (_, hears):
+        hears()
+    with another_process(lambda say: train(alive, say)) as (_, hears):
+        hears()
+        assert {row["name"]: row["status"] for row in list_runs()} == {"dead": "killed", "alive": "running"}
+        statuses = {run.info.run_name: run.info.status for run in open_tracking().runs()}
+        assert statuses == {"dead": "KILLED", "alive": "RUNNING"}
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_a_run_that_is_over_keeps_its_status(home: Path, tiny: TrainConfig, status: str) -> None:
+    run = create_run(tiny, NAMES, None, {})
+    run.tracking.set_status(run.run_id, status)
+    assert [row["status"] for row in list_runs()] == [status.lower()]
+    assert run.tracking.client.get_run(run.run_id).info.status == status
+
+
+def test_a_home_that_cannot_be_used_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: TrainConfig
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(OSError, match=r"file/home"):
+        create_run(tiny, NAMES, None, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_checkpoints_come_back_through_their_run(
+    run: StoredRun, make_checkpoint: Callable[..., Checkpoint], same: Callable[[object, object], bool]
+) -> None:
+    with run.commit("checkpoint", 3, {}) as draft:
+        write_checkpoint(draft.directory, make_checkpoint())
+    unit = run.newest_checkpoint()
+    assert same(run.checkpoint(unit), make_checkpoint())
+    assert run.facts(unit) == make_checkpoint().facts
+    assert torch.is_tensor(run.checkpoint(unit).weights["dense.weight"])
+    assert make_config("tutorial", {"lanes": 3}).lanes == run.facts(unit).config.lanes
