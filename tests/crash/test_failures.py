@@ -29,7 +29,7 @@ def test_an_error_at_any_operation_is_told_and_corrupts_nothing(
         one_cycle.units()
         assert one_cycle.finish() == one_cycle_reference, f"operation {at}"
     print(f"{failed} failed")
-    assert failed, "the first operation cannot be done without"
+    assert failed or not forever, "the first operation cannot be done without for good"
 
 
 def test_a_disk_that_fills_up_stops_the_run_cleanly_and_room_lets_it_go_on(
