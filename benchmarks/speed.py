@@ -1,19 +1,14 @@
-"""`make bench`: how fast the tasks' pure parts are, each beside what limits it or what one would write first.
+"""How fast the tasks' pure parts are, each beside what limits it or what one would write first.
 
 Contenders take turns, so that a machine that slows down slows them all; each figure is the median of
-the turns. Writes `benchmarks/results/speed.json` and the tables of `docs/performance.md`.
+the turns.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.report import Row
 from dqn.collection import play
 from dqn.config import TrainConfig, make_config
 from dqn.environments import Lanes
@@ -35,9 +31,6 @@ from dqn.optimizers import make_optimizer
 from dqn.sweep import OPERATORS, SweepRule, backward_sweep
 from storage.experience import ExperienceWriter, piece_steps
 
-HERE = Path(__file__).resolve().parent
-PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results" / "speed.json"
-START, END = "<!-- measured by make bench -->\n", "<!-- end -->\n"
 LANES, STEPS, TURNS = 64, 64, 7
 GAME = "ALE/Breakout-v5"
 
@@ -178,45 +171,13 @@ class PlainLoop:
         return loss.item()
 
 
-def bench_help() -> float:
-    """Seconds that `dqn --help` takes, the best of five."""
-    command = [sys.executable, "-c", "import sys; sys.argv = ['dqn', '--help']; from flows.cli import main; main()"]
-    seconds = []
-    for _ in range(5):
-        began = perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds.append(perf_counter() - began)
-    return min(seconds)
-
-
-def machine() -> str:
-    """The processor, its cores, and torch."""
-    model = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
-    )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {device}, torch {torch.__version__}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def main() -> None:
-    """Measure, write the results and the page's tables."""
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """Measure all of it; fills `results` and gives a row for each figure."""
     config = resolve(make_config())
-    results: dict[str, Any] = {"machine": machine(), "precision": config.precision, "threads": config.threads}
-    rows = []
-
-    def row(what: str, figure: str, against: str, target: str) -> None:
-        rows.append(f"| {what} | {figure} | {against} | {target} |")
-        print(rows[-1], flush=True)
-
     for network in (config.network, "tutorial"):
         rates = results[f"play {network}"] = bench_play(network)
         both = 1 / (1 / rates["emulator"] + 1 / rates["network"])
-        row(
+        yield Row(
             f"play, network `{network}`, seeding and zarr included",
             f"{rates['play']:,.0f} states/s",
             f"{rates['play'] / rates['emulator']:.0%} of the emulator alone ({rates['emulator']:,.0f}), "
@@ -226,7 +187,7 @@ def main() -> None:
     for states in (4_096, 200_000):
         rates = results[f"sweep {states}"] = bench_sweep(states)
         slowest = min(rates, key=lambda name: rates[name])
-        row(
+        yield Row(
             f"sweep of {states:,} states",
             f"{rates[slowest] / 1e6:,.0f} M states/s",
             f"`{slowest}`, the slowest",
@@ -234,21 +195,9 @@ def main() -> None:
         )
     for preset in ("fast", "tutorial"):
         rates = results[f"optimize {preset}"] = bench_optimize(preset)
-        row(
+        yield Row(
             f"optimize, preset `{preset}`, {resolve(make_config(preset)).precision}",
             f"{rates['learner']:,.0f} states/s",
             f"{rates['learner'] / rates['plain']:.1f} times a plain float32 loop ({rates['plain']:,.0f})",
             "3 times" if preset == "fast" else "4 times",
         )
-    seconds = results["help seconds"] = bench_help()
-    row("`dqn --help`", f"{seconds:.2f} s", "", "0.5 s")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    table = ["| what | figure | against | to reach |", "|---|---|---|---|", *rows]
-    page = PAGE.read_text()
-    before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{START}\nOn {results['machine']}.\n\n" + "\n".join(table) + f"\n\n{END}{after}")
-
-
-if __name__ == "__main__":
-    main()

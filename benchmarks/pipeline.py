@@ -1,0 +1,164 @@
+"""How fast and how large whole trainings are: the command `dqn`, in homes of their own."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import psutil
+from mlflow.tracking import MlflowClient
+
+from benchmarks.report import Row
+from dqn.collection import play
+from dqn.config import TrainConfig, make_config
+from dqn.environments import Lanes
+from dqn.episodes import first_histories
+from dqn.experience import Experience
+from dqn.hardware import prepare, resolve
+from dqn.optimization import Learner, optimize
+from dqn.randomness import generator
+from dqn.replay import ReplayMemory
+from dqn.sweep import SweepRule, backward_sweep
+
+DQN = [sys.executable, "-c", "from flows.cli import main; main()"]
+CYCLES = 20
+LARGE_STATES, SMALL_STATES = 200_000, 20_000
+
+
+@contextmanager
+def training(*options: str) -> Iterator[tuple[psutil.Process, Path]]:
+    """`dqn train` at work, and its home; it is over when the block ends."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "DQN_HOME": home}
+        command = [*DQN, "train", *options]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        yield psutil.Process(process.pid), Path(home)
+        _, said = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(options)} failed: {said.decode()}")
+
+
+def settings(*fields: str) -> list[str]:
+    """Fields of the configuration as options."""
+    return [option for field in fields for option in ("--set", field)]
+
+
+def wait(process: psutil.Process) -> None:
+    """Wait for a child to end without taking its exit status from its parent."""
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.2)
+
+
+def cycle_seconds(home: Path) -> list[float]:
+    """From each cycle's checkpoint to the next one's."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments)
+    times = sorted(point.timestamp for point in client.get_metric_history(run.info.run_id, "counter/cycles"))
+    return [float(seconds) for seconds in np.diff(times) / 1000]
+
+
+def bare_cycle_seconds(config: TrainConfig, cycles: int) -> list[float]:
+    """Cycles of the same calls in a loop of their own: nothing is stored, logged or orchestrated."""
+    device = prepare(config)
+    lanes = Lanes(config.game, first_histories(config.lanes), config.seed, threads=config.threads)
+    learner = Learner(config, len(lanes.action_names), device)
+    steps, seconds, states = config.cycle_steps(0), [], 0
+    for cycle in range(1, cycles + 1):
+        began = perf_counter()
+        draws = generator(config.seed, "policy", cycle)
+        (experience,) = play(lanes, learner.estimate, steps, steps, config.epsilon, states, draws)
+        memory = ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(config)))
+        optimize(learner, memory, cycle, config.scheduled(states))
+        states += experience.states_played
+        seconds.append(perf_counter() - began)
+    lanes.close()
+    return seconds
+
+
+def bench_cycle() -> dict[str, float]:
+    """Seconds of a cycle of `fast` in a training and in a bare loop, and from the command to the first frame."""
+    began = perf_counter()
+    with training("--cycles", str(CYCLES)) as (process, home):
+        while not list(home.glob("staging/*/experience-*")):
+            time.sleep(0.02)
+        first_frame = perf_counter() - began
+        wait(process)
+        whole = cycle_seconds(home)
+    bare = bare_cycle_seconds(resolve(make_config()), CYCLES)
+    return {
+        "first frame": first_frame,
+        "training": statistics.median(whole[2:]),
+        "bare loop": statistics.median(bare[2:]),
+    }
+
+
+def bench_memory(states: int) -> dict[str, float]:
+    """Highest memory of all processes together, in bytes, and seconds of a state, with that many to remember."""
+    fields = [f"replay_states={states}", "max_epochs=0.2"]
+    peak = 0
+    with training("--cycles", "2", *settings(*fields)) as (process, home):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            peak = max(peak, _memory(process))
+            time.sleep(0.25)
+        (seconds,) = cycle_seconds(home)[-1:]
+    return {"bytes": peak, "seconds": seconds / states}
+
+
+def _memory(process: psutil.Process) -> int:
+    """Memory of a process and all it started; what they share counts once."""
+    total = 0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):
+            total += each.memory_full_info().pss
+    return total
+
+
+def bench_help() -> float:
+    """Seconds that `dqn --help` takes, the best of five."""
+    seconds = []
+    for _ in range(5):
+        began = perf_counter()
+        subprocess.run([*DQN, "--help"], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(perf_counter() - began)
+    return min(seconds)
+
+
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """Measure all of it; fills `results` and gives a row for each figure."""
+    cycle = results["cycle"] = bench_cycle()
+    share = 1 - cycle["bare loop"] / cycle["training"]
+    yield Row(
+        "Prefect, zarr, MLflow, manifests and fsync in a cycle of 4,096 states",
+        f"{share:.0%} of {cycle['training']:.2f} s",
+        f"the same calls in a bare loop: {cycle['bare loop']:.2f} s",
+        "5 %",
+    )
+    yield Row("`dqn train` to its first frame", f"{cycle['first frame']:.1f} s", "", "15 s")
+    large, small = (bench_memory(states) for states in (LARGE_STATES, SMALL_STATES))
+    results["memory"] = {"large": large, "small": small}
+    states_bytes = Experience.empty(1, 1, 4).states.nbytes * LARGE_STATES
+    yield Row(
+        f"memory with {LARGE_STATES:,} states, all processes",
+        f"{large['bytes'] / 1e9:.1f} GB",
+        f"replay memory of {states_bytes / 1e9:.1f} GB",
+        f"{(1.3 * states_bytes + 2.5e9) / 1e9:.1f} GB",
+    )
+    yield Row(
+        f"seconds for a state, {LARGE_STATES:,} states remembered",
+        f"{large['seconds'] / small['seconds'] - 1:+.0%}",
+        f"{SMALL_STATES:,} states remembered",
+        "10 %",
+    )
+    seconds = results["help seconds"] = bench_help()
+    yield Row("`dqn --help`", f"{seconds:.2f} s", "", "0.5 s")

@@ -1,0 +1,51 @@
+"""Where the figures go: `benchmarks/results/speed.json` and the table of `docs/performance.md`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results" / "speed.json"
+START, END = "<!-- measured by make bench -->\n", "<!-- end -->\n"
+
+
+class Row(NamedTuple):
+    """A figure for people: what it is of, against what it was measured, and what it was to reach."""
+
+    what: str
+    figure: str
+    against: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"| {' | '.join(self)} |"
+
+
+def write(results: dict[str, Any], rows: list[Row]) -> None:
+    """Write the raw results and the table."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    table = [str(Row("what", "figure", "against", "to reach")), "|---|---|---|---|", *map(str, rows)]
+    page = PAGE.read_text()
+    before, after = page.split(START)[0], page.split(END)[1]
+    PAGE.write_text(f"{before}{START}\nOn {results['machine']}.\n\n" + "\n".join(table) + f"\n\n{END}{after}")
+
+
+def machine() -> str:
+    """The processor, its cores, and torch."""
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {device}, torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
