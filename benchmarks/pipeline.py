@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from benchmarks.report import Row
 from dqn.collection import play
 from dqn.config import TrainConfig, make_config
-from dqn.environments import Lanes
+from dqn.environments import open_lanes
 from dqn.episodes import first_histories
 from dqn.experience import Experience
 from dqn.hardware import prepare, resolve
@@ -71,18 +71,21 @@ def cycle_seconds(home: Path) -> list[float]:
 def bare_cycle_seconds(config: TrainConfig, cycles: int) -> list[float]:
     """Cycles of the same calls in a loop of their own: nothing is stored, logged or orchestrated."""
     device = prepare(config)
-    lanes = Lanes(config.game, first_histories(config.lanes), config.seed, threads=config.threads)
-    learner = Learner(config, len(lanes.action_names), device)
-    steps, seconds, states = config.cycle_steps(0), [], 0
+    groups = open_lanes(config, first_histories(config.lanes))
+    actions = len(groups[0].action_names)
+    learner = Learner(config, actions, device)
+    seconds, states = [], 0
     for cycle in range(1, cycles + 1):
         began = perf_counter()
-        draws = generator(config.seed, "policy", cycle)
-        (experience,) = play(lanes, learner.estimate, steps, steps, config.epsilon, states, draws)
+        draws = [generator(config.seed, "policy", cycle, group) for group in range(len(groups))]
+        experience = Experience.empty(config.cycle_steps(states), config.lanes, actions)
+        play(groups, learner.estimate, experience, config.epsilon, states, draws)
         memory = ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(config)))
         optimize(learner, memory, cycle, config.scheduled(states))
         states += experience.states_played
         seconds.append(perf_counter() - began)
-    lanes.close()
+    for lanes in groups:
+        lanes.close()
     return seconds
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.report import Row
 from dqn.collection import play
 from dqn.config import TrainConfig, make_config
-from dqn.environments import Lanes
+from dqn.environments import open_lanes
 from dqn.episodes import SEEDED_STEPS, first_histories
 from dqn.experience import Experience
 from dqn.hardware import prepare, resolve
@@ -29,7 +29,7 @@ from dqn.networks import QNetwork, q_loss
 from dqn.optimization import Learner
 from dqn.optimizers import make_optimizer
 from dqn.sweep import OPERATORS, SweepRule, backward_sweep
-from storage.experience import ExperienceWriter, piece_steps
+from storage.experience import write_experience
 
 LANES, STEPS, TURNS = 64, 64, 7
 GAME = "ALE/Breakout-v5"
@@ -67,8 +67,11 @@ def bench_play(network: str) -> Rates:
     )
     alone.reset(seed=0)
     draws = np.random.default_rng(0)
-    lanes = Lanes(GAME, first_histories(LANES), 0, threads=config.threads)
-    learner = Learner(config, len(lanes.action_names), prepare(config))
+    groups = open_lanes(config, first_histories(LANES))
+    learner = Learner(config, 4, prepare(config))
+    experience = Experience.empty(STEPS, LANES, 4)
+    policy = [np.random.default_rng(group) for group in range(len(groups))]
+    states = np.concatenate([lanes.states for lanes in groups])
 
     def emulate() -> int:
         for _ in range(STEPS):
@@ -77,25 +80,25 @@ def bench_play(network: str) -> Rates:
 
     def infer() -> int:
         for _ in range(STEPS):
-            learner.estimate(lanes.states)
+            learner.estimate(states)
         return STEPS * LANES
 
     def collect() -> int:
         with tempfile.TemporaryDirectory() as directory:
-            writer = ExperienceWriter(Path(directory), STEPS, LANES, 4)
-            for piece in play(lanes, learner.estimate, STEPS, piece_steps(LANES), config.epsilon, 0, draws):
-                writer.write(piece)
-            writer.finish()
+            play(groups, learner.estimate, experience, config.epsilon, 0, policy)
+            write_experience(Path(directory), experience)
         return STEPS * LANES
 
     rates = take_turns({"emulator": emulate, "network": infer, "play": collect})
     # Seeding falls outside these turns; on average it costs every state this much more.
     began = perf_counter()
-    lanes._reset(np.arange(LANES) == 0, np.arange(LANES) == 0)
-    seeding = (perf_counter() - began) / SEEDED_STEPS
+    first = np.arange(len(groups[0].episodes)) == 0
+    groups[0]._reset(first, first)
+    seeding = (perf_counter() - began) / SEEDED_STEPS / len(groups)  # the other groups play on
     rates["play"] = 1 / (1 / rates["play"] + seeding)
     alone.close()
-    lanes.close()
+    for lanes in groups:
+        lanes.close()
     return rates
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
 
 import numpy as np
+import torch
 
 from dqn.environments import Lanes
 from dqn.experience import Experience
@@ -13,46 +16,68 @@ from dqn.schedules import LinearSchedule
 
 
 def play(
-    lanes: Lanes,
+    groups: Sequence[Lanes],
     estimate: Callable[[np.ndarray], np.ndarray],
-    steps: int,
-    piece_steps: int,
+    experience: Experience,
     epsilon: LinearSchedule,
     states: int,
-    generator: np.random.Generator,
-) -> Iterator[Experience]:
-    """Play every lane for `steps` steps and hand the experience out in pieces.
+    generators: Sequence[np.random.Generator],
+    on_step: Callable[[int, int], None] = lambda done, steps: None,
+) -> None:
+    """Play every lane for all steps of `experience`, and fill that.
+
+    Each group of lanes plays in a thread of its own, so that no group waits for another: while one looks
+    at its states, another one's games go on. What is played does not depend on who is faster.
 
     Args:
-        lanes: L games, left where the last step leads.
-        estimate: states (L, 105, 80, 2) uint8 to Q-values (L, A) float32.
-        steps: of each lane.
-        piece_steps: steps of a piece; the last one may be shorter.
+        groups: games of all L lanes together, left where the last step leads.
+        estimate: states (N, 105, 80, 2) uint8 to Q-values (N, A) float32; called by all threads.
+        experience: T steps of L lanes to be filled.
         epsilon: probability of a random action, by states played.
         states: played by the run before this.
-        generator: draws of the policy.
-
-    Yields:
-        Consecutive pieces, each with its own bootstrap. The next piece is written over the last: use
-        it, or copy it, before going on.
+        generators: draws of the policy, one for each group.
+        on_step: told the steps done and to do by the first group.
     """
-    assert steps >= 1 and piece_steps >= 1
-    lane_count = len(lanes.episodes)
-    piece = Experience.empty(min(steps, piece_steps), lane_count, len(lanes.action_names))
-    q_values = estimate(lanes.states)
-    for step in range(steps):
-        row = step % piece_steps
-        piece.states[row] = lanes.states
-        piece.q_values[row] = q_values
-        piece.episode[row] = lanes.episodes
-        actions = epsilon_greedy(q_values, epsilon.at(states + step * lane_count), generator)
-        outcome = lanes.step(actions)
-        piece.actions[row] = actions
-        piece.rewards[row] = outcome.rewards
-        piece.life_lost[row] = outcome.life_lost
-        piece.terminated[row] = outcome.terminated
-        piece.truncated[row] = outcome.truncated
+    assert experience.steps >= 1
+    stopped = Event()
+    ends = np.cumsum([len(lanes.episodes) for lanes in groups])
+    slices = [slice(end - len(lanes.episodes), end) for lanes, end in zip(groups, ends.tolist(), strict=True)]
+    assert slices[-1].stop == experience.actions.shape[1]
+
+    def play_group(lanes: Lanes, where: slice, generator: np.random.Generator) -> None:
         q_values = estimate(lanes.states)
-        if row + 1 == piece_steps or step + 1 == steps:
-            piece.bootstrap_q_values[:] = q_values
-            yield piece.up_to(row + 1)
+        for step in range(experience.steps):
+            if stopped.is_set():
+                return
+            chance = epsilon.at(states + step * experience.actions.shape[1])
+            _play_step(lanes, q_values, experience, step, where, epsilon_greedy(q_values, chance, generator))
+            q_values = estimate(lanes.states)
+            if where.start == 0:
+                on_step(step + 1, experience.steps)
+        experience.bootstrap_q_values[where] = q_values
+
+    threads = torch.get_num_threads()
+    share = max(1, threads // len(groups))
+    with ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(share,)) as pool:
+        try:
+            calls = [pool.submit(play_group, *each) for each in zip(groups, slices, generators, strict=True)]
+            wait(calls, return_when=FIRST_EXCEPTION)
+        finally:  # one failed, or this thread was interrupted, or all are done
+            stopped.set()
+    torch.set_num_threads(threads)  # some libraries know but one number for all threads
+    for call in calls:
+        call.result()
+
+
+def _play_step(
+    lanes: Lanes, q_values: np.ndarray, experience: Experience, step: int, where: slice, actions: np.ndarray
+) -> None:
+    experience.states[step, where] = lanes.states
+    experience.q_values[step, where] = q_values
+    experience.episode[step, where] = lanes.episodes
+    outcome = lanes.step(actions)
+    experience.actions[step, where] = actions
+    experience.rewards[step, where] = outcome.rewards
+    experience.life_lost[step, where] = outcome.life_lost
+    experience.terminated[step, where] = outcome.terminated
+    experience.truncated[step, where] = outcome.truncated

@@ -103,6 +103,9 @@ class TrainConfig(BaseModel):
         "auto", description="Arithmetic of the network; the optimizer's weights are always float32."
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 means one for each core.")
+    lane_groups: int = Field(
+        0, ge=0, le=1024, description="Groups of lanes that play at the same time, each in a thread; 0 means auto."
+    )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> TrainConfig:
@@ -111,11 +114,18 @@ class TrainConfig(BaseModel):
             raise ValueError(f"epsilon is {epsilon}; a probability is at most 1")
         if not (min(fraction.start, fraction.end) > 0 and max(fraction.start, fraction.end) <= 1):
             raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
+        if self.lane_groups > self.lanes:
+            raise ValueError(f"lane_groups is {self.lane_groups}; there are only {self.lanes} lanes")
         return self
 
     def cycle_steps(self, states: int) -> int:
         """Steps of every lane in the cycle that starts after `states` states were played; at least 1."""
         return max(1, round(self.replay_fraction.at(states) * self.replay_states / self.lanes))
+
+    def groups(self) -> list[slice]:
+        """The lanes of each group, all groups but the last of the same size."""
+        size = -(-self.lanes // max(1, self.lane_groups))
+        return [slice(start, min(start + size, self.lanes)) for start in range(0, self.lanes, size)]
 
     def scheduled(self, states: int) -> dict[str, float]:
         """Every scheduled parameter's value after `states` states were played, by field name."""

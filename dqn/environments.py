@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from dqn.config import nearest
+from dqn.config import TrainConfig, nearest
 from dqn.episodes import SEEDED_STEPS, LaneHistory
 from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, MotionTracer, small_frames
 from dqn.randomness import episode_seeds
@@ -70,8 +71,11 @@ class Lanes:
         *,
         frames_limit: int = 108_000,
         threads: int = 0,
+        lanes_in_all: int | None = None,
     ) -> None:
         """Open one game of `game` for each history and bring it to where that leads.
+
+        They may be some of more lanes: a lane's next episode is so many on from its last as there are in all.
 
         Raises:
             ValueError: unknown game.
@@ -83,6 +87,7 @@ class Lanes:
         self._tracer = MotionTracer(len(histories))
         self._lives = np.zeros(len(histories), np.int64)
         self._timed_out = np.zeros(len(histories), bool)
+        self._lanes_in_all = lanes_in_all or len(histories)
         self._episodes = np.zeros(len(histories), np.int64)
         self._seeded_steps = np.zeros(len(histories), np.int64)
         self._restore(histories)
@@ -111,7 +116,7 @@ class Lanes:
         self._tracer.advance(frames)
         ended = terminated | cut_off
         if ended.any():
-            self._episodes = self._episodes + ended * len(ended)
+            self._episodes = self._episodes + ended * self._lanes_in_all
             self._tracer.reset(frames, terminated)
             seeded = ended & (self._seeded_steps >= SEEDED_STEPS)
             if (cut_off | seeded).any():
@@ -148,6 +153,28 @@ class Lanes:
         self._lives = np.where(mask, lives, self._lives)
         self._timed_out = self._timed_out & ~mask
         self._seeded_steps[seeded] = 0
+
+
+def open_lanes(config: TrainConfig, histories: list[LaneHistory]) -> list[Lanes]:
+    """The lanes of a run of a resolved configuration in their groups, each brought to where its histories lead.
+
+    Raises:
+        ValueError: unknown game.
+    """
+    groups = config.groups()
+
+    def open_group(lanes: slice) -> Lanes:
+        return Lanes(
+            config.game,
+            histories[lanes],
+            config.seed,
+            frames_limit=config.episode_frames_limit,
+            threads=max(1, config.threads // len(groups)),
+            lanes_in_all=len(histories),
+        )
+
+    with ThreadPoolExecutor(len(groups)) as pool:
+        return list(pool.map(open_group, groups))
 
 
 def action_names(game: str) -> list[str]:

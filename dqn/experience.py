@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,10 +29,10 @@ class Experience:
 
     @classmethod
     def empty(cls, steps: int, lanes: int, actions: int, *, with_states: bool = True) -> Experience:
-        """Zeroed experience of that size, to be filled; without states, `states` has no rows."""
+        """Experience of that size, to be filled; without states, `states` has no rows."""
         table = (steps, lanes)
         return cls(
-            states=np.zeros((steps if with_states else 0, lanes, *STATE_SHAPE), np.uint8),
+            states=np.empty((steps if with_states else 0, lanes, *STATE_SHAPE), np.uint8),
             q_values=np.zeros((*table, actions), np.float32),
             bootstrap_q_values=np.zeros((lanes, actions), np.float32),
             actions=np.zeros(table, np.uint8),
@@ -52,15 +52,6 @@ class Experience:
     def states_played(self) -> int:
         """States in all lanes together, T · L."""
         return self.actions.size
-
-    def up_to(self, steps: int) -> Experience:
-        """A view of the first `steps` steps; the bootstrap stays as it is."""
-        views = {
-            field.name: getattr(self, field.name)[:steps]
-            for field in fields(self)
-            if field.name != "bootstrap_q_values"
-        }
-        return Experience(**views, bootstrap_q_values=self.bootstrap_q_values)
 
 
 @dataclass(frozen=True)

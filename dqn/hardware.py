@@ -10,10 +10,12 @@ import torch
 from dqn.config import TrainConfig
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of the C library's malloc.h
+_GROUP_LANES = 16  # fewer lanes are not worth a look of the network by themselves
+_GPU_GROUPS = 4  # while the GPU looks at one group, the others play
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """`config` with every `auto` of device, precision and threads replaced by this machine's choice.
+    """`config` with every `auto` of device, precision, threads and lane groups replaced by this machine's choice.
 
     bfloat16 is chosen only where the processor multiplies it in hardware; emulated it is
     hundreds of times slower than float32.
@@ -31,7 +33,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
         fast = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_multiplies_bfloat16()
         precision = "bfloat16" if fast else "float32"
     threads = config.threads or len(os.sched_getaffinity(0))
-    return config.model_copy(update={"device": device, "precision": precision, "threads": threads})
+    most = max(1, min(threads, config.lanes // _GROUP_LANES))
+    groups = config.lane_groups or (min(most, _GPU_GROUPS) if device == "cuda" else most)
+    chosen = {"device": device, "precision": precision, "threads": threads, "lane_groups": groups}
+    return config.model_copy(update=chosen)
 
 
 def playable(config: TrainConfig) -> TrainConfig:

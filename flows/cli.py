@@ -51,10 +51,8 @@ def train(
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or [])
     _quiet_prefect()
-    from flows.display import Display
     from flows.parameters import Target, check_resume, requested_config, requested_settings
     from flows.servers import start_embedded_prefect_server
-    from flows.train import train_to_the_end
     from storage.runs import open_tracking
 
     # The flow checks all this again; here it is answered before a server starts.
@@ -69,13 +67,17 @@ def train(
     stopped = _stop_on_sigterm()
     wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
     wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
-    display = Display()
+    display = None
     try:
-        start_embedded_prefect_server()
+        start_embedded_prefect_server(meanwhile=_open_all_for_training)
+        from flows.display import Display
+        from flows.train import train_to_the_end
+
+        display = Display()
         with display:
             run_id = train_to_the_end(**wanted)
     except KeyboardInterrupt:
-        if display.run_id:
+        if display and display.run_id:
             print(f"stopped; go on with: dqn train --resume {display.run_id}", file=sys.stderr)
         raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
     run = open_tracking().client.get_run(run_id)
@@ -269,6 +271,17 @@ def _overrides(settings: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {setting}: write it as field=value, such as --set lanes=32")
         overrides[field.strip()] = value.strip()
     return overrides
+
+
+def _open_all_for_training() -> None:
+    """Import what takes seconds, and open the store, which takes as long when it is new."""
+    from importlib import import_module
+
+    from storage.runs import open_tracking
+
+    for name in ("flows.display", "flows.train", "torch._dynamo"):  # the last is what the first optimizer asks for
+        import_module(name)
+    open_tracking()
 
 
 def _quiet_prefect() -> None:

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import IO
@@ -24,20 +25,26 @@ START_SECONDS = 90
 _guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
 
 
-def start_embedded_prefect_server() -> None:
-    """Start a Prefect server for this process alone, unless one is configured.
+def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Start a Prefect server for this process alone, unless one is configured; `meanwhile` is done in any case.
 
     Prefect stops it at an ordinary exit, after the last of the log was sent. A guard, which notices the
     end of this process by the pipe between them, stops it after any other: a killed trainer leaves no
     server behind.
     """
+    from prefect.client import orchestration
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import get_current_settings
 
+    assert orchestration  # imported here, for two threads that import it stand in each other's way
     if get_current_settings().api.url:
+        meanwhile()
         return
     server = SubprocessASGIServer()
-    server.start()
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(server.start)
+        meanwhile()
+        starting.result()
     assert server.server_process
     guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.server_process.pid)]
     _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))

@@ -168,10 +168,9 @@ def run_cycles(run: StoredRun) -> bool:
     evaluate_if_due(run, facts.config, cycle, done.states)
     while fraction < 1 and cycle < last:
         cycle += 1
-        played = collect_episodes(run.run_id, cycle)
-        swept = update_q_values(run.run_id, cycle)
-        trained = optimize(run.run_id, cycle)
-        summary |= played.figures | swept.figures | trained.figures
+        collect_episodes(run.run_id, cycle)
+        update_q_values(run.run_id, cycle)
+        summary |= optimize(run.run_id, cycle).figures
         evaluate_if_due(run, facts.config, cycle, int(summary["counter/states"]))
         fraction = target.fraction(summary["counter/states"], cycle)
         summary["fraction"] = fraction

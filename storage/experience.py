@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -24,47 +23,19 @@ _NONSENSE = (FileNotFoundError, LookupError, TypeError, ValueError, AttributeErr
 _TABLES = [field.name for field in fields(Experience) if field.name != "states"]
 
 
-def piece_steps(lanes: int) -> int:
-    """Steps whose states of all lanes fill one chunk."""
-    return max(1, CHUNK_STATES // lanes)
+def write_experience(directory: Path, experience: Experience) -> None:
+    """Write experience as a zarr group.
 
-
-class ExperienceWriter:
-    """Writes a cycle's experience piece by piece: states chunk by chunk as they come, tables at the end."""
-
-    def __init__(self, directory: Path, steps: int, lanes: int, actions: int) -> None:
-        self._group = zarr.create_group(directory / EXPERIENCE)
-        self._steps_done = 0
-        chunk = (min(steps, piece_steps(lanes)), lanes, *STATE_SHAPE)
-        self._states = _create(self._group, "states", (steps, lanes, *STATE_SHAPE), np.dtype(np.uint8), chunk)
-        self._tables = Experience.empty(steps, lanes, actions, with_states=False)
-
-    def write(self, piece: Experience) -> None:
-        """Add the next piece; every piece but the last has `piece_steps` steps."""
-        rows = slice(self._steps_done, self._steps_done + piece.steps)
-        self._states[rows] = piece.states
-        for name in _TABLES:
-            where = slice(None) if name == "bootstrap_q_values" else rows
-            getattr(self._tables, name)[where] = getattr(piece, name)
-        self._steps_done = rows.stop
-
-    @property
-    def states_written(self) -> int:
-        """States of all lanes written so far."""
-        return self._steps_done * int(self._tables.actions.shape[1])
-
-    def finish(self) -> Experience:
-        """Write the tables; returns the experience without its states.
-
-        Raises:
-            OSError: a chunk of the states did not reach the disk.
-        """
-        assert self._steps_done == self._tables.steps
-        if self._states.nchunks_initialized != self._states.nchunks:
-            raise OSError("some chunks of the states were not written")
-        for name in _TABLES:
-            _write(self._group, name, getattr(self._tables, name))
-        return self._tables
+    Raises:
+        OSError: a chunk of the states did not reach the disk.
+    """
+    group = zarr.create_group(directory / EXPERIENCE)
+    steps = max(1, min(experience.steps, CHUNK_STATES // experience.actions.shape[1]))
+    states = _write(group, "states", experience.states, (steps, *experience.states.shape[1:]))
+    if states.nchunks_initialized != states.nchunks:
+        raise OSError("some chunks of the states were not written")
+    for name in _TABLES:
+        _write(group, name, getattr(experience, name))
 
 
 def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
@@ -141,19 +112,16 @@ def _check(group: zarr.Group, name: str, array: np.ndarray, like: np.ndarray) ->
         )
 
 
-def _write(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    _create(group, name, values.shape, values.dtype, values.shape)[...] = values
-
-
-def _create(
-    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]
-) -> zarr.Array:
-    return group.create_array(
+def _write(group: zarr.Group, name: str, values: np.ndarray, chunks: tuple[int, ...] | None = None) -> zarr.Array:
+    array = group.create_array(
         name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=chunks or values.shape,
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},  # no directories, each of which would be fsynced
         config={"write_empty_chunks": True},
     )
+    array[...] = values
+    return array

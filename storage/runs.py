@@ -69,13 +69,13 @@ class StoredRun:
         ) as draft:
             yield draft
 
-    def unit(self, kind: str, cycle: int) -> Unit:
-        """The committed unit of `kind` for `cycle`, verified.
+    def unit(self, kind: str, cycle: int, known: str = "") -> Unit:
+        """The committed unit of `kind` for `cycle`, verified unless its digest is `known`; see storage.units.
 
         Raises:
             StorageError: there is none, or it is corrupt.
         """
-        unit = open_unit(self.directory(kind, cycle))
+        unit = open_unit(self.directory(kind, cycle), known)
         if unit is None:
             raise StorageError(f"run {self.run_id} has no {kind} of cycle {cycle}: it was pruned or never made")
         if (unit.kind, unit.cycle) != (kind, cycle):

@@ -99,10 +99,9 @@ class Tracking:
         return UnreachableError(f"the MLflow store {shown} cannot be used: {reason}")
 
     def _publish(self, run_id: str, unit: Unit) -> None:
-        speed = unit.made.get("speed", {})
         last = max((metric.step for metric in unit.metrics), default=0)
         points = [Metric(name, value, unit.created_ms, step) for name, step, value in unit.metrics]
-        points += [Metric(f"speed/{name}", value, unit.created_ms, last) for name, value in speed.items()]
+        points += [Metric(f"speed/{name}", value, unit.created_ms, last) for name, value in unit.speed.items()]
         new = [point for point in points if point.step not in self._steps(run_id, point.key)]
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]

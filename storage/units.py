@@ -52,6 +52,11 @@ class Unit:
         return [metric.value for metric in self.metrics if metric.name == name][-1]
 
     @property
+    def speed(self) -> dict[str, float]:
+        """How fast it was made, by what was done."""
+        return {str(name): float(value) for name, value in self.made.get("speed", {}).items()}
+
+    @property
     def created_ms(self) -> int:
         """When it was committed, in milliseconds since 1970."""
         return int(self.made["created_ms"])
@@ -69,6 +74,13 @@ class Draft:
     directory: Path
     metrics: list[Metric] = field(default_factory=list)
     speed: dict[str, float] = field(default_factory=dict)
+    _unit: Unit | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """What came of it, once it was committed."""
+        assert self._unit, "the unit is committed when the block ends"
+        return self._unit
 
 
 @contextmanager
@@ -105,6 +117,7 @@ def committing(
         (stage / MANIFEST).write_text(_manifest_text(unit))
         sync_tree(stage)
         _publish(stage, directory, staging)
+        draft._unit = unit
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -132,8 +145,10 @@ def _publish(stage: Path, directory: Path, staging: Path) -> None:
             _remove(trash)
 
 
-def open_unit(directory: Path) -> Unit | None:
+def open_unit(directory: Path, known: str = "") -> Unit | None:
     """The unit at `directory` after checking every file of it, or None where there is none.
+
+    Of a unit whose digest is `known` only the manifest is read: the caller has at hand what is in its files.
 
     Raises:
         CorruptUnitError: the unit does not match its manifest.
@@ -141,6 +156,8 @@ def open_unit(directory: Path) -> Unit | None:
     if not os.path.lexists(directory):
         return None
     unit = read_manifest(directory)
+    if unit.digest == known:
+        return unit
     found = set(_file_names(directory)) - {MANIFEST}
     for name in sorted(found ^ set(unit.files)):
         problem = "is not named by the manifest" if name in found else "is missing"

@@ -9,12 +9,11 @@ from prefect.cache_policies import NO_CACHE
 
 import dqn.evaluation
 from dqn.evaluation import Evaluation, Protocol, evaluation_lanes
-from dqn.figures import score_histogram
 from dqn.optimization import Learner
 from storage.evaluations import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
 from storage.units import Unit
-from tasks.live import keep_learner, take_learner
+from tasks.live import keep_learner, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference
 
@@ -23,7 +22,7 @@ from tasks.reference import UnitReference, made_by, reference
 def evaluate(run_id: str, cycle: int) -> UnitReference:
     """Evaluate the checkpoint of cycle `cycle` by the run's own protocol, and commit the scores."""
     run = open_run(run_id)
-    start = run.unit("checkpoint", cycle)
+    start = unit_at_hand(run, "checkpoint", cycle)
     if unit := run.made(EVALUATION, cycle, {"checkpoint": start.digest}):
         run.publish(unit)
         return reference(unit)
@@ -43,8 +42,10 @@ def evaluate_checkpoint(run: StoredRun, start: Unit, learner: Learner, protocol:
         draft.speed[name] = states_per_second
         draft.metrics += evaluation.metrics(name, counters.states)
         write_evaluation(draft.directory, evaluation)
-    unit = run.unit(kind, counters.cycle)
+    unit = draft.unit
     run.publish(unit)
+    from dqn.figures import score_histogram  # and with it matplotlib, which a training may never need
+
     figure = score_histogram(evaluation)
     (run.artifacts / "figures").mkdir(exist_ok=True)
     figure.savefig(run.artifacts / "figures" / f"{kind}-{counters.cycle:05d}.png")

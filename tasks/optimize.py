@@ -16,9 +16,8 @@ from dqn.optimization import Learner, OptimizationResult
 from dqn.replay import ReplayMemory
 from dqn.statistics import optimization_metrics, score_metrics
 from storage.checkpoints import write_checkpoint
-from storage.experience import read_experience, read_targets
 from storage.runs import open_run
-from tasks.live import keep_learner, take_learner
+from tasks.live import keep_learner, take_experience, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference
 
@@ -27,17 +26,17 @@ KIND = "checkpoint"
 
 @task(name="optimize", task_run_name="optimize-{cycle:05d}", cache_policy=NO_CACHE)
 def optimize(run_id: str, cycle: int) -> UnitReference:
-    """Train towards the targets of cycle `cycle` and commit the checkpoint after it."""
+    """Train towards the targets of cycle `cycle`, and commit the checkpoint after it with the metrics of the cycle."""
     run = open_run(run_id)
-    played, swept = run.unit("experience", cycle), run.unit("targets", cycle)
+    played, swept = (unit_at_hand(run, kind, cycle) for kind in ("experience", "targets"))
     inputs = {**played.inputs, "experience": played.digest, "targets": swept.digest}
     if unit := run.made(KIND, cycle, inputs):
         run.publish(unit)
         return reference(unit)
-    start = run.unit("checkpoint", cycle - 1)  # pruned as soon as the one after it is committed, if one is kept
+    start = unit_at_hand(run, "checkpoint", cycle - 1)
     checkpoint, learner = take_learner(run, start)
-    experience = read_experience(played.directory)
-    memory = ReplayMemory.of(experience, read_targets(swept.directory))
+    experience, targets = take_experience(played, swept)
+    memory = ReplayMemory.of(experience, targets)
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
         result = dqn.optimization.optimize(
@@ -47,15 +46,15 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
             checkpoint.config.scheduled(checkpoint.facts.counters.states),
             lambda done, batches: report("optimize", cycle, done, batches),
         )
+        draft.speed |= {**played.speed, **swept.speed}
         draft.speed["optimize"] = result.states_trained / (perf_counter() - began)
         after = next_checkpoint(checkpoint, learner, experience, result)
-        draft.metrics += optimization_metrics(result, after.facts.counters)
+        draft.metrics += [*played.metrics, *swept.metrics, *optimization_metrics(result, after.facts.counters)]
         write_checkpoint(draft.directory, after)
-    unit = run.unit(KIND, cycle)
-    keep_learner(unit, after, learner)
-    run.publish(unit)
+    keep_learner(draft.unit, after, learner)
+    run.publish(draft.unit)
     run.prune(cycle, checkpoint.config.keep_cycles)
-    return reference(unit)
+    return reference(draft.unit)
 
 
 def next_checkpoint(

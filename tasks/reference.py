@@ -22,7 +22,7 @@ class UnitReference:
 def reference(unit: Unit) -> UnitReference:
     """The reference of a committed unit."""
     figures = {metric.name: metric.value for metric in unit.metrics}
-    speed = {f"speed/{name}": value for name, value in unit.made.get("speed", {}).items()}
+    speed = {f"speed/{name}": value for name, value in unit.speed.items()}
     return UnitReference(unit.kind, unit.cycle, unit.digest, {**figures, **speed})
 
 

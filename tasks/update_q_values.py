@@ -9,8 +9,9 @@ from prefect.cache_policies import NO_CACHE
 
 from dqn.statistics import sweep_metrics
 from dqn.sweep import SweepRule, backward_sweep
-from storage.experience import read_experience, write_targets
+from storage.experience import write_targets
 from storage.runs import open_run
+from tasks.live import facts_of, keep_targets, played, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference
 
@@ -21,13 +22,12 @@ KIND = "targets"
 def update_q_values(run_id: str, cycle: int) -> UnitReference:
     """Carry the rewards of cycle `cycle` back to the states before them and commit the targets."""
     run = open_run(run_id)
-    played = run.unit("experience", cycle)
-    inputs = {"experience": played.digest}
+    source = unit_at_hand(run, "experience", cycle)
+    inputs = {"experience": source.digest}
     if unit := run.made(KIND, cycle, inputs):
-        run.publish(unit)
         return reference(unit)
-    facts = run.facts(run.unit("checkpoint", cycle - 1))
-    experience = read_experience(played.directory, with_states=False)
+    facts = facts_of(run, unit_at_hand(run, "checkpoint", cycle - 1))
+    experience = played(source)
     report("update-q-values", cycle, 0, experience.states_played)
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
@@ -35,6 +35,5 @@ def update_q_values(run_id: str, cycle: int) -> UnitReference:
         draft.speed["update-q-values"] = experience.states_played / (perf_counter() - began)
         draft.metrics += sweep_metrics(facts.config, experience, targets, facts.counters.states)
         write_targets(draft.directory, targets)
-    unit = run.unit(KIND, cycle)
-    run.publish(unit)
-    return reference(unit)
+    keep_targets(draft.unit, targets)
+    return reference(draft.unit)

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import dqn.collection
 from dqn.collection import play
-from dqn.environments import Lanes
+from dqn.config import make_config
+from dqn.environments import open_lanes
 from dqn.episodes import first_histories
 from dqn.experience import Experience
 from dqn.schedules import LinearSchedule
@@ -48,18 +49,16 @@ def estimate(states: np.ndarray) -> np.ndarray:
     return (np.eye(3)[steps % 3] + steps[:, None]).astype(np.float32)
 
 
-def copied(piece: Experience) -> Experience:
-    return Experience(**{field.name: getattr(piece, field.name).copy() for field in fields(piece)})
-
-
-def pieces_of(lanes: Any, steps: int, piece_steps: int, epsilon: LinearSchedule = GREEDY) -> list[Experience]:
-    pieces = play(lanes, estimate, steps, piece_steps, epsilon, 0, np.random.default_rng(0))
-    return [copied(piece) for piece in pieces]
+def played(groups: list[Any], steps: int, epsilon: LinearSchedule = GREEDY, states: int = 0, **more: Any) -> Experience:
+    experience = Experience.empty(steps, sum(len(lanes.episodes) for lanes in groups), 3)
+    generators = [np.random.default_rng(group) for group in range(len(groups))]
+    play(groups, estimate, experience, epsilon, states, generators, **more)
+    return experience
 
 
 def test_rows_hold_what_was_seen_done_and_earned() -> None:
     lanes: Any = CountingLanes()
-    (experience,) = pieces_of(lanes, 5, 5)
+    experience = played([lanes], 5)
     assert experience.states[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert experience.actions.tolist() == [[0, 1], [1, 2], [2, 0], [0, 1], [1, 2]]
     assert experience.rewards.tolist() == [[10, 11], [21, 22], [32, 30], [40, 41], [51, 52]]
@@ -71,41 +70,65 @@ def test_rows_hold_what_was_seen_done_and_earned() -> None:
     assert experience.bootstrap_q_values.tolist() == estimate(lanes.states).tolist() == [[5, 5, 6], [7, 6, 6]]
 
 
-@pytest.mark.parametrize(("piece_steps", "lengths"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (100, [7])])
-def test_pieces_join_to_the_same_as_one_piece(piece_steps: int, lengths: list[int]) -> None:
-    epsilon = LinearSchedule(start=1, end=0, states=10)
-    (whole,) = pieces_of(CountingLanes(), 7, 7, epsilon)
-    pieces = pieces_of(CountingLanes(), 7, piece_steps, epsilon)
-    assert [piece.steps for piece in pieces] == lengths
-    for field in fields(Experience):
-        if field.name != "bootstrap_q_values":
-            joined = np.concatenate([getattr(piece, field.name) for piece in pieces])
-            assert np.array_equal(joined, getattr(whole, field.name)), field.name
-    for before, after in pairwise(pieces):
-        assert np.array_equal(before.bootstrap_q_values, after.q_values[0])
-    assert np.array_equal(pieces[-1].bootstrap_q_values, whole.bootstrap_q_values)
+def test_groups_play_each_its_own_lanes() -> None:
+    groups = [CountingLanes(3), CountingLanes(3), CountingLanes(1)]
+    together = played(groups, 6)
+    for lanes, first, last in ((3, 0, 3), (3, 3, 6), (1, 6, 7)):
+        alone = played([CountingLanes(lanes)], 6)
+        for field in fields(Experience):
+            axis = 0 if field.name == "bootstrap_q_values" else 1
+            part = np.take(getattr(together, field.name), range(first, last), axis=axis)
+            assert np.array_equal(part, getattr(alone, field.name)), field.name
 
 
-def test_real_games_play_the_same_in_pieces() -> None:
-    played = []
-    for piece_steps in (30, 11):
-        lanes = Lanes("ALE/Breakout-v5", first_histories(2), 3)
-        weights = np.random.default_rng(0).normal(size=(105 * 80 * 2, 4)).astype(np.float32)
-        pieces = play(
-            lanes,
-            lambda states, weights=weights: states.reshape(len(states), -1) @ weights,
-            30,
-            piece_steps,
-            LinearSchedule(start=0.5, end=0.5),
+def test_groups_of_real_games_play_what_all_lanes_together_play() -> None:
+    weights = np.random.default_rng(0).normal(size=(105 * 80 * 2, 4)).astype(np.float32)
+    config = make_config("fast", {"lanes": 4, "seed": 3, "threads": 2, "episode_frames_limit": 100})
+    seen = []
+    for count in (1, 2, 3):
+        groups = open_lanes(config.model_copy(update={"lane_groups": count}), first_histories(4))
+        experience = Experience.empty(40, 4, 4)
+        play(
+            groups,
+            lambda states: states.reshape(len(states), -1) @ weights,
+            experience,
+            GREEDY,
             0,
-            np.random.default_rng(0),
+            [np.random.default_rng(group) for group in range(len(groups))],
         )
-        played.append([copied(piece) for piece in pieces])
-        lanes.close()
-    for name in ("states", "q_values", "actions", "rewards", "life_lost"):
-        whole, joined = (np.concatenate([getattr(piece, name) for piece in pieces]) for pieces in played)
-        assert np.array_equal(whole, joined), name
-    assert len(set(played[0][0].actions.ravel().tolist())) > 1
+        for lanes in groups:
+            lanes.close()
+        seen.append(experience)
+    assert len(groups) == 2  # four lanes do not make three groups of the same size
+    for name in ("states", "actions", "rewards", "life_lost", "truncated", "episode"):
+        assert all(np.array_equal(getattr(seen[0], name), getattr(other, name)) for other in seen[1:]), name
+    assert seen[0].truncated.any() and len(set(seen[0].actions.ravel().tolist())) > 1
+
+
+def test_a_group_that_fails_stops_the_others() -> None:
+    failing, other = CountingLanes(), CountingLanes()
+    failing.step = lambda actions: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        played([failing, other], 20_000)
+    assert other.now < 20_000
+
+
+def test_threads_of_the_caller_are_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    inside: list[int] = []
+
+    def counting(states: np.ndarray) -> np.ndarray:
+        inside.append(torch.get_num_threads())
+        return estimate(states)
+
+    try:
+        experience = Experience.empty(2, 4, 3)
+        groups: list[Any] = [CountingLanes(), CountingLanes()]
+        play(groups, counting, experience, GREEDY, 0, [np.random.default_rng(0)] * 2)
+        assert set(inside) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_epsilon_follows_the_states_played_by_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,30 +141,35 @@ def test_epsilon_follows_the_states_played_by_all_lanes(monkeypatch: pytest.Monk
     monkeypatch.setattr(dqn.collection, "epsilon_greedy", greedy)
     lanes: Any = CountingLanes(lanes=3)
     schedule = LinearSchedule(start=1, end=0, states=100)
-    list(play(lanes, estimate, 4, 2, schedule, 50, np.random.default_rng(0)))
+    played([lanes], 4, schedule, 50)
     assert asked == pytest.approx([0.5, 0.47, 0.44, 0.41])
 
 
-def test_policy_draws_come_from_the_generator() -> None:
-    def actions(seed: int) -> list:
-        lanes: Any = CountingLanes(lanes=4)
+def test_policy_draws_come_from_the_generator_of_the_group() -> None:
+    def actions(*seeds: int) -> list:
         always = LinearSchedule(start=1, end=1)
-        (experience,) = play(lanes, estimate, 20, 20, always, 0, np.random.default_rng(seed))
-        return experience.actions.tolist()
+        experience = Experience.empty(20, 4, 3)
+        groups: list[Any] = [CountingLanes(2), CountingLanes(2)]
+        play(groups, estimate, experience, always, 0, [np.random.default_rng(seed) for seed in seeds])
+        return experience.actions.T.tolist()
 
-    assert actions(1) == actions(1) != actions(2)
+    assert actions(1, 2) == actions(1, 2) != actions(1, 1)
+    assert actions(1, 2)[:2] == actions(1, 1)[:2]
 
 
-def test_network_is_asked_once_for_each_state() -> None:
+def test_network_is_asked_once_for_each_state_and_progress_is_told() -> None:
     asked: list[int] = []
 
     def counted(states: np.ndarray) -> np.ndarray:
         asked.append(int(states[0, 0, 0, 0]))
         return estimate(states)
 
-    lanes: Any = CountingLanes()
-    list(play(lanes, counted, 5, 2, GREEDY, 0, np.random.default_rng(0)))
+    told: list[tuple[int, int]] = []
+    groups: list[Any] = [CountingLanes()]
+    experience = Experience.empty(5, 2, 3)
+    play(groups, counted, experience, GREEDY, 0, [np.random.default_rng(0)], lambda *step: told.append(step))
     assert asked == [0, 1, 2, 3, 4, 5]
+    assert told == [(step, 5) for step in range(1, 6)]
 
 
 def test_empty_experience_has_the_shapes_of_its_size() -> None:
@@ -151,12 +179,3 @@ def test_empty_experience_has_the_shapes_of_its_size() -> None:
     assert (experience.steps, experience.states_played) == (4, 12)
     without = Experience.empty(4, 3, 5, with_states=False)
     assert without.states.shape == (0, 3, 105, 80, 2) and (without.steps, without.states_played) == (4, 12)
-
-
-def test_first_steps_are_a_view_with_the_same_bootstrap() -> None:
-    experience = Experience.empty(4, 3, 5)
-    experience.actions[:] = np.arange(12).reshape(4, 3)
-    first = experience.up_to(2)
-    assert first.steps == 2 and first.actions.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert np.shares_memory(first.states, experience.states)
-    assert first.bootstrap_q_values is experience.bootstrap_q_values

@@ -35,14 +35,14 @@ def open_lanes() -> Iterator[Callable[..., Lanes]]:
 def play_at_random(lanes: Lanes, steps: int, states: int) -> Experience:
     """Experience of random actions, and of Q-values that do not matter."""
     count = len(lanes.action_names)
-    (experience,) = play(
-        lanes,
+    experience = Experience.empty(steps, len(lanes.episodes), count)
+    play(
+        [lanes],
         lambda seen: np.zeros((len(seen), count), np.float32),
-        steps,
-        steps,
+        experience,
         LinearSchedule(start=1, end=1),
         states,
-        generator(SEED, "play", states),
+        [generator(SEED, "play", states)],
     )
     return experience
 

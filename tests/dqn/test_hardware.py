@@ -54,7 +54,7 @@ def test_everything_else_stays_and_resolving_again_changes_nothing(machine: Any)
     machine(cuda=False, fast_bfloat16=False)
     config = make_config("tutorial", {"seed": 3})
     resolved = hardware.resolve(config)
-    choices = {"device": "auto", "precision": "auto", "threads": 0}
+    choices = {"device": "auto", "precision": "auto", "threads": 0, "lane_groups": 0}
     assert resolved.model_copy(update=choices) == config
     machine(cuda=False, fast_bfloat16=True, cores=2)
     assert hardware.resolve(resolved) == resolved
@@ -75,3 +75,24 @@ def test_prepare_sets_the_threads_and_names_the_device() -> None:
         assert device == torch.device("cpu") and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("cores", "lanes", "cuda", "groups"),
+    [(2, 64, False, 2), (1, 64, False, 1), (8, 64, False, 4), (2, 16, False, 1), (16, 256, True, 4), (2, 4, True, 1)],
+)
+def test_groups_of_lanes_keep_the_cores_busy_but_are_not_too_small(
+    machine: Any, cores: int, lanes: int, cuda: bool, groups: int
+) -> None:
+    machine(cuda=cuda, fast_bfloat16=False, cores=cores)
+    assert hardware.resolve(make_config("fast", {"lanes": lanes})).lane_groups == groups
+    assert hardware.resolve(make_config("fast", {"lanes": lanes, "lane_groups": 1})).lane_groups == 1
+
+
+@pytest.mark.parametrize(
+    ("lanes", "groups", "sizes"), [(64, 2, [32, 32]), (7, 2, [4, 3]), (5, 4, [2, 2, 1]), (1, 1, [1])]
+)
+def test_groups_are_all_lanes_in_order(lanes: int, groups: int, sizes: list[int]) -> None:
+    slices = make_config("fast", {"lanes": lanes, "lane_groups": groups}).groups()
+    assert [each.stop - each.start for each in slices] == sizes
+    assert [lane for each in slices for lane in range(lanes)[each]] == list(range(lanes))

@@ -16,7 +16,7 @@ from dqn.experience import Experience, Targets
 from dqn.statistics import Metric
 from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.errors import CorruptUnitError
-from storage.experience import ExperienceWriter, read_experience, read_targets, write_targets
+from storage.experience import read_experience, read_targets, write_experience, write_targets
 from storage.units import MANIFEST, Draft, Unit, committing, open_unit
 
 CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "200"))
@@ -82,12 +82,9 @@ def committed(
     home = tmp_path_factory.mktemp(kind)
 
     def write(directory: Path) -> None:
-        if kind == "experience":
-            writer = ExperienceWriter(directory, made.steps, 2, 4)
-            writer.write(made)
-            writer.finish()
-        else:
-            {"targets": write_targets, "checkpoint": write_checkpoint}[kind](directory, made)
+        {"experience": write_experience, "targets": write_targets, "checkpoint": write_checkpoint}[kind](
+            directory, made
+        )
 
     with committing(
         home / kind / "00003",

@@ -15,38 +15,17 @@ import zarr
 from dqn.experience import Experience
 from storage.errors import CorruptUnitError
 from storage.experience import (
-    CHUNK_STATES,
     EXPERIENCE,
     TARGETS,
-    ExperienceWriter,
-    piece_steps,
     read_experience,
     read_targets,
+    write_experience,
     write_targets,
 )
 from storage.units import Unit, committing, open_unit
 
 Make = Callable[..., Any]
 Same = Callable[[object, object], bool]
-
-
-def write(directory: Path, experience: Experience, sizes: list[int] | None = None) -> ExperienceWriter:
-    """Write experience in pieces of those sizes, or of the size it asks for."""
-    _, lanes, actions = experience.q_values.shape
-    writer = ExperienceWriter(directory, experience.steps, lanes, actions)
-    size, start = piece_steps(lanes), 0
-    for steps in sizes or [size] * (-(-experience.steps // size)):
-        writer.write(piece(experience, start, start + steps))
-        start += steps
-    return writer
-
-
-def piece(experience: Experience, start: int, stop: int) -> Experience:
-    rows = {field.name: getattr(experience, field.name)[start:stop] for field in fields(experience)}
-    last = stop >= experience.steps
-    # Pieces before the last one bootstrap from the state after them, not from the one after the cycle.
-    bootstrap = experience.bootstrap_q_values if last else experience.q_values[stop]
-    return Experience(**rows | {"bootstrap_q_values": bootstrap})
 
 
 def all_files(directory: Path) -> dict[str, bytes]:
@@ -60,7 +39,7 @@ def all_files(directory: Path) -> dict[str, bytes]:
     [
         (1, 1, 1),
         (5, 2, 4),
-        (7, 64, 18),  # one whole piece
+        (7, 64, 18),  # one whole chunk
         (8, 64, 4),  # and a last one of one step
         (23, 64, 4),
         (3, 501, 4),  # more lanes than states in a chunk
@@ -71,15 +50,13 @@ def test_experience_comes_back_as_it_was_written(
     tmp_path: Path, make_experience: Make, same: Same, steps: int, lanes: int, actions: int
 ) -> None:
     experience = make_experience(steps, lanes, actions)
-    writer = write(tmp_path, experience)
-    assert writer.states_written == steps * lanes
-    assert same(writer.finish(), replace(experience, states=experience.states[:0]))
+    write_experience(tmp_path, experience)
     assert same(read_experience(tmp_path), experience)
 
 
 def test_experience_without_states_has_everything_else(tmp_path: Path, make_experience: Make, same: Same) -> None:
     experience = make_experience(9, 64)
-    write(tmp_path, experience).finish()
+    write_experience(tmp_path, experience)
     read = read_experience(tmp_path, with_states=False)
     assert read.states.shape == (0, 64, 105, 80, 2)
     assert same(read, replace(experience, states=experience.states[:0]))
@@ -89,7 +66,7 @@ def test_experience_without_states_is_read_without_touching_them(
     tmp_path: Path, make_experience: Make, same: Same
 ) -> None:
     experience = make_experience()
-    write(tmp_path, experience).finish()
+    write_experience(tmp_path, experience)
     shutil.rmtree(tmp_path / EXPERIENCE / "states")
     assert same(read_experience(tmp_path, with_states=False), replace(experience, states=experience.states[:0]))
 
@@ -102,7 +79,7 @@ def test_extreme_values_come_back(tmp_path: Path, make_experience: Make, same: S
         episode=np.array([0, -1, 2**63 - 1, -(2**63), 1, 2])[:, None],
         states=np.full((6, 1, 105, 80, 2), 255, np.uint8),
     )
-    write(tmp_path, experience).finish()
+    write_experience(tmp_path, experience)
     assert same(read_experience(tmp_path), experience)
 
 
@@ -114,31 +91,25 @@ def test_targets_come_back_as_they_were_written(tmp_path: Path, make_targets: Ma
         assert same(read_targets(directory), make_targets(*size))
 
 
-@pytest.mark.parametrize(("lanes", "steps"), [(1, 500), (64, 7), (500, 1), (501, 1), (4096, 1)])
-def test_a_piece_has_the_states_of_one_chunk(lanes: int, steps: int) -> None:
-    assert piece_steps(lanes) == steps
-    assert steps * lanes <= max(CHUNK_STATES, lanes)
-
-
 @pytest.mark.parametrize(("steps", "chunk", "count"), [(3, 3, 1), (7, 7, 1), (14, 7, 2), (15, 7, 3)])
-def test_states_are_stored_in_chunks_of_one_piece_and_tables_in_one_chunk(
+def test_states_are_stored_in_whole_steps_and_tables_in_one_chunk(
     tmp_path: Path, make_experience: Make, steps: int, chunk: int, count: int
 ) -> None:
-    write(tmp_path, make_experience(steps, 64)).finish()
+    write_experience(tmp_path, make_experience(steps, 64))
     group = zarr.open_group(tmp_path / EXPERIENCE, mode="r")
     assert group["states"].chunks == (chunk, 64, 105, 80, 2)
-    assert len([name for name in all_files(tmp_path) if "/states/c/" in name]) == count
+    assert len([name for name in all_files(tmp_path) if "/states/c" in name]) == count
     for name in ("q_values", "actions", "episode"):
         assert group[name].chunks == group[name].shape
 
 
 def test_every_array_has_a_checksum_and_its_empty_chunks_are_written(tmp_path: Path) -> None:
-    write(tmp_path, Experience.empty(2, 3, 4)).finish()
+    write_experience(tmp_path, Experience.empty(2, 3, 4))
     files = all_files(tmp_path)
     for field in fields(Experience):
         metadata = json.loads(files[f"{EXPERIENCE}/{field.name}/zarr.json"])
         assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "zstd", "crc32c"]
-        assert any(name.startswith(f"{EXPERIENCE}/{field.name}/c/") for name in files)
+        assert any(name.startswith(f"{EXPERIENCE}/{field.name}/c.") for name in files)
 
 
 def test_identical_data_written_twice_are_identical_files_and_units(
@@ -148,7 +119,7 @@ def test_identical_data_written_twice_are_identical_files_and_units(
     for name in ("one", "other"):
         place = tmp_path / name
         with committing(place / "u", place / "s", kind="experience", cycle=1, inputs={}, made_by={}) as draft:
-            write(draft.directory, make_experience(15, 64)).finish()
+            write_experience(draft.directory, make_experience(15, 64))
             write_targets(draft.directory, make_targets())
             files = all_files(draft.directory)
         units.append(open_unit(place / "u"))
@@ -168,24 +139,19 @@ def test_different_data_are_different_files(tmp_path: Path, make_experience: Mak
             changed = replace(experience, **{field.name: array})
         place = tmp_path / str(number)
         with committing(place / "u", place / "s", kind="experience", cycle=1, inputs={}, made_by={}) as draft:
-            write(draft.directory, changed).finish()
+            write_experience(draft.directory, changed)
         unit = open_unit(place / "u")
         assert unit is not None
         digests.add(unit.digest)
     assert len(digests) == 1 + len(fields(experience))
 
 
-def test_unfinished_experience_is_not_finished(tmp_path: Path, make_experience: Make) -> None:
-    writer = write(tmp_path, make_experience(14, 64), sizes=[7])
-    with pytest.raises(AssertionError):
-        writer.finish()
-
-
-def test_a_chunk_of_the_states_that_was_lost_is_told(tmp_path: Path, make_experience: Make) -> None:
-    writer = write(tmp_path, make_experience(14, 64))
-    (tmp_path / EXPERIENCE / "states" / "c" / "1" / "0" / "0" / "0" / "0").unlink()
+def test_a_chunk_of_the_states_that_was_lost_is_told(
+    tmp_path: Path, make_experience: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zarr.Array, "__setitem__", lambda array, rows, values: None)
     with pytest.raises(OSError, match="states were not written"):
-        writer.finish()
+        write_experience(tmp_path, make_experience(14, 64))
 
 
 # ---------------------------------------------------------------- files that are not what they should be
@@ -193,7 +159,7 @@ def test_a_chunk_of_the_states_that_was_lost_is_told(tmp_path: Path, make_experi
 
 @pytest.fixture
 def written(tmp_path: Path, make_experience: Make, make_targets: Make) -> Path:
-    write(tmp_path, make_experience()).finish()
+    write_experience(tmp_path, make_experience())
     write_targets(tmp_path, make_targets())
     return tmp_path
 
@@ -236,7 +202,7 @@ def test_a_group_in_place_of_an_array_is_named(written: Path, name: str) -> None
 
 @pytest.mark.parametrize("data", [b"", b"?" * 100, b"\0" * 8])
 def test_a_chunk_of_nonsense_is_corrupt(written: Path, data: bytes) -> None:
-    (written / TARGETS / "q_values" / "c" / "0" / "0" / "0").write_bytes(data)
+    (written / TARGETS / "q_values" / "c.0.0.0").write_bytes(data)
     with pytest.raises(CorruptUnitError, match="q_values"):
         read_targets(written)
 
