@@ -17,6 +17,7 @@ from dqn.randomness import generator
 from dqn.replay import ReplayMemory, balanced_batches, shuffled_batches
 
 LOSS_WINDOW = 100
+_GPU_LOOKS = 10  # batches from one look at the losses to the next: each look waits for the GPU
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def optimize(
     config = learner.config
     batch_size = min(config.batch_size, len(memory))
     draws = generator(config.seed, "batches", cycle)
+    memory = memory.on(learner.device)
     if config.balanced_sampling:
         batches = balanced_batches(memory.estimation_errors, config.error_threshold, batch_size, draws)
     else:
@@ -111,13 +113,12 @@ def optimize(
     least, most = int(epoch * config.min_epochs), max(1, int(epoch * scheduled["max_epochs"]))
     learner.set_learning_rate(scheduled["learning_rate"])
     losses: list[Tensor] = []
-    recent = np.zeros(LOSS_WINDOW)
+    looks, limit = _GPU_LOOKS if learner.device.type == "cuda" else 1, scheduled["loss_limit"]
     while len(losses) < most:
-        loss = learner.train_batch(*memory.batch(next(batches), learner.device))
-        losses.append(loss)
-        if scheduled["loss_limit"] > 0:
-            recent[len(losses) % LOSS_WINDOW] = loss.item()
-            if len(losses) > least + 1 and recent.mean() < scheduled["loss_limit"]:
+        losses.append(learner.train_batch(*memory.batch(next(batches), learner.device)))
+        if limit > 0 and len(losses) > least + 1 and len(losses) % looks == 0:
+            recent = torch.stack(losses[-LOSS_WINDOW:]).sum().item() / LOSS_WINDOW
+            if recent < limit:
                 break
         on_batch(len(losses), most)
     trained = len(losses) * batch_size

@@ -16,32 +16,39 @@ from dqn.experience import Experience, Targets
 class ReplayMemory:
     """`N` states with what the network should estimate for them, lanes and steps forgotten."""
 
-    states: np.ndarray  # (N, 105, 80, 2) uint8
-    q_values: np.ndarray  # (N, A) float32: targets
-    actions: np.ndarray  # (N,) int64: actions taken
+    states: Tensor  # (N, 105, 80, 2) uint8
+    q_values: Tensor  # (N, A) float32: targets
+    actions: Tensor  # (N,) int64: actions taken
     estimation_errors: np.ndarray  # (N,) float32: how far the sweep moved the taken action's value
 
     @classmethod
     def of(cls, experience: Experience, targets: Targets) -> ReplayMemory:
-        """All states of an experience with their targets; the states are not copied."""
+        """All states of an experience with their targets, on the CPU; the states are not copied."""
         count = experience.states_played
         return cls(
-            states=experience.states.reshape(count, *experience.states.shape[2:]),
-            q_values=targets.q_values.reshape(count, -1),
-            actions=experience.actions.reshape(count).astype(np.int64),
+            states=torch.from_numpy(experience.states.reshape(count, *experience.states.shape[2:])),
+            q_values=torch.from_numpy(targets.q_values.reshape(count, -1)),
+            actions=torch.from_numpy(experience.actions.reshape(count).astype(np.int64)),
             estimation_errors=targets.estimation_errors.reshape(count),
         )
+
+    def on(self, device: torch.device) -> ReplayMemory:
+        """This memory on `device`, if that has room for twice as much; else as it is."""
+        if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] < 2 * self.states.nbytes:
+            return self
+        states, q_values, actions = (each.to(device) for each in (self.states, self.q_values, self.actions))
+        return ReplayMemory(states, q_values, actions, self.estimation_errors)
 
     def __len__(self) -> int:
         return len(self.states)
 
     def batch(self, chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """States, targets and actions of the chosen indices, as tensors on `device`."""
-        index = torch.from_numpy(chosen)
-        picked = (
-            torch.from_numpy(array).index_select(0, index) for array in (self.states, self.q_values, self.actions)
-        )
-        states, q_values, actions = (tensor.to(device, non_blocking=True) for tensor in picked)
+        index = torch.from_numpy(chosen).to(self.states.device, non_blocking=True)
+        picked = [each.index_select(0, index) for each in (self.states, self.q_values, self.actions)]
+        if self.states.device.type != device.type:  # from pinned memory the GPU fetches them while it computes
+            picked = [each.pin_memory().to(device, non_blocking=True) for each in picked]
+        states, q_values, actions = picked
         return states, q_values, actions
 
 

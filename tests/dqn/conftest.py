@@ -27,9 +27,9 @@ def toy_memory() -> Callable[[int], ReplayMemory]:
     def make(states: int, actions: int = 3) -> ReplayMemory:
         draws = np.random.default_rng(states)
         return ReplayMemory(
-            states=draws.integers(0, 256, (states, 105, 80, 2), np.uint8),
-            q_values=draws.normal(size=(states, actions)).astype(np.float32),
-            actions=draws.integers(actions, size=states),
+            states=torch.from_numpy(draws.integers(0, 256, (states, 105, 80, 2), np.uint8)),
+            q_values=torch.from_numpy(draws.normal(size=(states, actions)).astype(np.float32)),
+            actions=torch.from_numpy(draws.integers(actions, size=states)),
             estimation_errors=draws.random(states).astype(np.float32),
         )
 

@@ -43,9 +43,9 @@ class ScriptedLearner:
 
 def tiny_memory(states: int) -> ReplayMemory:
     return ReplayMemory(
-        states=np.arange(states, dtype=np.uint8)[:, None, None, None],
-        q_values=np.zeros((states, 2), np.float32),
-        actions=np.zeros(states, np.int64),
+        states=torch.arange(states, dtype=torch.uint8)[:, None, None, None],
+        q_values=torch.zeros(states, 2),
+        actions=torch.zeros(states, dtype=torch.int64),
         estimation_errors=np.zeros(states, np.float32),
     )
 
@@ -119,9 +119,9 @@ def test_toy_memory_is_learned_by_heart(toy_memory: MakeMemory) -> None:
     memory = toy_memory(4)
     config = cpu_config(optimizer="adam", learning_rate=3e-4, batch_size=4, max_epochs=30, loss="all-actions")
     learner = Learner(config, 3, CPU)
-    before = np.abs(learner.estimate(memory.states) - memory.q_values).mean()
+    before = np.abs(learner.estimate(memory.states.numpy()) - memory.q_values.numpy()).mean()
     result = optimize(learner, memory, 1, config.scheduled(0))
-    after = np.abs(learner.estimate(memory.states) - memory.q_values).mean()
+    after = np.abs(learner.estimate(memory.states.numpy()) - memory.q_values.numpy()).mean()
     assert after < before / 5 and result.losses[-1] < result.losses[0] / 20
 
 
@@ -176,10 +176,10 @@ def test_bfloat16_keeps_float32_weights_and_learns_nearly_the_same(toy_memory: M
         learner = Learner(config, 3, CPU)
         losses[precision] = optimize(learner, memory, 1, config.scheduled(0)).losses
         assert {weight.dtype for weight in learner.network.parameters()} == {torch.float32}
-        estimates = learner.estimate(memory.states)
+        estimates = learner.estimate(memory.states.numpy())
         assert estimates.dtype == np.float32
         with torch.no_grad():
-            exact = learner.network(torch.from_numpy(memory.states)).numpy()
+            exact = learner.network(memory.states).numpy()
         np.testing.assert_allclose(estimates, exact, rtol=0.05, atol=0.05)
     assert (losses["float32"] != losses["bfloat16"]).any()
     for each in losses.values():

@@ -123,7 +123,8 @@ def test_memory_keeps_states_targets_actions_and_errors_together() -> None:
     assert memory.states[:, 0, 0, 0].tolist() == memory.estimation_errors.tolist() == [0, 1, 2, 3, 4, 5]
     assert memory.actions.tolist() == [0, 1, 2, 3, 0, 1]
     assert np.array_equal(memory.q_values[3], targets.q_values[1, 1])
-    assert np.shares_memory(memory.states, experience.states)
+    assert np.shares_memory(memory.states.numpy(), experience.states)
+    assert memory.on(torch.device("cpu")) is memory
 
 
 def test_batch_holds_the_chosen_states_in_their_order() -> None:
@@ -132,3 +133,18 @@ def test_batch_holds_the_chosen_states_in_their_order() -> None:
     assert states[:, 0, 0, 0].tolist() == [4, 1]
     assert q_values.tolist() == [[16, 17, 18, 19], [4, 5, 6, 7]]
     assert actions.dtype == torch.int64 and actions.tolist() == [0, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fits", [True, False])
+def test_memory_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(
+    fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, memory = torch.device("cuda"), numbered_memory()[2]
+    if not fits:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1))
+    moved = memory.on(device)
+    assert moved.states.is_cuda == fits
+    chosen = np.array([4, 1])
+    for ours, theirs in zip(moved.batch(chosen, device), memory.batch(chosen, torch.device("cpu")), strict=True):
+        assert ours.is_cuda and torch.equal(ours.cpu(), theirs)
