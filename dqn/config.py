@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
         "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
     )
     learning_rate: LinearSchedule = Field(
-        LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
+        LinearSchedule(start=2.5e-4, end=1e-5, states=4_000_000), description="Step size of the optimizer."
     )
     loss: Literal["all-actions", "action-taken"] = Field(
         "action-taken",
@@ -83,14 +83,14 @@ class TrainConfig(BaseModel):
     gradient_norm_limit: float = Field(
         10.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
     )
-    batch_size: int = Field(256, ge=1, description="States per optimizer step.")
+    batch_size: int = Field(128, ge=1, description="States per optimizer step.")
     balanced_sampling: bool = Field(
         False, description="Give states with a high estimation error at least half of every batch."
     )
     error_threshold: float = Field(0.1, ge=0, description="Estimation errors from this on are high.")
     min_epochs: float = Field(1.0, ge=0, description="Epochs before the loss limit may stop a run.")
     max_epochs: LinearSchedule = Field(
-        LinearSchedule(start=2, end=2), description="Epochs after which an optimization run stops."
+        LinearSchedule(start=1, end=1), description="Epochs after which an optimization run stops."
     )
     loss_limit: LinearSchedule = Field(
         LinearSchedule(start=0, end=0),
@@ -152,7 +152,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": "1e-3:1e-5:5000000",
         "loss": "all-actions",
         "gradient_norm_limit": 0.0,
-        "batch_size": 128,
         "balanced_sampling": True,
         "max_epochs": "5:10:5000000",
         "loss_limit": "0.1:0.015:5000000",

@@ -1,0 +1,141 @@
+"""What recipes learn in how much time: `python -m benchmarks.learning NAME …`, into docs/results.md.
+
+Trains the named studies one seed after another with the command `dqn` in a home of its own, and evaluates the last
+checkpoint of each run. Interrupted, the same command goes on where it was. Minutes are those of work: from the
+creation of a run to its last checkpoint, without pauses; the command takes some ten seconds more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.report import HERE, machine, replace_table
+from dqn.curve_figures import score_comparison
+from dqn.environments import game_title
+from dqn.statistics import Curve
+from storage.runs import open_tracking
+
+PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "learning.json"
+DQN = [sys.executable, "-m", "flows.cli"]
+POINTS = 200  # of a curve that are kept
+
+
+class Study(NamedTuple):
+    """One recipe: how it is trained, with which seeds, and how its last checkpoints are evaluated."""
+
+    train: str  # options of `dqn train`
+    seeds: tuple[int, ...]
+    evaluate: tuple[str, ...]  # options of `dqn evaluate`, one for each protocol
+
+
+BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
+STUDIES = {
+    "fast": Study("", (0, 1, 2), BREAKOUT),
+    "tutorial": Study("--preset tutorial --states 1180000", (0,), ("--episodes 30",)),
+    **{
+        game.lower(): Study(f"--game ALE/{game}-v5", (0,), ("--episodes 30",))
+        for game in ("Pong", "SpaceInvaders", "Seaquest", "Qbert", "BeamRider", "Enduro")
+    },
+}
+
+
+def main() -> None:
+    """Do the studies that are named, and write what all studies gave so far."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=STUDIES, metavar="NAME", help=f"one of: {', '.join(STUDIES)}")
+    parser.add_argument("--home", type=Path, default=HERE.parent / "dqn-home", help="where the runs are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these seeds instead of the study's own")
+    given = parser.parse_args()
+    os.environ["DQN_HOME"] = str(given.home.absolute())
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in given.names:
+        study = STUDIES[name]
+        for seed in given.seeds or study.seeds:
+            record = results.setdefault(f"{name}-seed{seed}", {"study": name, "seed": seed, "machine": machine()})
+            run_study(f"{name}-seed{seed}", study, record)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    replace_table(PAGE, "python -m benchmarks.learning", list(table(results)))
+    draw(results)
+
+
+def run_study(run: str, study: Study, record: dict[str, Any]) -> None:
+    """Train a run to its end, unless it is there, and evaluate its last checkpoint; fills `record`."""
+    if "evaluations" in record:
+        return
+    options = [*shlex.split(study.train), "--seed", str(record["seed"])]
+    before = [found for found in open_tracking().runs() if found.info.run_name == run]
+    if not before:
+        dqn("train", "--name", run, *options)
+    elif before[0].info.status != "FINISHED":
+        dqn("train", "--resume", before[0].info.run_id)
+    found = open_tracking().find_run(run)
+    record["command"] = f"dqn train {shlex.join(options)}"
+    record["minutes"] = float(open_tracking().minutes(found.info.run_id).values[-1])
+    record["states"] = int(found.data.metrics["counter/states"])
+    record["revision"] = found.data.tags.get("mlflow.source.git.commit", "")
+    record["game"] = found.data.params["game"]
+    record["curves"] = curves(found.info.run_id)
+    record["evaluations"] = [json.loads(dqn("evaluate", run, "--json", *shlex.split(each))) for each in study.evaluate]
+
+
+def dqn(*arguments: str) -> str:
+    """Run the command `dqn`; what it printed. Its progress goes on to the terminal."""
+    done = subprocess.run([*DQN, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def curves(run_id: str) -> dict[str, list[float]]:
+    """Mean score of the last 100 training episodes, and minutes, against states."""
+    tracking = open_tracking()
+    score, minutes = tracking.curves(run_id, ["score/mean_100"])["score/mean_100"], tracking.minutes(run_id)
+    kept = np.linspace(0, len(score.states) - 1, POINTS).astype(int)
+    states = score.states[kept]
+    columns = {
+        "states": states,
+        "score": score.values[kept],
+        "minutes": np.interp(states, minutes.states, minutes.values),
+    }
+    return {name: np.round(values, 3).tolist() for name, values in columns.items()}
+
+
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """The lines of the table."""
+    yield "| command | states | minutes | evaluation | mean score (95 % interval) | sd | max | human-normalized |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for record in results.values():
+        for found in record["evaluations"]:
+            human = found.get("human_normalized")
+            yield (
+                f"| `{record['command']}` | {record['states']:,} | {record['minutes']:.1f} "
+                f"| {found['episodes']} of {found['game']}, epsilon {found['epsilon']:g} "
+                f"| {found['mean']:.1f} ({found['mean_low']:.1f} to {found['mean_high']:.1f}) "
+                f"| {found['sd']:.1f} | {found['max']:.0f} | {'-' if human is None else f'{human:.2f}'} |"
+            )
+
+
+def draw(results: dict[str, Any]) -> None:
+    """Training scores against minutes, a picture for each game."""
+    for game in {record["game"] for record in results.values()}:
+        found = {name: record["curves"] for name, record in results.items() if record["game"] == game}
+        scores = {name: {"score/episode": _curve(each, "score")} for name, each in found.items()}
+        minutes = {name: _curve(each, "minutes") for name, each in found.items()}
+        figure = score_comparison(scores, game_title(game), minutes)
+        figure.savefig(PAGE.parent / f"learning-{game_title(game).lower()}.png", dpi=100)
+
+
+def _curve(columns: dict[str, list[float]], name: str) -> Curve:
+    return Curve(np.array(columns["states"]), np.array(columns[name]))
+
+
+if __name__ == "__main__":
+    main()
