@@ -65,7 +65,9 @@ class TrainConfig(BaseModel):
     reward_clip: float = Field(1.0, gt=0, description="Rewards are clipped to plus or minus this.")
 
     # The network
-    network: Literal["tutorial", "nips", "nature"] = Field("nature", description="Convolutions and dense layers.")
+    network: Literal["tutorial", "nips", "nature", "small"] = Field(
+        "nature", description="Convolutions and dense layers; see dqn.networks."
+    )
     normalize: bool = Field(True, description="Normalize each hidden layer before its ReLU.")
     scale_input: bool = Field(True, description="Divide pixels by 255 before the first layer.")
 

@@ -115,7 +115,7 @@ def test_unknown_preset_is_answered_with_the_known_ones() -> None:
         ("trace_decay", -0.1),
         ("reward_clip", 0),
         ("reward_clip", "inf"),
-        ("network", "small"),
+        ("network", "large"),
         ("normalize", "maybe"),
         ("optimizer", "sgd"),
         ("loss", "huber"),

@@ -79,6 +79,20 @@ def test_nature_network_has_the_layers_of_mnih_and_others() -> None:
     assert shapes == [(32, 2, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 9 * 6), (6, 512)]
 
 
+def test_small_network_is_strided_3_by_3_with_a_million_parameters() -> None:
+    network = build(4, network="small", normalize=False)
+    layers = [layer for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
+    assert [(layer.kernel_size, layer.stride) for layer in layers] == [((3, 3), (s, s)) for s in (3, 2, 2)]
+    shapes = [tuple(weight.shape) for name, weight in network.named_parameters() if name.endswith("weight")]
+    assert shapes == [(16, 2, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (384, 64 * 8 * 5), (4, 384)]
+    assert sum(weight.numel() for weight in network.parameters()) == 1_008_404
+    features = some_states(2).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        found = network.convolutions[0](features)
+        plain = nn.functional.conv2d(features / 255, layers[0].weight, layers[0].bias, stride=3)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)  # although it is computed over blocks of pixels
+
+
 def test_normalization_stands_before_every_hidden_relu() -> None:
     network = build(normalize=True)
     layers = [layer for layer in network.modules() if not list(layer.children())]
