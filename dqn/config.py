@@ -62,7 +62,11 @@ class TrainConfig(BaseModel):
         le=1,
         description="Lambda of peng and watkins, beta of ebu: share of the swept return; max has no use for it.",
     )
-    reward_clip: float = Field(1.0, gt=0, description="Rewards are clipped to plus or minus this.")
+    reward_clip: float = Field(1.0, ge=0, description="Rewards are clipped to plus or minus this; 0 leaves them alone.")
+    rescale_values: bool = Field(
+        False,
+        description="Estimate sign(v) · (√(|v| + 1) - 1) + 0.01 · v of a value v; meant for unclipped rewards.",
+    )
 
     # The network
     network: Literal["tutorial", "nips", "nature", "small"] = Field(

@@ -113,7 +113,7 @@ def test_unknown_preset_is_answered_with_the_known_ones() -> None:
         ("discount", 1.01),
         ("discount", "nan"),
         ("trace_decay", -0.1),
-        ("reward_clip", 0),
+        ("reward_clip", -1),
         ("reward_clip", "inf"),
         ("network", "large"),
         ("normalize", "maybe"),

@@ -33,7 +33,8 @@ def page() -> str:
             field = TrainConfig.model_fields[name]
             values = [text_of(getattr(config, name)) for config in (fast, tutorial)]
             values[1] = "same" if values[0] == values[1] else values[1]
-            lines.append(f"| `{name}` | {allowed(field)} | {values[0]} | {values[1]} | {field.description} |")
+            meaning = str(field.description).replace("|", r"\|")
+            lines.append(f"| `{name}` | {allowed(field)} | {values[0]} | {values[1]} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
