@@ -30,6 +30,8 @@ class TrainConfig(BaseModel):
         108_000, ge=8, description="Frames after which an episode is cut off; its last state bootstraps."
     )
 
+    full_action_set: bool = Field(False, description="All 18 actions of the console, not only those the game knows.")
+
     # The cycle
     replay_states: int = Field(4_096, ge=1, description="States the replay memory holds when full.")
     replay_fraction: LinearSchedule = Field(
