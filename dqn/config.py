@@ -76,6 +76,9 @@ class TrainConfig(BaseModel):
     )
     normalize: bool = Field(True, description="Normalize each hidden layer before its ReLU.")
     scale_input: bool = Field(True, description="Divide pixels by 255 before the first layer.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the outputs of hidden dense layers that are dropped while optimizing."
+    )
 
     # Optimization
     optimizer: Literal["rmsprop", "adam", "radam"] = Field(
@@ -90,6 +93,9 @@ class TrainConfig(BaseModel):
     )
     gradient_norm_limit: float = Field(
         10.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
+    )
+    l2: float = Field(
+        0.0, ge=0, description="Adds l2 / 2 · the sum of all squared weights to the loss, after gradients are limited."
     )
     batch_size: int = Field(256, ge=1, description="States per optimizer step.")
     balanced_sampling: bool = Field(

@@ -121,6 +121,8 @@ def test_unknown_preset_is_answered_with_the_known_ones() -> None:
         ("loss", "huber"),
         ("gradient_norm_limit", -1),
         ("batch_size", 0),
+        ("l2", -1),
+        ("dropout", 1),
         ("error_threshold", -1),
         ("min_epochs", -1),
         ("device", "tpu"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from dqn import networks
 from dqn.config import make_config
-from dqn.networks import QNetwork, q_loss
+from dqn.networks import QNetwork, dropped_out, q_loss
 
 
 def build(actions: int = 3, preset: str = "fast", **overrides: Any) -> QNetwork:
@@ -139,6 +139,22 @@ def test_weights_without_truncation_are_scaled_to_their_inputs() -> None:
             inputs = layer.weight[0].numel()
             assert layer.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.1)
             assert not layer.bias.any()
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+    outputs = torch.full((200, 500), 3.0)
+    dropped = dropped_out(outputs, 0.25, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(dropped[dropped != 0], torch.tensor(4.0).expand(int((dropped != 0).sum())))
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(dropped, dropped_out(outputs, 0.25, torch.Generator().manual_seed(0)))
+    assert torch.equal(outputs, dropped_out(outputs, 0.0, torch.Generator().manual_seed(0)))
+
+
+def test_dropout_is_on_hidden_dense_layers_alone() -> None:
+    network = build(4, "tutorial", network="small", dropout=0.999999)
+    with torch.no_grad():
+        found = network(some_states(3), torch.Generator().manual_seed(0))
+    assert torch.equal(found, network.dense[-1].bias.expand(3, 4)), "but the last layer's own bias all is dropped"
 
 
 @pytest.mark.parametrize(
