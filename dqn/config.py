@@ -30,6 +30,8 @@ class TrainConfig(BaseModel):
         108_000, ge=8, description="Frames after which an episode is cut off; its last state bootstraps."
     )
 
+    full_action_set: bool = Field(False, description="All 18 actions of the console, not only those the game knows.")
+
     # The cycle
     replay_states: int = Field(4_096, ge=1, description="States the replay memory holds when full.")
     replay_fraction: LinearSchedule = Field(
@@ -62,12 +64,21 @@ class TrainConfig(BaseModel):
         le=1,
         description="Lambda of peng and watkins, beta of ebu: share of the swept return; max has no use for it.",
     )
-    reward_clip: float = Field(1.0, gt=0, description="Rewards are clipped to plus or minus this.")
+    reward_clip: float = Field(1.0, ge=0, description="Rewards are clipped to plus or minus this; 0 leaves them alone.")
+    rescale_values: bool = Field(
+        False,
+        description="Estimate sign(v) · (√(|v| + 1) - 1) + 0.01 · v of a value v; meant for unclipped rewards.",
+    )
 
     # The network
-    network: Literal["tutorial", "nips", "nature"] = Field("nature", description="Convolutions and dense layers.")
+    network: Literal["tutorial", "nips", "nature", "small"] = Field(
+        "nature", description="Convolutions and dense layers; see dqn.networks."
+    )
     normalize: bool = Field(True, description="Normalize each hidden layer before its ReLU.")
     scale_input: bool = Field(True, description="Divide pixels by 255 before the first layer.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the outputs of hidden dense layers that are dropped while optimizing."
+    )
 
     # Optimization
     optimizer: Literal["rmsprop", "adam", "radam"] = Field(
@@ -82,6 +93,9 @@ class TrainConfig(BaseModel):
     )
     gradient_norm_limit: float = Field(
         10.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
+    )
+    l2: float = Field(
+        0.0, ge=0, description="Adds l2 / 2 · the sum of all squared weights to the loss, after gradients are limited."
     )
     batch_size: int = Field(128, ge=1, description="States per optimizer step.")
     balanced_sampling: bool = Field(

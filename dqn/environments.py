@@ -72,6 +72,7 @@ class Lanes:
         frames_limit: int = 108_000,
         threads: int = 0,
         lanes_in_all: int | None = None,
+        full_action_set: bool = False,
     ) -> None:
         """Open one game of `game` for each history and bring it to where that leads.
 
@@ -81,9 +82,9 @@ class Lanes:
             ValueError: unknown game.
         """
         check_game(game)
-        self.action_names = action_names(game)
+        self.action_names = action_names(game, full_action_set)
         self._seed = seed
-        self._games = _open_games(game, len(histories), frames_limit, threads)
+        self._games = _open_games(game, len(histories), frames_limit, threads, full_action_set)
         self._tracer = MotionTracer(len(histories))
         self._lives = np.zeros(len(histories), np.int64)
         self._timed_out = np.zeros(len(histories), bool)
@@ -91,6 +92,28 @@ class Lanes:
         self._episodes = np.zeros(len(histories), np.int64)
         self._seeded_steps = np.zeros(len(histories), np.int64)
         self._restore(histories)
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        histories: list[LaneHistory],
+        *,
+        threads: int = 0,
+        lanes_in_all: int | None = None,
+        game: str | None = None,
+        seed: int | None = None,
+    ) -> Lanes:
+        """Lanes as the configuration wants its games, of another game or seed where that is given."""
+        return cls(
+            game or config.game,
+            histories,
+            config.seed if seed is None else seed,
+            frames_limit=config.episode_frames_limit,
+            threads=threads,
+            lanes_in_all=lanes_in_all,
+            full_action_set=config.full_action_set,
+        )
 
     @property
     def states(self) -> np.ndarray:
@@ -164,22 +187,16 @@ def open_lanes(config: TrainConfig, histories: list[LaneHistory]) -> list[Lanes]
     groups = config.groups()
 
     def open_group(lanes: slice) -> Lanes:
-        return Lanes(
-            config.game,
-            histories[lanes],
-            config.seed,
-            frames_limit=config.episode_frames_limit,
-            threads=max(1, config.threads // len(groups)),
-            lanes_in_all=len(histories),
-        )
+        threads = max(1, config.threads // len(groups))
+        return Lanes.of(config, histories[lanes], threads=threads, lanes_in_all=len(histories))
 
     with ThreadPoolExecutor(len(groups)) as pool:
         return list(pool.map(open_group, groups))
 
 
-def action_names(game: str) -> list[str]:
-    """The names of a game's actions, in order."""
-    one: Any = _make(game)
+def action_names(game: str, full_action_set: bool = False) -> list[str]:
+    """The names of a game's actions, or of all 18 of the console, in order."""
+    one: Any = _make(game, full_action_space=full_action_set)
     names: list[str] = one.unwrapped.get_action_meanings()
     one.close()
     return names
@@ -209,20 +226,21 @@ def _make_native(game: str, lanes: int, frames_limit: int, **options: Any) -> An
     )
 
 
-def open_screens(game: str, frames_limit: int) -> Any:
-    """One game in colour, as an environment of its own: the same seed and actions show what a lane played.
+def open_screens(config: TrainConfig, game: str) -> Any:
+    """One game in colour, as an environment of its own: the same seed and actions show what `Lanes.of` played.
 
     Observations of a game ALE/… have a leading lane; see `dqn.recording`.
     """
+    limit, options = config.episode_frames_limit, {"full_action_space": config.full_action_set}
     if game.startswith("ALE/"):
-        return _make_native(game, 1, frames_limit, num_threads=1, img_height=210, img_width=160, grayscale=False)
-    return _make(game, obs_type="rgb", max_num_frames_per_episode=frames_limit)
+        return _make_native(game, 1, limit, num_threads=1, img_height=210, img_width=160, grayscale=False, **options)
+    return _make(game, obs_type="rgb", max_num_frames_per_episode=limit, **options)
 
 
-def _open_games(game: str, lanes: int, frames_limit: int, threads: int) -> _Games:
+def _open_games(game: str, lanes: int, frames_limit: int, threads: int, full_action_set: bool) -> _Games:
     if game.startswith("ALE/"):
-        return _NativeGames(game, lanes, frames_limit, threads)
-    return _GymnasiumGames(game, lanes, frames_limit)
+        return _NativeGames(game, lanes, frames_limit, threads, full_action_set)
+    return _GymnasiumGames(game, lanes, frames_limit, full_action_set)
 
 
 class _Games(ABC):
@@ -253,7 +271,7 @@ class _Games(ABC):
 class _NativeGames(_Games):
     """ale-py's own vectorization: threads without Python, frames made small in C++."""
 
-    def __init__(self, game: str, lanes: int, frames_limit: int, threads: int) -> None:
+    def __init__(self, game: str, lanes: int, frames_limit: int, threads: int, full_action_set: bool) -> None:
         self.env = _make_native(
             game,
             lanes,
@@ -261,6 +279,7 @@ class _NativeGames(_Games):
             num_threads=min(threads, lanes),
             img_height=STATE_HEIGHT,
             img_width=STATE_WIDTH,
+            full_action_space=full_action_set,
         )
         self._started = False
 
@@ -278,9 +297,11 @@ class _NativeGames(_Games):
 class _GymnasiumGames(_Games):
     """Gymnasium's ordinary vectorization, for games whose frame skip is drawn at random."""
 
-    def __init__(self, game: str, lanes: int, frames_limit: int) -> None:
+    def __init__(self, game: str, lanes: int, frames_limit: int, full_action_set: bool) -> None:
+        options = {"max_num_frames_per_episode": frames_limit, "full_action_space": full_action_set}
+
         def make() -> gymnasium.Env[Any, Any]:
-            return _make(game, obs_type="grayscale", max_num_frames_per_episode=frames_limit)
+            return _make(game, obs_type="grayscale", **options)
 
         self.env = SyncVectorEnv([make] * lanes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 

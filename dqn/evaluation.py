@@ -92,10 +92,10 @@ class Evaluation:
         return cls(protocol, **{name: record[name] for name in ("scores", "steps", "cut_off")})
 
 
-def evaluation_lanes(protocol: Protocol, frames_limit: int, threads: int, most: int = MOST_LANES) -> Lanes:
-    """The games of an evaluation, freshly started; never those that a training of that seed plays."""
+def evaluation_lanes(protocol: Protocol, config: TrainConfig, most: int = MOST_LANES) -> Lanes:
+    """The games of an evaluation of an agent, freshly started; never those that a training of that seed plays."""
     histories = first_histories(min(protocol.episodes, most))
-    return Lanes(protocol.game, histories, games_seed(protocol), frames_limit=frames_limit, threads=threads)
+    return Lanes.of(config, histories, game=protocol.game, seed=games_seed(protocol), threads=config.threads)
 
 
 def games_seed(protocol: Protocol) -> int:

@@ -192,7 +192,7 @@ def q_value_histogram(experience: Experience, targets: Targets, game: str) -> Fi
     before = np.take_along_axis(experience.q_values, taken, 2)[..., 0][played]
     after = np.take_along_axis(targets.q_values, taken, 2)[..., 0][played]
     figure = new_figure(8, 4, f"{game_title(game)}: Q-values of the actions taken, {len(before):,} states")
-    axes = plain(figure.subplots(), "Q-value [discounted points]", "states")
+    axes = plain(figure.subplots(), "Q-value", "states")
     bins = np.linspace(min(before.min(), after.min()), max(before.max(), after.max(), before.min() + 1e-6), 61)
     axes.hist(before, list(bins), color=GRAY, alpha=0.45, label=f"estimated when played, mean {before.mean():.3f}")
     axes.hist(after, list(bins), histtype="step", color=BLUE, lw=1.8, label=f"after the sweep, mean {after.mean():.3f}")
@@ -205,7 +205,7 @@ def error_histogram(targets: Targets, game: str, threshold: float) -> Figure:
     errors = targets.estimation_errors.ravel()
     share = float((errors >= threshold).mean())
     figure = new_figure(8, 4, f"{game_title(game)}: estimation errors, {len(errors):,} states")
-    axes = plain(figure.subplots(), "estimation error |after - before| [discounted points]", "states (log scale)")
+    axes = plain(figure.subplots(), "estimation error |after - before|", "states (log scale)")
     axes.hist(errors, list(np.linspace(0, max(float(errors.max()), 1e-6), 61)), color=BLUE, alpha=0.8)
     axes.set_yscale("log")
     axes.axvline(

@@ -26,7 +26,7 @@ _Rule = tuple[Callable[..., None], list[Tensor], tuple[float, ...]]
 class OnePassStep:
     """`optimizer.step()` for float32 weights on the CPU, with that optimizer's own formula and state.
 
-    For Adam, RAdam and TensorFlowRMSprop without extras; the same to within rounding. What it computes does
+    For Adam, RAdam and TensorFlowRMSprop, with weight decay; the same to within rounding. What it computes does
     not depend on the number of threads.
     """
 
@@ -41,7 +41,7 @@ class OnePassStep:
     @torch.no_grad()
     def __call__(self, gradients: Sequence[Tensor], scale: float) -> None:
         """Take a step with `gradients` (float32 or bfloat16) times `scale`, and bring the copies up to date."""
-        parts = []
+        parts, l2 = [], self._optimizer.param_groups[0]["weight_decay"]
         for weight, gradient, copy in zip(self._weights, gradients, self._copies, strict=True):
             kernel, moments, constants = self._rule(weight)
             if gradient.stride() != weight.stride():
@@ -53,7 +53,7 @@ class OnePassStep:
             parts += [(kernel, share, constants) for share in shares]
         parts.sort(key=lambda part: -len(part[1][2]))  # threads that are done with the large ones take the small
         calls = [
-            self._pool.submit(kernel, *share, *map(np.float32, (scale, *constants)))
+            self._pool.submit(kernel, *share, *map(np.float32, (scale, l2, *constants)))
             for kernel, share, constants in parts
         ]
         for call in calls:
@@ -115,7 +115,7 @@ _NONE = np.zeros(0, np.uint16)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _adam(gradients, copies, weights, averages, squares, scale, beta, beta_squares, size, root, epsilon):  # type: ignore[no-untyped-def]
+def _adam(gradients, copies, weights, averages, squares, scale, l2, beta, beta_squares, size, root, epsilon):  # type: ignore[no-untyped-def]
     rest, rest_squares = np.float32(1) - beta, np.float32(1) - beta_squares
     values = np.empty(_BLOCK, np.float32)
     for start in range(0, weights.size, _BLOCK):
@@ -123,7 +123,7 @@ def _adam(gradients, copies, weights, averages, squares, scale, beta, beta_squar
         weight, average, square = weights[block], averages[block], squares[block]
         _widen(gradients[block], values.view(np.uint32))
         for at in range(weight.size):
-            gradient = values[at] * scale
+            gradient = values[at] * scale + l2 * weight[at]
             average[at] = beta * average[at] + rest * gradient
             square[at] = beta_squares * square[at] + rest_squares * gradient * gradient
             values[at] = weight[at] - size * average[at] / (root * np.sqrt(square[at]) + epsilon)
@@ -132,7 +132,7 @@ def _adam(gradients, copies, weights, averages, squares, scale, beta, beta_squar
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _rmsprop(gradients, copies, weights, mean_squares, scale, decay, size, epsilon):  # type: ignore[no-untyped-def]
+def _rmsprop(gradients, copies, weights, mean_squares, scale, l2, decay, size, epsilon):  # type: ignore[no-untyped-def]
     rest = np.float32(1) - decay
     values = np.empty(_BLOCK, np.float32)
     for start in range(0, weights.size, _BLOCK):
@@ -140,7 +140,7 @@ def _rmsprop(gradients, copies, weights, mean_squares, scale, decay, size, epsil
         weight, mean_square = weights[block], mean_squares[block]
         _widen(gradients[block], values.view(np.uint32))
         for at in range(weight.size):
-            gradient = values[at] * scale
+            gradient = values[at] * scale + l2 * weight[at]
             mean_square[at] = decay * mean_square[at] + rest * gradient * gradient
             values[at] = weight[at] - size * gradient / np.sqrt(mean_square[at] + epsilon)
         weight[:] = values[: weight.size]

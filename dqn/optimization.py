@@ -13,7 +13,7 @@ from dqn.config import TrainConfig
 from dqn.networks import QNetwork, q_loss
 from dqn.one_pass import OnePassStep, gradient_scale
 from dqn.optimizers import make_optimizer
-from dqn.randomness import generator
+from dqn.randomness import generator, torch_generator
 from dqn.replay import ReplayMemory, balanced_batches, shuffled_batches
 
 LOSS_WINDOW = 100
@@ -52,9 +52,11 @@ class Learner:
         estimates: Tensor = self._worker(torch.from_numpy(states).to(self.device))
         return estimates.cpu().numpy()
 
-    def train_batch(self, states: Tensor, targets: Tensor, actions: Tensor) -> Tensor:
-        """One optimizer step on a batch; returns its loss, still on the device."""
-        loss = q_loss(self._worker(states), targets, actions, self.config.loss)
+    def train_batch(
+        self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None = None
+    ) -> Tensor:
+        """One optimizer step on a batch; returns its loss, still on the device. Without draws nothing is dropped."""
+        loss = q_loss(self._worker(states, dropout_draws), targets, actions, self.config.loss)
         gradients = torch.autograd.grad(loss, self._working_weights)
         self._step(gradients)
         return loss.detach()
@@ -115,7 +117,8 @@ def optimize(
     losses: list[Tensor] = []
     looks, limit = _GPU_LOOKS if learner.device.type == "cuda" else 1, scheduled["loss_limit"]
     while len(losses) < most:
-        losses.append(learner.train_batch(*memory.batch(next(batches), learner.device)))
+        dropout = torch_generator(config.seed, "dropout", cycle, len(losses)) if config.dropout else None
+        losses.append(learner.train_batch(*memory.batch(next(batches), learner.device), dropout))
         if limit > 0 and len(losses) > least + 1 and len(losses) % looks == 0:
             recent = torch.stack(losses[-LOSS_WINDOW:]).sum().item() / LOSS_WINDOW
             if recent < limit:

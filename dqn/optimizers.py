@@ -14,14 +14,22 @@ from dqn.config import TrainConfig
 class TensorFlowRMSprop(torch.optim.Optimizer):
     """RMSProp as `tf.train.RMSPropOptimizer` computes it.
 
+    gradient ← gradient + weight_decay · weight
     mean_square ← decay · mean_square + (1 - decay) · gradient², starting at 1
     weight ← weight - learning_rate · gradient / sqrt(mean_square + epsilon)
 
     torch's own starts at 0 and adds epsilon outside the root.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, decay: float = 0.9, epsilon: float = 1e-10) -> None:
-        super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon})
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        decay: float = 0.9,
+        epsilon: float = 1e-10,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -32,6 +40,8 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
             if not weights:
                 continue
             gradients = [weight.grad for weight in weights]
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight]["mean_square"] = torch.ones_like(weight)
@@ -46,7 +56,7 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
 def make_optimizer(config: TrainConfig, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
     """The configuration's optimizer over `weights`; its learning rate is set before each run."""
     if config.optimizer == "rmsprop":
-        return TensorFlowRMSprop(weights)
+        return TensorFlowRMSprop(weights, weight_decay=config.l2)
     if config.optimizer == "adam":
-        return torch.optim.Adam(weights, foreach=True)
-    return torch.optim.RAdam(weights, foreach=True)
+        return torch.optim.Adam(weights, foreach=True, weight_decay=config.l2)
+    return torch.optim.RAdam(weights, foreach=True, weight_decay=config.l2)

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dqn.config import TrainConfig
 from dqn.environments import Lanes, open_screens
 from dqn.episodes import first_histories
 from dqn.evaluation import Protocol, games_seed
@@ -36,7 +37,7 @@ class Shot:
 
 
 def record_episode(
-    estimate: Callable[[np.ndarray], np.ndarray], protocol: Protocol, frames_limit: int
+    estimate: Callable[[np.ndarray], np.ndarray], protocol: Protocol, config: TrainConfig
 ) -> Iterator[Shot]:
     """Play one complete episode, epsilon-greedy: the protocol's, were it of one episode.
 
@@ -45,11 +46,11 @@ def record_episode(
     Args:
         estimate: states (N, 105, 80, 2) uint8 to Q-values (N, A) float32.
         protocol: the game, the policy's epsilon and the seed.
-        frames_limit: frames after which the episode is cut off.
+        config: of the agent: how its games are.
     """
     seed = games_seed(protocol)
-    lanes = Lanes(protocol.game, first_histories(1), seed, frames_limit=frames_limit, threads=1)
-    screens = _Screens(protocol.game, int(episode_seeds(seed, np.zeros(1, np.int64))[0]), frames_limit)
+    lanes = Lanes.of(config, first_histories(1), game=protocol.game, seed=seed, threads=1)
+    screens = _Screens(open_screens(config, protocol.game), int(episode_seeds(seed, np.zeros(1, np.int64))[0]))
     draws = generator(protocol.seed, "evaluation")
     score, step = 0.0, 0
     try:
@@ -69,8 +70,8 @@ def record_episode(
 class _Screens:
     """The colour screens of one episode."""
 
-    def __init__(self, game: str, seed: int, frames_limit: int) -> None:
-        self._env: Any = open_screens(game, frames_limit)
+    def __init__(self, env: Any, seed: int) -> None:
+        self._env = env
         observation, _ = self._env.reset(seed=seed)
         self._vector = isinstance(self._env, gymnasium.vector.VectorEnv)
         self.screen = self._picture(observation)

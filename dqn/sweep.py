@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -11,6 +11,7 @@ from dqn.config import TrainConfig
 from dqn.experience import Experience, Targets
 
 OPERATORS = ("max", "ebu", "peng", "watkins")
+RESCALING = 0.01  # the slope that rescaled values keep far from zero
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,16 @@ class SweepRule:
              (Lee, Choi and Chung 2019, Episodic Backward Update, with its diffusion factor)
     peng     V = trace_decay · y + (1 - trace_decay) · max Q (Peng and Williams 1996)
     watkins  as peng where the taken action was greedy, else max Q (Watkins 1989)
+
+    Where values are rescaled, the network estimates `rescaled` values: all of this happens to the values
+    themselves, and the returns are rescaled. The greedy actions are the same, for rescaling keeps order.
     """
 
     operator: str = "max"
     discount: float = 0.97
     trace_decay: float = 1.0
-    reward_clip: float = 1.0
+    reward_clip: float = 1.0  # 0 is none
+    rescale_values: bool = False
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
@@ -38,7 +43,7 @@ class SweepRule:
     @classmethod
     def of(cls, config: TrainConfig) -> SweepRule:
         """The rule a configuration asks for."""
-        return cls(config.sweep, config.discount, config.trace_decay, config.reward_clip)
+        return cls(config.sweep, config.discount, config.trace_decay, config.reward_clip, config.rescale_values)
 
 
 def backward_sweep(experience: Experience, rule: SweepRule) -> Targets:
@@ -55,6 +60,43 @@ def backward_sweep(experience: Experience, rule: SweepRule) -> Targets:
     Returns:
         New targets of the same shapes and precision; the experience is not touched.
     """
+    if not rule.rescale_values:
+        return _plain_sweep(experience, rule)
+    values = replace(
+        experience,
+        q_values=unrescaled(experience.q_values),
+        bootstrap_q_values=unrescaled(experience.bootstrap_q_values),
+    )
+    taken = experience.actions[..., None].astype(np.int64)
+    returns = rescaled(np.take_along_axis(_plain_sweep(values, rule).q_values, taken, 2))
+    estimates = np.take_along_axis(experience.q_values, taken, 2)
+    returns = np.where(experience.truncated[..., None], estimates, returns).astype(estimates.dtype)
+    targets = experience.q_values.copy()
+    np.put_along_axis(targets, taken, returns, 2)
+    return Targets(targets, np.abs(returns - estimates)[..., 0])
+
+
+def rescaled(values: np.ndarray) -> np.ndarray:
+    """sign(v) · (√(|v| + 1) - 1) + 0.01 · v, in double precision: large values closer together, order kept.
+
+    Source: Pohlen and others 2018, Observe and Look Further.
+    """
+    values = values.astype(np.float64)
+    return np.sign(values) * (np.sqrt(np.abs(values) + 1) - 1) + RESCALING * values
+
+
+def unrescaled(values: np.ndarray) -> np.ndarray:
+    """The inverse of `rescaled`, in double precision.
+
+    With v ≥ 0, u = √(v + 1) solves 0.01 · u² + u = 1.01 + rescaled(v).
+    """
+    values = values.astype(np.float64)
+    roots = (np.sqrt(1 + 4 * RESCALING * (1 + RESCALING + np.abs(values))) - 1) / (2 * RESCALING)
+    return np.sign(values) * (roots**2 - 1)
+
+
+def _plain_sweep(experience: Experience, rule: SweepRule) -> Targets:
+    """The sweep of values as they are."""
     q_values = experience.q_values
     steps, lanes, actions = q_values.shape
     assert experience.actions.shape == experience.rewards.shape == (steps, lanes)
@@ -69,7 +111,7 @@ def backward_sweep(experience: Experience, rule: SweepRule) -> Targets:
         experience.life_lost,
         experience.terminated,
         experience.truncated,
-        rule.reward_clip,
+        rule.reward_clip or np.inf,
         rule.discount,
         1.0 if rule.operator == "max" else rule.trace_decay,
         rule.operator in ("max", "ebu"),

@@ -34,9 +34,10 @@ class Agent:
         own = Protocol.of(self.facts.config)
         if game and game != own.game:
             check_game(game)
-            if tuple(action_names(game)) != self.facts.action_names:
+            actions = tuple(action_names(game, self.facts.config.full_action_set))
+            if actions != self.facts.action_names:
                 raise ValueError(
-                    f"{game} has the actions {', '.join(action_names(game))}; "
+                    f"{game} has the actions {', '.join(actions)}; "
                     f"the run {self.name} was trained with {', '.join(self.facts.action_names)}"
                 )
         return Protocol(

@@ -36,7 +36,7 @@ def record(
     if path.suffix != ".mp4" or not path.absolute().parent.is_dir():
         raise ValueError(f"cannot record to {path}; it must be a file .mp4 in a directory that exists")
     protocol = agent.protocol(1, epsilon, game, seed)
-    shots = record_episode(agent.learner.estimate, protocol, agent.facts.config.episode_frames_limit)
+    shots = record_episode(agent.learner.estimate, protocol, agent.facts.config)
     with tempfile.NamedTemporaryFile(dir=path.absolute().parent, suffix=".mp4", delete=False) as file:
         unfinished = Path(file.name)
     try:

@@ -212,7 +212,7 @@ def _started(preset: str | None, settings: dict[str, Any], name: str | None, tar
         TARGET: str(target or Target(states=DEFAULT_STATES)),
         **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
     }
-    return create_run(config, action_names(config.game), name, tags)
+    return create_run(config, action_names(config.game, config.full_action_set), name, tags)
 
 
 def _flow_run_tags(run: StoredRun) -> dict[str, str]:

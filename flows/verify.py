@@ -112,9 +112,7 @@ def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> N
 def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, result: Verification) -> None:
     """Play the stored actions again from the checkpoint before and compare what the games show."""
     config = checkpoint.config
-    lanes = Lanes(
-        config.game, checkpoint.histories, config.seed, frames_limit=config.episode_frames_limit, threads=config.threads
-    )
+    lanes = Lanes.of(config, checkpoint.histories, threads=config.threads)
     try:
         for step, actions in enumerate(experience.actions):
             report("replay", cycle, step, experience.steps)

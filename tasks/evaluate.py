@@ -54,7 +54,7 @@ def evaluate_checkpoint(run: StoredRun, start: Unit, learner: Learner, protocol:
 
 def play_evaluation(learner: Learner, protocol: Protocol, cycle: int) -> tuple[Evaluation, float]:
     """Play the protocol's episodes; the evaluation and its states per second."""
-    lanes = evaluation_lanes(protocol, learner.config.episode_frames_limit, learner.config.threads)
+    lanes = evaluation_lanes(protocol, learner.config)
     try:
         began = perf_counter()
         evaluation = dqn.evaluation.evaluate(

@@ -297,3 +297,18 @@ def test_title_is_the_bare_name(game: str, title: str) -> None:
 )
 def test_actions_have_their_names_in_order(game: str, names: list[str]) -> None:
     assert action_names(game) == names
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_full_action_set_has_18_actions_that_work(game: str, open_lanes: Callable[..., Lanes]) -> None:
+    lanes = open_lanes(game, 2, full_action_set=True)
+    assert lanes.action_names == action_names(game, full_action_set=True)
+    assert len(set(lanes.action_names)) == 18 and lanes.action_names[17] == "DOWNLEFTFIRE"
+    minimal = open_lanes(game, 2)
+    for _ in range(60):  # up and fire, then right: among the game's own actions that is fire, then right
+        for wide, narrow in (("UPFIRE", "FIRE"), ("RIGHT", "RIGHT")):
+            lanes.step(np.full(2, lanes.action_names.index(wide)))
+            minimal.step(np.full(2, minimal.action_names.index(narrow)))
+            assert np.array_equal(lanes.states, minimal.states)
+    experience = play_at_random(lanes, 40, 0)
+    assert experience.q_values.shape[2] == 18 and experience.actions.max() > 3

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dqn.config import make_config
 from dqn.evaluation import Evaluation, Protocol, evaluate, evaluation_lanes
 from dqn.human_scores import human_normalized
 
@@ -88,7 +89,8 @@ def test_policy_uses_the_network_and_epsilon() -> None:
 def test_evaluation_of_real_games_is_repeatable() -> None:
     def once(seed: int, limit: int) -> Evaluation:
         protocol = Protocol("ALE/Breakout-v5", 3, 0.9, seed)
-        lanes = evaluation_lanes(protocol, limit, threads=2, most=2)
+        config = make_config("fast", {"episode_frames_limit": limit, "threads": 2})
+        lanes = evaluation_lanes(protocol, config, most=2)
         evaluation = evaluate(lanes, no_preference, protocol)
         lanes.close()
         return evaluation

@@ -10,7 +10,7 @@ from torch import nn
 
 from dqn import networks
 from dqn.config import make_config
-from dqn.networks import QNetwork, q_loss
+from dqn.networks import QNetwork, dropped_out, q_loss
 
 
 def build(actions: int = 3, preset: str = "fast", **overrides: Any) -> QNetwork:
@@ -79,6 +79,20 @@ def test_nature_network_has_the_layers_of_mnih_and_others() -> None:
     assert shapes == [(32, 2, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 9 * 6), (6, 512)]
 
 
+def test_small_network_is_strided_3_by_3_with_a_million_parameters() -> None:
+    network = build(4, network="small", normalize=False)
+    layers = [layer for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
+    assert [(layer.kernel_size, layer.stride) for layer in layers] == [((3, 3), (s, s)) for s in (3, 2, 2)]
+    shapes = [tuple(weight.shape) for name, weight in network.named_parameters() if name.endswith("weight")]
+    assert shapes == [(16, 2, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (384, 64 * 8 * 5), (4, 384)]
+    assert sum(weight.numel() for weight in network.parameters()) == 1_008_404
+    features = some_states(2).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        found = network.convolutions[0](features)
+        plain = nn.functional.conv2d(features / 255, layers[0].weight, layers[0].bias, stride=3)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)  # although it is computed over blocks of pixels
+
+
 def test_normalization_stands_before_every_hidden_relu() -> None:
     network = build(normalize=True)
     layers = [layer for layer in network.modules() if not list(layer.children())]
@@ -125,6 +139,22 @@ def test_weights_without_truncation_are_scaled_to_their_inputs() -> None:
             inputs = layer.weight[0].numel()
             assert layer.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.1)
             assert not layer.bias.any()
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+    outputs = torch.full((200, 500), 3.0)
+    dropped = dropped_out(outputs, 0.25, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(dropped[dropped != 0], torch.tensor(4.0).expand(int((dropped != 0).sum())))
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(dropped, dropped_out(outputs, 0.25, torch.Generator().manual_seed(0)))
+    assert torch.equal(outputs, dropped_out(outputs, 0.0, torch.Generator().manual_seed(0)))
+
+
+def test_dropout_is_on_hidden_dense_layers_alone() -> None:
+    network = build(4, "tutorial", network="small", dropout=0.999999)
+    with torch.no_grad():
+        found = network(some_states(3), torch.Generator().manual_seed(0))
+    assert torch.equal(found, network.dense[-1].bias.expand(3, 4)), "but the last layer's own bias all is dropped"
 
 
 @pytest.mark.parametrize(

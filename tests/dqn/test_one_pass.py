@@ -22,12 +22,13 @@ def weights_of(seed: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("l2", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "radam"])
-def test_step_is_the_optimizers_own(name: str, low: bool, threads: int) -> None:
+def test_step_is_the_optimizers_own(name: str, l2: float, low: bool, threads: int) -> None:
     dtype = torch.bfloat16 if low else torch.float32
     weights, theirs = weights_of(0), weights_of(0)
     copies = [weight.to(dtype) for weight in weights] if low else weights
-    config = make_config("fast", {"optimizer": name})
+    config = make_config("fast", {"optimizer": name, "l2": l2})
     optimizer, reference = make_optimizer(config, weights), make_optimizer(config, theirs)
     step = OnePassStep(optimizer, copies, threads)
     for seed in range(1, 12):

@@ -31,10 +31,13 @@ class ScriptedLearner:
 
     def __init__(self, config: TrainConfig, losses: Callable[[int], float]) -> None:
         self.config, self._losses, self.batches = config, losses, []
-        self.learning_rate = 0.0
+        self.learning_rate, self.dropout = 0.0, []
 
-    def train_batch(self, states: torch.Tensor, targets: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def train_batch(
+        self, states: torch.Tensor, targets: torch.Tensor, actions: torch.Tensor, dropout: torch.Generator | None = None
+    ) -> torch.Tensor:
         self.batches.append(states[:, 0, 0, 0].tolist())
+        self.dropout.append(dropout)
         return torch.tensor(self._losses(len(self.batches)))
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -135,6 +138,36 @@ def test_same_seed_same_weights_and_other_seed_others(toy_memory: MakeMemory) ->
     first = trained(3)
     assert torch.equal(first, trained(3))
     assert not torch.equal(first, trained(4))
+
+
+def test_dropout_is_drawn_from_seed_cycle_and_batch() -> None:
+    def draws(seed: int, cycle: int) -> list[float]:
+        learner: Any = ScriptedLearner(cpu_config(batch_size=5, seed=seed, dropout=0.5), lambda batch: 1.0)
+        optimize(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 1, "loss_limit": 0})
+        return [torch.rand(1, generator=each).item() for each in learner.dropout]
+
+    assert draws(0, 1) == draws(0, 1)
+    assert len({*draws(0, 1), *draws(0, 2), *draws(1, 1)}) == 12, "every batch has draws of its own"
+
+
+def test_dropped_training_is_repeatable_whatever_the_global_generator(toy_memory: MakeMemory) -> None:
+    def trained(**overrides: Any) -> torch.Tensor:
+        learner = Learner(cpu_config(batch_size=2, network="small", **overrides), 3, CPU)
+        torch.rand(3)
+        optimize(learner, toy_memory(4), 1, {"learning_rate": 1e-3, "max_epochs": 2, "loss_limit": 0.0})
+        return weights_of(learner)
+
+    first = trained(dropout=0.5)
+    assert torch.equal(first, trained(dropout=0.5)) and not torch.equal(first, trained())
+
+
+def test_nothing_is_dropped_when_states_are_estimated(toy_memory: MakeMemory) -> None:
+    states = toy_memory(4).states.numpy()
+    learner, plain = (Learner(cpu_config(network="small", dropout=share), 3, CPU) for share in (0.5, 0.0))
+    assert np.array_equal(learner.estimate(states), plain.estimate(states))
+    with torch.no_grad():
+        dropped = learner.network(torch.from_numpy(states), torch.Generator().manual_seed(0)).numpy()
+    assert np.abs(dropped - plain.estimate(states)).max() > 0.01
 
 
 @pytest.mark.parametrize("limit", [0.0, 1e-3, 1e9])

@@ -58,6 +58,19 @@ def test_configuration_names_the_optimizer(name: str, kind: type) -> None:
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "radam"])
+def test_l2_is_the_gradient_of_half_the_squared_weights(name: str) -> None:
+    weights = [torch.tensor([3.0, -2.0], requires_grad=True) for _ in range(2)]
+    for weight, l2 in zip(weights, (0.25, 0.0), strict=True):
+        optimizer = make_optimizer(make_config("fast", {"optimizer": name, "l2": l2}), [weight])
+        for step in range(8):
+            optimizer.zero_grad()
+            loss = (weight * torch.tensor([1.0 + step, 0.5])).sum()
+            (loss if l2 else loss + 0.25 / 2 * weight.square().sum()).backward()
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "radam"])
 def test_optimizer_finds_the_bottom_of_a_bowl(name: str) -> None:
     weight = torch.tensor([3.0, -2.0], requires_grad=True)
     optimizer = make_optimizer(make_config("fast", {"optimizer": name}), [weight])

@@ -3,11 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dqn.config import make_config
 from dqn.environments import Lanes
 from dqn.episodes import first_histories
 from dqn.evaluation import Protocol, games_seed
 from dqn.motion_tracer import gray_frames, small_frames
 from dqn.recording import HEIGHT, WIDTH, Shot, draw_shot, record_episode
+
+LIMITED = make_config("fast", {"episode_frames_limit": 2_000})
 
 
 def guess(states: np.ndarray) -> np.ndarray:
@@ -18,7 +21,7 @@ def guess(states: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
 def test_the_screens_in_colour_are_those_of_the_states(game: str) -> None:
     protocol = Protocol(game, 1, 0.5, seed=3)
-    shots = [shot for shot, _ in zip(record_episode(guess, protocol, 2_000), range(400), strict=False)]
+    shots = [shot for shot, _ in zip(record_episode(guess, protocol, LIMITED), range(400), strict=False)]
     lanes = Lanes(game, first_histories(1), games_seed(protocol), frames_limit=2_000, threads=1)
     apart, chance = [], []
     for shot, other in zip(shots, [*shots[30:], *shots[:30]], strict=True):
@@ -33,11 +36,11 @@ def test_the_screens_in_colour_are_those_of_the_states(game: str) -> None:
 
 
 def test_an_episode_is_recorded_to_its_end_and_no_further() -> None:
-    shots = list(record_episode(guess, Protocol("ALE/Breakout-v5", 1, 1.0, seed=1), 108_000))
+    shots = list(record_episode(guess, Protocol("ALE/Breakout-v5", 1, 1.0, seed=1), make_config()))
     assert [shot.step for shot in shots] == list(range(len(shots)))
     scores = [shot.score for shot in shots]
     assert scores == sorted(scores)
-    again = list(record_episode(guess, Protocol("ALE/Breakout-v5", 1, 1.0, seed=1), 108_000))
+    again = list(record_episode(guess, Protocol("ALE/Breakout-v5", 1, 1.0, seed=1), make_config()))
     assert [shot.action for shot in again] == [shot.action for shot in shots]
 
 
