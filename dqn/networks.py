@@ -141,7 +141,7 @@ class QNetwork(nn.Module):
         features = self.convolutions(states.permute(0, 3, 1, 2))
         # Flattened pixel by pixel, the order they lie in memory.
         hidden = features.permute(0, 2, 3, 1).flatten(1)
-        for layer in self.dense[:-1]:
+        for layer in self.dense[:-1].children():
             hidden = layer(hidden)
             if dropout_draws is not None and isinstance(layer, nn.ReLU):
                 hidden = dropped_out(hidden, self._dropout, dropout_draws)

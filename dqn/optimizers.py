@@ -41,7 +41,7 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
                 continue
             gradients = [weight.grad for weight in weights]
             if group["weight_decay"]:
-                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+                gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight]["mean_square"] = torch.ones_like(weight)

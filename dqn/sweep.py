@@ -82,7 +82,8 @@ def rescaled(values: np.ndarray) -> np.ndarray:
     Source: Pohlen and others 2018, Observe and Look Further.
     """
     values = values.astype(np.float64)
-    return np.sign(values) * (np.sqrt(np.abs(values) + 1) - 1) + RESCALING * values
+    result: np.ndarray = np.sign(values) * (np.sqrt(np.abs(values) + 1) - 1) + RESCALING * values
+    return result
 
 
 def unrescaled(values: np.ndarray) -> np.ndarray:
@@ -92,7 +93,8 @@ def unrescaled(values: np.ndarray) -> np.ndarray:
     """
     values = values.astype(np.float64)
     roots = (np.sqrt(1 + 4 * RESCALING * (1 + RESCALING + np.abs(values))) - 1) / (2 * RESCALING)
-    return np.sign(values) * (roots**2 - 1)
+    result: np.ndarray = np.sign(values) * (roots**2 - 1)
+    return result
 
 
 def _plain_sweep(experience: Experience, rule: SweepRule) -> Targets:
