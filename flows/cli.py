@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -101,25 +102,23 @@ def runs(as_json: AsJson = False) -> None:
     if not rows:
         print("no runs yet; `dqn train` starts one")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "id", "game", "preset", "status", "states", "mean score", "started"):
-        table.add_column(column, justify="right" if column in ("states", "mean score") else "left", no_wrap=True)
-    for row in rows:
-        score = row["score"]
-        table.add_row(
-            row["name"],
-            row["id"][:8],
-            row["game"],
-            row["preset"],
-            row["status"],
-            f"{row['states']:,}",
-            "-" if score is None else f"{score:.2f}",
-            row["started"],
-        )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _print_table(
+        ["name", "id", "game", "preset", "status", "states", "mean score", "started"],
+        [
+            [
+                row["name"],
+                row["id"][:8],
+                row["game"],
+                row["preset"],
+                row["status"],
+                f"{row['states']:,}",
+                "-" if row["score"] is None else f"{row['score']:.2f}",
+                row["started"],
+            ]
+            for row in rows
+        ],
+        numbers={"states", "mean score"},
+    )
 
 
 @app.command()
@@ -176,6 +175,23 @@ def inspect(
     from storage.runs import open_run, open_tracking
 
     print(inspect_run(open_run(open_tracking().find_run(run).info.run_id), cycle, state, channel))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Runs of one game.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs of one game: a table, and a report with their curves."""
+    from flows.compare import COLUMNS, compare_runs, table_row
+    from storage.runs import open_run, open_tracking
+
+    rows, report = compare_runs([open_run(open_tracking().find_run(run).info.run_id) for run in runs])
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _print_table(COLUMNS, [table_row(row) for row in rows], numbers=set(COLUMNS[1:5]) | {COLUMNS[-1]})
+    print(report)
 
 
 @app.command()
@@ -261,6 +277,18 @@ def _fail(message: str, status: int) -> NoReturn:
         raise
     print(f"dqn: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _print_table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:
