@@ -45,7 +45,7 @@ def running_mean(scores: Curve, window: int = WINDOW_EPISODES, points: int = 400
 
 def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
     """Scores against states: every training episode, their running mean, and the evaluations."""
-    figure = new_figure(9, 4.4, f"{game}: scores while training")
+    figure = new_figure(9, 4.8, f"{game}: scores while training")
     axes = _over_states(figure.subplots(), "score of an episode [points]")
     if episodes := curves.get("score/episode"):
         axes.plot(episodes.states, episodes.values, ".", ms=2.5, color=LIGHT, label="training episodes", zorder=0)
@@ -63,7 +63,7 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
         other.spines[["top", "left"]].set_visible(False)
         other.tick_params(colors=GRAY, labelsize=8)
         axes.plot([], [], color=GRAY, lw=1, ls=":", label="epsilon (right)")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.15, 1.0))
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     return figure
 
 
