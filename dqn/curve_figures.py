@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, ScalarFormatter
 
 from dqn.figures import BLUE, GRAY, GREEN, LIGHT, ORANGE, RED, new_figure, plain
 from dqn.statistics import Curve
 
 STATES = "states played"
+MINUTES = "minutes of work"
 WINDOW_EPISODES = 100
+RUN_COLORS = (BLUE, ORANGE, GREEN, RED, "#8250df", GRAY, "#0a9396", "#b5179e")  # of runs that are compared
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,12 @@ class MeanCurve:
 
 
 def running_mean(scores: Curve, window: int = WINDOW_EPISODES, points: int = 400) -> MeanCurve:
-    """Mean of the last `window` episodes at `points` of them, with the normal 95 % interval of that mean."""
-    ends = np.unique(np.linspace(min(window, len(scores.values)), len(scores.values), points).astype(int))
+    """Mean of the last `window` episodes at `points` of them, with the normal 95 % interval of that mean.
+
+    Where there are few episodes it begins with a fifth of them, when the window is not full yet.
+    """
+    episodes = len(scores.values)
+    ends = np.unique(np.linspace(min(window, -(-episodes // 5)), episodes, points).astype(int))
     parts = [scores.values[max(0, end - window) : end] for end in ends if end > 0]
     mean = np.array([part.mean() for part in parts])
     half = np.array([1.96 * part.std(ddof=1) / len(part) ** 0.5 if len(part) > 1 else 0.0 for part in parts])
@@ -38,7 +45,7 @@ def running_mean(scores: Curve, window: int = WINDOW_EPISODES, points: int = 400
 
 def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
     """Scores against states: every training episode, their running mean, and the evaluations."""
-    figure = new_figure(9, 4.4, f"{game}: scores while training")
+    figure = new_figure(9, 4.8, f"{game}: scores while training")
     axes = _over_states(figure.subplots(), "score of an episode [points]")
     if episodes := curves.get("score/episode"):
         axes.plot(episodes.states, episodes.values, ".", ms=2.5, color=LIGHT, label="training episodes", zorder=0)
@@ -46,7 +53,8 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
         axes.fill_between(mean.states, mean.low, mean.high, color=BLUE, alpha=0.2, lw=0)
         axes.plot(mean.states, mean.mean, color=BLUE, lw=2, label=f"mean of {WINDOW_EPISODES} with 95 % interval")
     if evaluated := curves.get("evaluation/mean"):
-        _evaluations(axes, evaluated, curves)
+        label = "evaluation with 95 % interval"
+        _evaluations(axes, evaluated.states, evaluated, curves, ORANGE, label=label, ls="none")
     if epsilon := curves.get("schedule/epsilon"):
         other = axes.twinx()
         other.plot(epsilon.states, epsilon.values, color=GRAY, lw=1, ls=":", label="epsilon (right)")
@@ -55,7 +63,7 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
         other.spines[["top", "left"]].set_visible(False)
         other.tick_params(colors=GRAY, labelsize=8)
         axes.plot([], [], color=GRAY, lw=1, ls=":", label="epsilon (right)")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.15, 1.0))
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -82,13 +90,48 @@ def q_value_curves(curves: Mapping[str, Curve], game: str) -> Figure:
     return figure
 
 
+def score_comparison(
+    runs: Mapping[str, Mapping[str, Curve]], game: str, minutes: Mapping[str, Curve] | None = None
+) -> Figure:
+    """Scores of several runs against states, or against the minutes that their states took.
+
+    Args:
+        runs: for each run's name its curves: `score/episode`, and those below `evaluation/` if there are any.
+        game: title of the game.
+        minutes: for each run's name, the minutes of work until so many states were played.
+    """
+    evaluated = any("evaluation/mean" in curves for curves in runs.values())
+    figure = new_figure(10, 7.6 if evaluated else 4.6, f"{game}: scores against {MINUTES if minutes else STATES}")
+    panels = figure.subplots(2 if evaluated else 1, 1, sharex=True, squeeze=False)[:, 0]
+    training = _over_states(panels[-1], f"mean score of {WINDOW_EPISODES}\ntraining episodes [points]")
+    for color, (name, curves) in zip(RUN_COLORS, runs.items(), strict=False):
+
+        def along(states: np.ndarray, name: str = name) -> np.ndarray:
+            return np.interp(states, minutes[name].states, minutes[name].values) if minutes else states
+
+        training.plot([], [], color=color, lw=2, label=name)
+        if episodes := curves.get("score/episode"):
+            mean = running_mean(episodes)
+            training.fill_between(along(mean.states), mean.low, mean.high, color=color, alpha=0.15, lw=0)
+            training.plot(along(mean.states), mean.mean, color=color, lw=1.8)
+        if tested := curves.get("evaluation/mean"):
+            _evaluations(panels[0], along(tested.states), tested, curves, color)
+    if evaluated:
+        _over_states(panels[0], "mean score of\nan evaluation [points]").set_xlabel("")
+    training.set_xlabel(MINUTES if minutes else STATES)
+    training.set_xlim(left=0)
+    if minutes:
+        training.xaxis.set_major_formatter(ScalarFormatter())
+    figure.legend(*training.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    return figure
+
+
 def _over_states(axes: Axes, y: str) -> Axes:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return plain(axes, STATES, y)
 
 
-def _evaluations(axes: Axes, mean: Curve, curves: Mapping[str, Curve]) -> None:
+def _evaluations(axes: Axes, x: np.ndarray, mean: Curve, curves: Mapping[str, Curve], color: str, **style: Any) -> None:
     low, high = curves.get("evaluation/mean_low", mean), curves.get("evaluation/mean_high", mean)
     reach = np.abs([mean.values - low.values, high.values - mean.values])
-    label = "evaluation with 95 % interval"
-    axes.errorbar(mean.states, mean.values, reach, fmt="o", ms=4.5, color=ORANGE, capsize=3, lw=1.4, label=label)
+    axes.errorbar(x, mean.values, reach, marker="o", ms=4.5, color=color, capsize=3, lw=1.4, **style)

@@ -60,7 +60,7 @@ def score_histogram(evaluation: Evaluation) -> Figure:
     axes.axvline(summary["mean"], color=ORANGE, lw=2, label=f"mean {summary['mean']:.2f}")
     axes.axvline(summary["median"], color=INK, lw=1.2, ls="--", label=f"median {summary['median']:g}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     return figure
 
 

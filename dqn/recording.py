@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Shot:
 
 def record_episode(
     estimate: Callable[[np.ndarray], np.ndarray], protocol: Protocol, config: TrainConfig
-) -> Iterator[Shot]:
+) -> Generator[Shot, None, None]:
     """Play one complete episode, epsilon-greedy: the protocol's, were it of one episode.
 
     A second game in colour takes the same seed and the same actions.

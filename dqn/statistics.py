@@ -31,6 +31,18 @@ class Curve:
     values: np.ndarray
 
 
+def minutes_at_work(times_ms: np.ndarray) -> np.ndarray:
+    """Minutes of work until each of the ascending times (N,), in milliseconds, since the first of them.
+
+    A gap of over a minute that is also over ten times as long as the median one is the pause between an
+    interruption and its resume, and counts as a median one.
+    """
+    gaps = np.diff(times_ms) / 60_000
+    typical = float(np.median(gaps)) if len(gaps) else 0.0
+    pauses = gaps > max(1.0, 10 * typical)
+    return np.concatenate([[0.0], np.cumsum(np.where(pauses, typical, gaps))])
+
+
 def score_metrics(
     recent_scores: tuple[float, ...], finished: list[FinishedEpisode]
 ) -> tuple[list[Metric], tuple[float, ...]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
 from dqn.environments import action_names, check_game
 from dqn.evaluation import Protocol
 from dqn.hardware import playable, prepare
 from dqn.optimization import Learner
+from storage.registry import SCHEME, open_shared
 from storage.runs import StoredRun, open_run, open_tracking
-from storage.units import Unit
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class Agent:
     name: str
     facts: Facts
     learner: Learner
+    weights: dict[str, Tensor]  # as they were stored
     run: StoredRun
-    unit: Unit
+    checkpoint: str  # digest of the run's unit that it is from
 
     def protocol(
         self, episodes: int | None = None, epsilon: float | None = None, game: str | None = None, seed: int = 0
@@ -49,16 +52,43 @@ class Agent:
 
 
 def open_agent(name: str, which: str = "latest") -> Agent:
-    """The agent of the run called `name`, from the checkpoint `latest`, `best` or of a cycle.
+    """The agent of the run called `name`, from the checkpoint `latest`, `best` or of a cycle; or a shared one.
+
+    Args:
+        name: of a run, or `models:/NAME@champion` or `models:/NAME/VERSION` in MLflow's model registry.
+        which: the checkpoint; a shared agent has only one.
 
     Raises:
-        ValueError: no such run or checkpoint.
-        StorageError: the checkpoint is broken.
+        ValueError: no such run, checkpoint or model.
+        StorageError: the checkpoint or the model is broken.
     """
-    run = open_run(open_tracking().find_run(name).info.run_id)
-    unit = run.find_checkpoint(which)
-    checkpoint = run.checkpoint(unit)
-    return Agent(run.name, checkpoint.facts, ready_to_play(checkpoint), run, unit)
+    tracking = open_tracking()
+    if name.startswith(SCHEME):
+        if which != "latest":
+            raise ValueError(f"checkpoint is {which!r}, but {name} has only one; leave it out")
+        shared = open_shared(tracking, name)
+        checkpoint, digest = Checkpoint(shared.facts, [], shared.weights, {}), shared.checkpoint
+        run = open_run(shared.run_id)
+    else:
+        run = open_run(tracking.find_run(name).info.run_id)
+        unit = run.find_checkpoint(which)
+        checkpoint, digest = run.checkpoint(unit), unit.digest
+        name = run.name
+    return Agent(name, checkpoint.facts, ready_to_play(checkpoint), checkpoint.weights, run, digest)
+
+
+def find_cycle(name: str) -> tuple[StoredRun, int | None]:
+    """The run called `name`; or, of a shared agent, the run that it is from, with its cycle.
+
+    Raises:
+        ValueError: no such run or model.
+        StorageError: the model is broken.
+    """
+    tracking = open_tracking()
+    if name.startswith(SCHEME):
+        shared = open_shared(tracking, name)
+        return open_run(shared.run_id), shared.facts.counters.cycle
+    return open_run(tracking.find_run(name).info.run_id), None
 
 
 def ready_to_play(checkpoint: Checkpoint) -> Learner:

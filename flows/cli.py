@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -25,6 +26,14 @@ Checkpoint = Annotated[str, typer.Option(help="latest, best, or the number of a 
 Epsilon = Annotated[float | None, typer.Option(help="Probability of a random action.  [default: 0.01]")]
 Game = Annotated[str | None, typer.Option(help="Another game with the same actions.")]
 Seed = Annotated[int, typer.Option(help="Seed of the games and the policy.")]
+Player = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's id or name, latest, or a shared agent: models:/Breakout@champion.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -101,30 +110,28 @@ def runs(as_json: AsJson = False) -> None:
     if not rows:
         print("no runs yet; `dqn train` starts one")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "id", "game", "preset", "status", "states", "mean score", "started"):
-        table.add_column(column, justify="right" if column in ("states", "mean score") else "left", no_wrap=True)
-    for row in rows:
-        score = row["score"]
-        table.add_row(
-            row["name"],
-            row["id"][:8],
-            row["game"],
-            row["preset"],
-            row["status"],
-            f"{row['states']:,}",
-            "-" if score is None else f"{score:.2f}",
-            row["started"],
-        )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _print_table(
+        ["name", "id", "game", "preset", "status", "states", "mean score", "started"],
+        [
+            [
+                row["name"],
+                row["id"][:8],
+                row["game"],
+                row["preset"],
+                row["status"],
+                f"{row['states']:,}",
+                "-" if row["score"] is None else f"{row['score']:.2f}",
+                row["started"],
+            ]
+            for row in rows
+        ],
+        numbers={"states", "mean score"},
+    )
 
 
 @app.command()
 def evaluate(
-    run: Run,
+    run: Player,
     checkpoint: Checkpoint = "latest",
     episodes: Annotated[int | None, typer.Option(help="Complete episodes to play.  [default: 30]")] = None,
     epsilon: Epsilon = None,
@@ -145,7 +152,7 @@ def evaluate(
 
 @app.command()
 def record(
-    run: Run,
+    run: Player,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the video goes, an .mp4 file.")],
     checkpoint: Checkpoint = "latest",
     epsilon: Epsilon = None,
@@ -162,8 +169,53 @@ def record(
 
 
 @app.command()
-def inspect(
+def play(
+    run: Player, checkpoint: Checkpoint = "latest", epsilon: Epsilon = None, game: Game = None, seed: Seed = 0
+) -> None:
+    """Watch a checkpoint play in a window, until it is closed."""
+    _quiet_prefect()
+    from flows.agents import open_agent
+    from flows.play import play
+
+    def tell(score: float, steps: int) -> None:
+        print(f"an episode of {steps:,} steps with a score of {score:g}", flush=True)
+
+    play(open_agent(run, checkpoint), epsilon, game, seed, tell)
+
+
+@app.command()
+def export(
+    run: Player,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A directory that is not there yet.")],
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """Write a checkpoint's weights as safetensors, with a JSON configuration and a model card."""
+    _quiet_prefect()
+    from flows.agents import open_agent
+    from flows.export import export_agent
+
+    print(export_agent(open_agent(run, checkpoint), out))
+
+
+@app.command()
+def share(
     run: Run,
+    checkpoint: Checkpoint = "best",
+    replace: Annotated[bool, typer.Option("--replace", help="Make it the champion even if it is not better.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Register a checkpoint in MLflow under its game's name, as the champion if it is the best."""
+    _quiet_prefect()
+    from flows.agents import open_agent
+    from flows.export import share_agent, sharing_text
+
+    result = share_agent(open_agent(run, checkpoint), replace)
+    print(json.dumps(result, indent=1) if as_json else sharing_text(result))
+
+
+@app.command()
+def inspect(
+    run: Player,
     cycle: Annotated[int | None, typer.Option(help="Number of the cycle.  [default: the newest stored]")] = None,
     state: Annotated[
         str | None, typer.Option(metavar="STEP:LANE", help="State for the convolutions' outputs.  [default: the best]")
@@ -172,10 +224,28 @@ def inspect(
 ) -> None:
     """Make a report with pictures of a cycle's play, sweep and network."""
     _quiet_prefect()
+    from flows.agents import find_cycle
     from flows.inspect import inspect_run
+
+    found, its_cycle = find_cycle(run)
+    print(inspect_run(found, its_cycle if cycle is None else cycle, state, channel))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Runs of one game.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs of one game: a table, and a report with their curves."""
+    from flows.compare import COLUMNS, compare_runs, table_row
     from storage.runs import open_run, open_tracking
 
-    print(inspect_run(open_run(open_tracking().find_run(run).info.run_id), cycle, state, channel))
+    rows, report = compare_runs([open_run(open_tracking().find_run(run).info.run_id) for run in runs])
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _print_table(COLUMNS, [table_row(row) for row in rows], numbers=set(COLUMNS[1:5]) | {COLUMNS[-1]})
+    print(report)
 
 
 @app.command()
@@ -261,6 +331,18 @@ def _fail(message: str, status: int) -> NoReturn:
         raise
     print(f"dqn: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _print_table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def evaluate(
     """Play complete episodes with a checkpoint and log the scores to the run in MLflow.
 
     Args:
-        run: A run's id or name, or latest.
+        run: A run's id or name, latest, or a shared agent such as models:/Breakout@champion.
         checkpoint: latest, best, or the number of a cycle.
         episodes: Complete episodes to play; the run's evaluation_episodes unless told otherwise.
         epsilon: Probability of a random action; the run's testing_epsilon unless told otherwise.
@@ -49,7 +49,7 @@ def evaluate_agent(
         ValueError: an argument is out of range, or the game has other actions.
     """
     protocol = agent.protocol(episodes, epsilon, game, seed)
-    evaluation, unit = evaluate_checkpoint(agent.run, agent.unit, agent.learner, protocol)
+    evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, agent.facts.counters, agent.learner, protocol)
     return {
         "run": agent.run.run_id,
         "name": agent.name,

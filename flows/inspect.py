@@ -16,12 +16,12 @@ from dqn.figures import error_histogram, moment_strip, q_value_histogram, score_
 from dqn.moments import find_moments, stretch_to_a_point
 from dqn.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure
 from dqn.networks import QNetwork
-from flows.agents import ready_to_play
+from flows.agents import find_cycle, ready_to_play
 from flows.pages import Page, Picture
 from storage.errors import StorageError
 from storage.evaluations import read_evaluation
 from storage.experience import read_experience, read_targets
-from storage.runs import EVALUATION, StoredRun, open_run, open_tracking
+from storage.runs import EVALUATION, StoredRun
 from storage.units import cycle_name, cycles_in
 
 SCORES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high", "loss/mean")
@@ -40,7 +40,7 @@ def inspect(run: str, cycle: int | None = None, state: str | None = None, channe
     """Make pictures of a cycle from its stored experience, and a report of them, in MLflow.
 
     Args:
-        run: A run's id or name, or latest.
+        run: A run's id or name, latest, or a shared agent such as models:/Breakout@champion.
         cycle: Number of the cycle; the newest with stored experience unless told otherwise.
         state: The state to show the network's convolutions at work on, as STEP:LANE.
         channel: Input channel whose weights are shown for the later convolutions.
@@ -48,8 +48,8 @@ def inspect(run: str, cycle: int | None = None, state: str | None = None, channe
     Returns:
         The path of the report.
     """
-    found = open_run(open_tracking().find_run(run).info.run_id)
-    return str(inspect_run(found, cycle, state, channel))
+    found, its_cycle = find_cycle(run)
+    return str(inspect_run(found, its_cycle if cycle is None else cycle, state, channel))
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import safetensors.numpy
 import safetensors.torch
@@ -23,19 +24,37 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write the files of a checkpoint into `directory`."""
-    facts = checkpoint.facts
-    text = {
-        "config": facts.config.model_dump(mode="json"),
-        "action_names": facts.action_names,
-        "counters": asdict(facts.counters),
-        "recent_scores": facts.recent_scores,
-    }
-    (directory / "checkpoint.json").write_text(json.dumps(text, indent=1) + "\n")
+    (directory / "checkpoint.json").write_text(json.dumps(facts_as_json(checkpoint.facts), indent=1) + "\n")
     lanes = histories_as_arrays(checkpoint.histories)
     # Written here and not by safetensors, whose error for a full disk is one of its own.
     (directory / "weights.safetensors").write_bytes(safetensors.torch.save(checkpoint.weights))
     (directory / "optimizer.safetensors").write_bytes(safetensors.torch.save(checkpoint.optimizer))
     (directory / "lanes.safetensors").write_bytes(safetensors.numpy.save(lanes))
+
+
+def facts_as_json(facts: Facts) -> dict[str, Any]:
+    """The small part of a checkpoint, ready for JSON."""
+    return {
+        "config": facts.config.model_dump(mode="json"),
+        "action_names": facts.action_names,
+        "counters": asdict(facts.counters),
+        "recent_scores": facts.recent_scores,
+    }
+
+
+def facts_from_json(text: dict[str, Any], path: Path) -> Facts:
+    """The inverse of `facts_as_json`; what else is in `text` is left out.
+
+    Raises:
+        CorruptUnitError: it is not of this version; names the file at `path` that it was read from.
+    """
+    try:
+        return _facts.validate_python({name: text[name] for name in _FACTS})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CorruptUnitError(
+            f"{path}: {'.'.join(str(part) for part in first['loc'] if part != 'config')}: {first['msg']}"
+        ) from None
 
 
 def read_facts(directory: Path) -> Facts:
@@ -49,12 +68,7 @@ def read_facts(directory: Path) -> Facts:
         text = json.loads(path.read_bytes())
         if set(text) != _FACTS or set(text["counters"]) != _COUNTERS:
             raise ValueError(f"it must have just {', '.join(sorted(_FACTS))}")
-        return _facts.validate_python(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CorruptUnitError(
-            f"{path}: {'.'.join(str(part) for part in first['loc'] if part != 'config')}: {first['msg']}"
-        ) from None
+        return facts_from_json(text, path)
     except (*_NONSENSE, *_NO_FILE) as error:
         raise CorruptUnitError(f"{path} is not of a checkpoint of this version: {error}") from None
 

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dqn.config import TrainConfig, nearest
 from dqn.environments import game_title
-from dqn.statistics import Curve
+from dqn.statistics import Curve, minutes_at_work
 from storage.errors import StorageError, UnreachableError
 from storage.made_with import made_with
 from storage.settings import Settings, without_password
@@ -127,6 +127,12 @@ class Tracking:
                 rows = np.array([(point.step, point.value) for point in points])
                 found[name] = Curve(*rows.T)
         return found
+
+    def minutes(self, run_id: str) -> Curve:
+        """Minutes of work until each cycle of a run was done, without pauses; nothing before the first cycle."""
+        points = sorted(self.client.get_metric_history(run_id, "counter/states"), key=lambda point: point.step)
+        times = [self.client.get_run(run_id).info.start_time, *(point.timestamp for point in points)]
+        return Curve(np.array([0, *(point.step for point in points)], float), minutes_at_work(np.array(times, float)))
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run.

@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import dqn.evaluation
+from dqn.checkpoint import Counters
 from dqn.evaluation import Evaluation, Protocol, evaluation_lanes
 from dqn.optimization import Learner
 from storage.evaluations import write_evaluation
@@ -27,17 +28,26 @@ def evaluate(run_id: str, cycle: int) -> UnitReference:
         run.publish(unit)
         return reference(unit)
     checkpoint, learner = take_learner(run, start)
-    _, unit = evaluate_checkpoint(run, start, learner, Protocol.of(checkpoint.config))
+    _, unit = evaluate_checkpoint(run, start.digest, checkpoint.facts.counters, learner, Protocol.of(checkpoint.config))
     keep_learner(start, checkpoint, learner)
     return reference(unit)
 
 
-def evaluate_checkpoint(run: StoredRun, start: Unit, learner: Learner, protocol: Protocol) -> tuple[Evaluation, Unit]:
-    """Evaluate the checkpoint in `start` by any protocol; commit and publish the scores with their histogram."""
-    counters = run.facts(start).counters
+def evaluate_checkpoint(
+    run: StoredRun, checkpoint: str, counters: Counters, learner: Learner, protocol: Protocol
+) -> tuple[Evaluation, Unit]:
+    """Evaluate a checkpoint by any protocol; commit and publish the scores with their histogram.
+
+    Args:
+        run: the run that it is of; the scores are kept there.
+        checkpoint: digest of its unit, which may be gone.
+        counters: what the run had done then.
+        learner: restored from it.
+        protocol: the run's own is logged as `evaluation`, any other one with its name.
+    """
     own = protocol == Protocol.of(learner.config)
     kind, name = (EVALUATION, EVALUATION) if own else (f"{EVALUATION}-{protocol}", f"{EVALUATION}/{protocol}")
-    with run.commit(kind, counters.cycle, {"checkpoint": start.digest}, made_by()) as draft:
+    with run.commit(kind, counters.cycle, {"checkpoint": checkpoint}, made_by()) as draft:
         evaluation, states_per_second = play_evaluation(learner, protocol, counters.cycle)
         draft.speed[name] = states_per_second
         draft.metrics += evaluation.metrics(name, counters.states)

@@ -8,7 +8,14 @@ from dqn.config import make_config
 from dqn.episodes import FinishedEpisode
 from dqn.experience import Experience, Targets
 from dqn.optimization import OptimizationResult
-from dqn.statistics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
+from dqn.statistics import (
+    Metric,
+    minutes_at_work,
+    optimization_metrics,
+    play_metrics,
+    score_metrics,
+    sweep_metrics,
+)
 
 
 def by_name(metrics: list[Metric]) -> dict[str, float]:
@@ -103,3 +110,17 @@ def test_optimization_tells_its_losses_and_the_counters_after_it() -> None:
         "optimization/epochs": 1.5,
         "optimization/batches": 150,
     }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes"),
+    [
+        ([0], [0]),
+        ([0, 30], [0, 0.5]),
+        ([0, 30, 60, 90, 3690, 3720], [0, 0.5, 1, 1.5, 2, 2.5]),  # an hour's pause counts as one more cycle
+        ([0, 3, 6, 9, 39, 42], [0, 0.05, 0.1, 0.15, 0.65, 0.7]),  # half a minute is an evaluation, or a short pause
+        ([0, 600, 1200, 4200], [0, 10, 20, 70]),  # cycles become longer
+    ],
+)
+def test_minutes_at_work_leave_out_pauses(seconds: list[float], minutes: list[float]) -> None:
+    assert np.allclose(minutes_at_work(np.array(seconds) * 1000.0), minutes)

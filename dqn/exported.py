@@ -1,0 +1,144 @@
+"""An agent to give away: its weights, what others need to know to play with it, and a card that tells both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from dqn.checkpoint import Facts
+from dqn.environments import game_title
+from dqn.evaluation import Evaluation
+from dqn.motion_tracer import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
+from dqn.networks import QNetwork
+
+# What makes a layer of torch again, besides its weights
+_OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.ZeroPad2d: ("padding",),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride"),
+    nn.GroupNorm: ("num_groups", "num_channels"),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.Linear: ("in_features", "out_features"),
+    nn.ReLU: (),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One checkpoint of a run without what only its training needs."""
+
+    run_id: str
+    run_name: str
+    checkpoint: str  # digest of the unit it is from
+    facts: Facts
+    weights: dict[str, Tensor]
+    evaluation: Evaluation | None  # the one that speaks for it, if it was evaluated
+
+
+def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
+    """All that it takes to play without this package, ready for JSON.
+
+    The layers are names and options of torch.nn. Names of weights are `convolutions.<n>.` and `dense.<n>.` with
+    the numbers of the layers; between the two parts features (C, h, w) are flattened as (h, w, C).
+    """
+    native = facts.config.game.startswith("ALE/")
+    return {
+        "height": STATE_HEIGHT,
+        "width": STATE_WIDTH,
+        "resize": {"mode": "area"} if native else {"mode": "bilinear", "antialias": True},
+        "motion_threshold": int(MOTION_THRESHOLD),
+        "trace_decay": TRACE_DECAY,
+        "pixel_scale": 1 / 255 if facts.config.scale_input else 1.0,
+        "convolutions": [_layer(layer) for layer in network.convolutions],
+        "dense": [_layer(layer) for layer in network.dense],
+        "epsilon": facts.config.testing_epsilon,
+        "frames_limit": facts.config.episode_frames_limit,
+    }
+
+
+def _layer(layer: nn.Module) -> tuple[str, dict[str, Any]]:
+    kind = next(kind for kind in _OPTIONS if isinstance(layer, kind))
+    return kind.__name__, {option: getattr(layer, option) for option in _OPTIONS[kind]}
+
+
+def model_card(exported: Exported, address: str | None = None) -> str:
+    """What an agent is, how it was trained, how it scores and how to load it, in Markdown.
+
+    Args:
+        exported: the agent.
+        address: where MLflow's registry has it, such as `models:/Breakout@champion`; else it is in a directory.
+    """
+    facts, title = exported.facts, game_title(exported.facts.config.game)
+    config, counters = facts.config, facts.counters
+    return f"""# {title}: an agent trained by Q-learning
+
+A network that estimates the Q-value of each action in {config.game} from the screen. It is the checkpoint of cycle
+{counters.cycle:,} of the run {exported.run_name} (`{exported.run_id}`), after {counters.states:,} states of play,
+{counters.episodes:,} finished episodes and {counters.updates:,} optimizer steps.
+
+## Scores
+
+{_scores(exported.evaluation)}
+
+## In and out
+
+- In: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, 2) uint8, a gray frame and its motion trace. The trace is 255 where a
+  pixel changed by more than {MOTION_THRESHOLD} since the last frame, and {TRACE_DECAY:g} times the trace before
+  elsewhere; it is 0 when an episode begins.
+- Out: Q-values (N, {len(facts.action_names)}) float32 of the actions {", ".join(facts.action_names)}.
+
+## Load it
+
+{_in_registry(address) if address else _IN_A_DIRECTORY}
+
+## Recipe
+
+Network `{config.network}`, sweep `{config.sweep}`, discount {config.discount:g}, optimizer `{config.optimizer}`,
+{config.lanes} games side by side, seed {config.seed}. The whole configuration:
+
+```json
+{json.dumps(config.model_dump(mode="json"), indent=1)}
+```
+
+One run of one seed: another may score differently. It knows this game only.
+"""
+
+
+def _scores(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return "It was not evaluated."
+    protocol, summary = evaluation.protocol, evaluation.summary()
+    human = summary.get("human_normalized")
+    interval = f"95 % bootstrap interval {summary['mean_low']:.2f} to {summary['mean_high']:.2f}"
+    rows = {
+        "mean": f"{summary['mean']:.2f} ({interval})",
+        "median": f"{summary['median']:g}",
+        "sd": f"{summary['sd']:.2f}",
+        "min, max": f"{summary['min']:g}, {summary['max']:g}",
+        "cut off by the time limit": f"{evaluation.cut_off} of {protocol.episodes}",
+        **({} if human is None else {"human-normalized mean": f"{human:.3f} (0 random player, 1 human tester)"}),
+    }
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    return (
+        f"Protocol: {protocol.episodes} complete episodes of {protocol.game}, epsilon {protocol.epsilon:g}, seed "
+        f"{protocol.seed}, unclipped rewards.\n\n| score | |\n|---|---|\n{table}"
+    )
+
+
+_IN_A_DIRECTORY = """`weights.safetensors` has the weights, and `config.json` under `play` what it takes to use them:
+layers by their names in torch.nn, sizes and constants. The project's `docs/examples/play_exported.py` plays with them
+by torch and gymnasium alone: `python play_exported.py DIRECTORY`."""
+
+
+def _in_registry(address: str) -> str:
+    return f"""```python
+import mlflow, numpy
+states = numpy.zeros((1, {STATE_HEIGHT}, {STATE_WIDTH}, 2), numpy.uint8)
+q_values = mlflow.pyfunc.load_model("{address}").predict(states)
+network = mlflow.pytorch.load_model("{address}")  # a torch module, without pickle
+```
+
+`dqn evaluate {address}` plays with it, and so do `dqn record`, `dqn play` and `dqn export`. In the folder `agent` are
+the weights as safetensors with a JSON configuration."""

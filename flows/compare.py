@@ -1,0 +1,140 @@
+"""Compare runs of one game: a table, and their scores against states and against minutes, in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dqn.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
+from dqn.environments import game_title
+from dqn.statistics import Curve
+from flows.pages import Page, Picture, Table
+from storage.runs import StoredRun
+
+CURVES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high")
+COLUMNS = (
+    "run",
+    "states",
+    "minutes",
+    "states/s",
+    f"last {WINDOW_EPISODES} episodes",
+    "best evaluation",
+    "after states",
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of the runs that are compared."""
+
+    name: str
+    run: StoredRun
+    config: Mapping[str, str]
+    curves: Mapping[str, Curve]
+    minutes: Curve
+
+    def figures(self) -> dict[str, Any]:
+        """What the table says of it; None where there is nothing to say."""
+        states, minutes = int(self.minutes.states[-1]), float(self.minutes.values[-1])
+        scores, evaluated = self.curves.get("score/episode"), self.curves.get("evaluation/mean")
+        best = int(evaluated.values.argmax()) if evaluated else None
+        return {
+            "run": self.name,
+            "id": self.run.run_id,
+            "states": states,
+            "minutes": minutes,
+            "states_per_second": states / minutes / 60 if minutes else None,
+            "training_score": float(scores.values[-WINDOW_EPISODES:].mean()) if scores else None,
+            "evaluations": len(evaluated.values) if evaluated else 0,
+            **{
+                f"best_{name}": None if best is None else float(self.curves[f"evaluation/{name}"].values[best])
+                for name in ("mean", "mean_low", "mean_high")
+            },
+            "best_states": int(evaluated.states[best]) if evaluated and best is not None else None,
+        }
+
+
+def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], Path]:
+    """Compare runs of one game; the report and its figures are kept among the artifacts of each of them.
+
+    Returns:
+        The figures of each run, and the path of the report.
+
+    Raises:
+        ValueError: the runs are not between two and eight different ones of one game.
+    """
+    contenders = [_contender(run, runs) for run in runs]
+    title = _check(contenders)
+    figures = [contender.figures() for contender in contenders]
+    page = Page(f"{title}: {' against '.join(contender.name for contender in contenders)}")
+    page.facts = {contender.name: contender.run.run_id for contender in contenders}
+    page.notes += [f"Run {c.name} has no scores yet: no episode of it has ended." for c in contenders if not c.curves]
+    text = "An evaluation's mean stands with its 95 % bootstrap interval."
+    page.add("Scores", text, [Table(list(COLUMNS), [table_row(row) for row in figures]), *_pictures(contenders, title)])
+    text = "What is not named here is the same, save for versions and machines."
+    page.add("How they differ", text, _differences(contenders))
+    folder = f"comparison/{'-'.join(run.run_id[:8] for run in runs)}"
+    for run in runs:
+        for name, figure in page.figures():
+            run.tracking.client.log_figure(run.run_id, figure, f"{folder}/{name}.png")
+        run.tracking.client.log_text(run.run_id, page.html(), f"{folder}/report.html")
+    return figures, runs[0].artifacts / folder / "report.html"
+
+
+def table_row(figures: Mapping[str, Any]) -> list[str]:
+    """The figures of a run as texts, in the order of `COLUMNS`."""
+    pace, score, best = (figures[name] for name in ("states_per_second", "training_score", "best_mean"))
+    interval = "({best_mean_low:.2f} to {best_mean_high:.2f})".format_map(figures) if best is not None else ""
+    return [
+        figures["run"],
+        f"{figures['states']:,}",
+        f"{figures['minutes']:.1f}",
+        "-" if pace is None else f"{pace:,.0f}",
+        "-" if score is None else f"{score:.2f}",
+        "-" if best is None else f"{best:.2f} {interval}",
+        "-" if best is None else f"{figures['best_states']:,}",
+    ]
+
+
+def _contender(run: StoredRun, runs: list[StoredRun]) -> Contender:
+    twins = sum(other.name == run.name for other in runs)
+    name = run.name if twins == 1 else f"{run.name} ({run.run_id[:8]})"
+    config = run.tracking.client.get_run(run.run_id).data.params
+    return Contender(name, run, config, run.tracking.curves(run.run_id, CURVES), run.tracking.minutes(run.run_id))
+
+
+def _check(contenders: list[Contender]) -> str:
+    """The title of the runs' game."""
+    ids = {contender.run.run_id for contender in contenders}
+    if not 2 <= len(contenders) <= len(RUN_COLORS) or len(ids) < len(contenders):
+        raise ValueError(f"compare takes 2 to {len(RUN_COLORS)} runs, each once; `dqn runs` lists them")
+    titles = {contender.name: game_title(contender.config["game"]) for contender in contenders}
+    if len(set(titles.values())) > 1:
+        games = ", ".join(f"{name} plays {title}" for name, title in titles.items())
+        raise ValueError(f"scores of different games do not compare: {games}; give runs of one game")
+    return next(iter(titles.values()))
+
+
+def _pictures(contenders: list[Contender], title: str) -> list[Picture]:
+    curves = {contender.name: contender.curves for contender in contenders if contender.curves}
+    minutes = {contender.name: contender.minutes for contender in contenders}
+    if not curves:
+        return []
+    return [
+        Picture("scores-by-states", score_comparison(curves, title), "What the agent learns from what it has seen."),
+        Picture(
+            "scores-by-minutes",
+            score_comparison(curves, title, minutes),
+            "What it learns in how much time: from a run's start to the commit of each cycle, evaluations included, "
+            "pauses between an interruption and its resume left out.",
+        ),
+    ]
+
+
+def _differences(contenders: list[Contender]) -> list[Table]:
+    fields = dict.fromkeys(field for contender in contenders for field in contender.config)
+    rows = [[field, *(contender.config.get(field, "-") for contender in contenders)] for field in fields]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    return [Table(["field", *(contender.name for contender in contenders)], differing)] if differing else []

@@ -1,0 +1,144 @@
+"""Give an agent away: as files, or through MLflow's model registry."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dqn.evaluation import Evaluation
+from dqn.exported import Exported, model_card, recipe_to_play
+from dqn.networks import QNetwork
+from flows.agents import Agent
+from storage.evaluations import read_evaluation
+from storage.exports import write_export
+from storage.registry import (
+    FOLDER,
+    MEAN,
+    PROTOCOL,
+    champion_address,
+    champion_of,
+    crown,
+    protocol_text,
+    share,
+    shared_version,
+)
+from storage.runs import EVALUATION
+from storage.units import cycle_name
+
+
+def export_agent(agent: Agent, directory: Path) -> Path:
+    """Write the weights as safetensors, a JSON configuration and a model card into a new `directory`, whole or not.
+
+    Raises:
+        ValueError: there is something at the directory, or no place for it.
+        OSError: it cannot be written.
+    """
+    place = directory.absolute()
+    if not place.parent.is_dir() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
+        raise ValueError(f"cannot export to {directory}; it must be a new directory in one that exists")
+    exported = _exported(agent, _own(agent))
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as unfinished:
+        folder = Path(unfinished) / "agent"
+        folder.mkdir()
+        _write(folder, exported, agent, model_card(exported))
+        folder.rename(place)
+    return directory
+
+
+def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
+    """Register an agent in MLflow under its game's name, and make it the champion if it is better than the last one.
+
+    Better is a higher mean score by the protocol that the champion was evaluated by.
+
+    Args:
+        agent: from a checkpoint that was evaluated.
+        replace: make it the champion in any case.
+
+    Returns:
+        The address of its version, whether it is the champion now, and why.
+
+    Raises:
+        ValueError: it was not evaluated, or not by the champion's protocol.
+    """
+    tracking, config = agent.run.tracking, agent.facts.config
+    evaluations = {protocol_text(found, config.episode_frames_limit): found for found in _evaluations(agent)}
+    before = champion_of(tracking, config.game)
+    wanted = before.tags[PROTOCOL] if before and not replace else None
+    evaluation = evaluations.get(wanted) if wanted else next(iter(evaluations.values()), None)
+    if evaluation is None:
+        raise ValueError(_how_to_evaluate(agent, wanted if evaluations else None))
+    exported = _exported(agent, evaluation)
+    version = shared_version(tracking, exported)
+    if version is None:
+        card = model_card(exported, champion_address(config.game))
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / FOLDER).mkdir()
+            _write(Path(folder) / FOLDER, exported, agent, card)
+            version = share(agent.run, exported, _plain_network(exported), Path(folder), card)
+    mean, address = evaluation.summary()["mean"], f"models:/{version.name}/{version.version}"
+    result = {"model": address, "mean": mean, "champion": True, "before": None}
+    if before:
+        result["before"] = {"model": f"models:/{before.name}/{before.version}", "mean": float(before.tags[MEAN])}
+        same = before.version == version.version
+        result["champion"] = replace or same or mean > float(before.tags[MEAN])
+    if result["champion"]:
+        crown(tracking, version, exported)
+    return result
+
+
+def sharing_text(result: dict[str, Any]) -> str:
+    """What `share_agent` returns, for reading."""
+    model, before, mean = result["model"], result["before"], result["mean"]
+    name = model.rpartition("/")[0]
+    if not result["champion"]:
+        return (
+            f"{model} is shared; {name}@champion stays {before['model']}, whose mean score {before['mean']:.2f} is not "
+            f"less than {mean:.2f}; --replace puts it there anyway"
+        )
+    instead = f", instead of {before['model']} ({before['mean']:.2f})" if before and before["model"] != model else ""
+    return f"{model} is {name}@champion with a mean score of {mean:.2f}{instead}"
+
+
+def _exported(agent: Agent, evaluation: Evaluation | None) -> Exported:
+    return Exported(agent.run.run_id, agent.run.name, agent.checkpoint, agent.facts, agent.weights, evaluation)
+
+
+def _write(folder: Path, exported: Exported, agent: Agent, card: str) -> None:
+    write_export(folder, exported, recipe_to_play(exported.facts, agent.learner.network), card)
+
+
+def _plain_network(exported: Exported) -> QNetwork:
+    network = QNetwork(exported.facts.config, len(exported.facts.action_names))
+    network.load_state_dict(exported.weights)
+    return network.eval()
+
+
+def _own(agent: Agent) -> Evaluation | None:
+    """Its evaluation by the run's own protocol, or else by another one, if there is any."""
+    return next(iter(_evaluations(agent)), None)
+
+
+def _evaluations(agent: Agent) -> list[Evaluation]:
+    """All evaluations of its checkpoint; by the run's own protocol first."""
+    run, found = agent.run, []
+    for place in sorted(run.artifacts.glob(f"{EVALUATION}*/{cycle_name(agent.facts.counters.cycle)}")):
+        unit = run.unit(place.parent.name, agent.facts.counters.cycle)
+        if unit.inputs == {"checkpoint": agent.checkpoint}:
+            found.append(read_evaluation(unit.directory))
+    return found
+
+
+def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
+    command = f"dqn evaluate {agent.run.name} --checkpoint {agent.facts.counters.cycle}"
+    if protocol is None:
+        return f"{agent.name} was not evaluated at cycle {agent.facts.counters.cycle}; `{command}` does it"
+    wanted, limit = json.loads(protocol), agent.facts.config.episode_frames_limit
+    if wanted["episode_frames_limit"] != limit:
+        return (
+            f"the champion's episodes were cut off after {wanted['episode_frames_limit']} frames, those of "
+            f"{agent.name} after {limit}; their scores do not compare: share it with --replace or not at all"
+        )
+    options = " ".join(f"--{name} {wanted[name]}" for name in ("game", "episodes", "epsilon", "seed"))
+    return f"the champion was evaluated by another protocol; do so with `{command} {options}`, or share with --replace"

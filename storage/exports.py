@@ -1,0 +1,66 @@
+"""Agents to give away, as files: weights in safetensors, the rest in JSON, and a card. Nothing that could run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from dqn.evaluation import Evaluation
+from dqn.exported import Exported
+from storage.checkpoints import facts_as_json, facts_from_json
+from storage.errors import CorruptUnitError
+
+CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
+FORMAT = 1
+
+
+def write_export(directory: Path, exported: Exported, play: dict[str, Any], card: str) -> None:
+    """Write the files of an agent into `directory`; `play` is what others need to use the weights.
+
+    Raises:
+        OSError: a full disk, or any other failure to write.
+    """
+    weights = safetensors.torch.save(exported.weights)
+    about = {
+        "format": FORMAT,
+        "game": exported.facts.config.game,
+        "play": play,
+        "run": {"id": exported.run_id, "name": exported.run_name, "checkpoint": exported.checkpoint},
+        "evaluation": exported.evaluation.as_dict() if exported.evaluation else None,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        **facts_as_json(exported.facts),
+    }
+    (directory / WEIGHTS).write_bytes(weights)
+    (directory / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
+    (directory / CARD).write_text(card)
+
+
+def read_export(directory: Path) -> Exported:
+    """The agent in `directory`.
+
+    Raises:
+        CorruptUnitError: its files are not those of an agent of this version, or its weights were changed.
+    """
+    path = directory / CONFIG
+    try:
+        about = json.loads(path.read_bytes())
+        if about["format"] != FORMAT:
+            raise CorruptUnitError(f"{path} has format {about['format']}; this version reads {FORMAT}")
+        weights = (directory / WEIGHTS).read_bytes()
+        if hashlib.sha256(weights).hexdigest() != about["weights_sha256"]:
+            raise CorruptUnitError(f"{directory / WEIGHTS} is not what was exported: its SHA-256 differs")
+        return Exported(
+            run_id=str(about["run"]["id"]),
+            run_name=str(about["run"]["name"]),
+            checkpoint=str(about["run"]["checkpoint"]),
+            facts=facts_from_json(about, path),
+            weights=safetensors.torch.load(weights),
+            evaluation=Evaluation.from_dict(about["evaluation"]) if about["evaluation"] else None,
+        )
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+        raise CorruptUnitError(f"{directory} is not an agent of this version: {error}") from None

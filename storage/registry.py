@@ -1,0 +1,161 @@
+"""Shared agents in MLflow's model registry: under each game's name, the best of them called champion."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import mlflow.exceptions
+import numpy as np
+import torch
+from mlflow.entities import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from dqn.environments import game_title
+from dqn.evaluation import Evaluation
+from dqn.exported import Exported
+from dqn.motion_tracer import STATE_SHAPE
+from dqn.networks import QNetwork
+from storage.errors import StorageError
+from storage.exports import read_export
+from storage.runs import StoredRun
+from storage.tracking import Tracking
+
+SCHEME = "models:/"
+CHAMPION = "champion"
+FOLDER = "agent"  # of a model, with the agent as `storage.exports` writes it
+CHECKPOINT, PROTOCOL, MEAN = "dqn.checkpoint", "dqn.protocol", "dqn.mean_score"  # tags of a version
+
+
+def protocol_text(evaluation: Evaluation, frames_limit: int) -> str:
+    """What two evaluations must have in common for their scores to compare."""
+    return json.dumps({**vars(evaluation.protocol), "episode_frames_limit": frames_limit}, sort_keys=True)
+
+
+def champion_address(game: str) -> str:
+    """Where the champion of a game is."""
+    return f"{SCHEME}{game_title(game)}@{CHAMPION}"
+
+
+def champion_of(tracking: Tracking, game: str) -> ModelVersion | None:
+    """The champion of a game, if it has one."""
+    return _version(tracking, champion_address(game))
+
+
+def crown(tracking: Tracking, version: ModelVersion, exported: Exported) -> None:
+    """Make a version the champion of its game, for the mean score of its evaluation."""
+    assert exported.evaluation is not None
+    limit = exported.facts.config.episode_frames_limit
+    tags = {
+        PROTOCOL: protocol_text(exported.evaluation, limit),
+        MEAN: repr(exported.evaluation.summary()["mean"]),
+    }
+    for name, value in tags.items():
+        tracking.client.set_model_version_tag(version.name, version.version, name, value)
+    tracking.client.set_registered_model_alias(version.name, CHAMPION, version.version)
+
+
+def shared_version(tracking: Tracking, exported: Exported) -> ModelVersion | None:
+    """The version that this checkpoint was shared as before, if it was."""
+    name = game_title(exported.facts.config.game)
+    found = tracking.client.search_model_versions(f"name = '{name}' and tags.`{CHECKPOINT}` = '{exported.checkpoint}'")
+    return next(iter(found), None)
+
+
+def share(run: StoredRun, exported: Exported, network: QNetwork, folder: Path, card: str) -> ModelVersion:
+    """Register a network as a version of its game's model: exported by torch, with signature and input example.
+
+    Args:
+        run: the run that it is from.
+        exported: what is known of it.
+        network: it computes in float32, on the CPU.
+        folder: an empty one to work in, with the agent's files in `agent` below it already.
+        card: description of the version, in Markdown.
+    """
+    client, title = run.tracking.client, game_title(exported.facts.config.game)
+    model = folder / "model"
+    _save(network, len(exported.facts.action_names), model)
+    (folder / FOLDER).rename(model / FOLDER)
+    experiment = client.get_run(run.run_id).info.experiment_id
+    name = f"{run.name}-{exported.facts.counters.cycle:05d}"
+    logged = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "-", name), run.run_id)
+    client.log_model_artifacts(logged.model_id, str(model))
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    if not client.search_registered_models(f"name = '{title}'"):
+        client.create_registered_model(
+            title, description=f"Agents that play {title}; `{CHAMPION}` is the best of them."
+        )
+    version: ModelVersion = client.create_model_version(
+        title,
+        source=logged.artifact_location,
+        run_id=run.run_id,
+        tags={CHECKPOINT: exported.checkpoint},
+        description=card,
+        model_id=logged.model_id,
+    )
+    return version
+
+
+def open_shared(tracking: Tracking, address: str) -> Exported:
+    """The agent at `models:/NAME@champion` or `models:/NAME/VERSION`.
+
+    Raises:
+        ValueError: there is no such model.
+        StorageError: it is not on a file system of this machine, broken, or of another project.
+    """
+    if not re.fullmatch(rf"{SCHEME}[^/@]+(@[^/@]+|/\d+)", address):
+        raise ValueError(f"{address!r} names no model; write it as models:/Breakout@champion or models:/Breakout/3")
+    version = _version(tracking, address)
+    if version is None:
+        there = ", ".join(f"{SCHEME}{model.name}" for model in tracking.client.search_registered_models())
+        raise ValueError(f"there is no model {address}; there are: {there or 'none'}; `dqn share RUN` adds one")
+    source = urlparse(str(version.source))
+    if source.scheme not in ("", "file"):
+        raise StorageError(f"the model {address} is at {version.source}, which is no file system of this machine")
+    return read_export(Path(unquote(source.path)) / FOLDER)
+
+
+def _version(tracking: Tracking, address: str) -> ModelVersion | None:
+    name, alias, which = re.split("([@/])", address.removeprefix(SCHEME))
+    try:
+        if alias == "@":
+            return tracking.client.get_model_version_by_alias(name, which)
+        return tracking.client.get_model_version(name, which)
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _save(network: QNetwork, actions: int, directory: Path) -> None:
+    """Write an MLflow model of `network` without pickle."""
+    import mlflow.pytorch
+
+    shape = (-1, *STATE_SHAPE)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype(np.uint8), shape)]), Schema([TensorSpec(np.dtype(np.float32), (-1, actions))])
+    )
+    with _quiet():
+        mlflow.pytorch.save_model(
+            network.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+            str(directory),
+            signature=signature,
+            input_example=np.zeros((2, *STATE_SHAPE), np.uint8),  # of one, the number of states would be fixed
+            serialization_format="pt2",
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advice of torch and MLflow to people who call them by hand."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

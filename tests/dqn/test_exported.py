@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dqn.checkpoint import Counters, Facts
+from dqn.config import TrainConfig, make_config
+from dqn.evaluation import Evaluation, Protocol
+from dqn.exported import Exported, model_card, recipe_to_play
+from dqn.networks import QNetwork
+
+NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)
+ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, normalize: bool) -> None:
+    config = make_config("fast", {"network": network, "normalize": normalize, "scale_input": normalize})
+    original = QNetwork(config, 4)
+    how = json.loads(json.dumps(recipe_to_play(Facts(config, ACTIONS), original)))
+    parts: dict[str, Any] = {}
+    for part in ("convolutions", "dense"):
+        parts[part] = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how[part]))
+    rebuilt = nn.ModuleDict(parts)
+    rebuilt.load_state_dict(original.state_dict())
+    states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 105, 80, 2), dtype=np.uint8))
+    with torch.no_grad():
+        features = rebuilt["convolutions"](states.permute(0, 3, 1, 2).float() * how["pixel_scale"])
+        q_values = rebuilt["dense"](features.permute(0, 2, 3, 1).flatten(1))
+        expected = original(states)
+    assert torch.allclose(q_values, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_card_tells_recipe_protocol_scores_and_how_to_load_it() -> None:
+    facts = Facts(make_config("fast", {"discount": 0.98}), ACTIONS, Counters(7, 28_672, 90, 224))
+    evaluation = Evaluation(Protocol("ALE/Breakout-v5", 3, 0.05, 9), [1.0, 2.0, 6.0], [100, 200, 300], 1)
+    exported = Exported("0123", "first", "abc", facts, {}, evaluation)
+    card = model_card(exported, "models:/Breakout@champion")
+    for said in (
+        "cycle\n7 of the run first (`0123`), after 28,672 states",
+        "Protocol: 3 complete episodes of ALE/Breakout-v5, epsilon 0.05, seed 9",
+        "| mean | 3.00 (95 % bootstrap interval ",
+        "| cut off by the time limit | 1 of 3 |",
+        '"discount": 0.98',
+        'mlflow.pyfunc.load_model("models:/Breakout@champion")',
+        "NOOP, FIRE, RIGHT, LEFT",
+    ):
+        assert said in card
+    alone = model_card(Exported("0123", "first", "abc", facts, {}, None))
+    assert "It was not evaluated." in alone and "play_exported.py" in alone and "mlflow" not in alone

@@ -1,0 +1,60 @@
+"""Comparison of real runs, one of which has nothing to show yet."""
+
+from pathlib import Path
+
+import pytest
+
+from dqn.environments import action_names
+from flows.compare import compare_runs, table_row
+from flows.parameters import requested_config
+from storage.runs import StoredRun, create_run, open_run
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def run(trained_run: str, home: object) -> StoredRun:
+    return open_run(trained_run)
+
+
+def new_run(name: str, game: str = "ALE/Breakout-v5") -> StoredRun:
+    return create_run(requested_config("fast", {"lanes": 2, "game": game}), action_names(game), name, {})
+
+
+def test_a_comparison_tells_scores_pace_and_differences_and_is_with_every_run(run: StoredRun) -> None:
+    other = new_run("looked-at")
+    rows, report = compare_runs([run, other])
+    first, second = rows
+    best = max(unit.metric("evaluation/mean") for unit in run.evaluations())
+    assert (first["states"], first["evaluations"], first["best_mean"]) == (1024, 2, best)
+    assert first["best_mean_low"] <= best <= first["best_mean_high"] and first["minutes"] > 0
+    assert (second["states"], second["minutes"], second["best_mean"]) == (0, 0, None)
+    assert table_row(second)[1:] == ["0", "0.0", "-", "-", "-", "-"]
+    text = report.read_text()
+    assert text.count("data:image/png;base64,") == 2
+    assert "http://" not in text and "https://" not in text, "it opens offline"
+    assert f"looked-at ({other.run_id[:8]})" in text, "two runs of one name are told apart"
+    assert "has no scores yet" in text
+    assert "<td>lanes</td><td>8</td><td>2</td>" in text and "<td>game</td>" not in text
+    for each in (run, other):
+        listed = each.tracking.client.list_artifacts(each.run_id, f"comparison/{run.run_id[:8]}-{other.run_id[:8]}")
+        assert {Path(file.path).name for file in listed} == {
+            "report.html",
+            "scores-by-minutes.png",
+            "scores-by-states.png",
+        }
+
+
+def test_runs_without_any_score_are_compared_by_their_configuration() -> None:
+    rows, report = compare_runs([new_run("empty-1"), new_run("empty-2")])
+    assert [row["states"] for row in rows] == [0, 0]
+    assert "data:image" not in report.read_text() and "How they differ" not in report.read_text()
+
+
+def test_what_does_not_compare_is_told(run: StoredRun) -> None:
+    with pytest.raises(ValueError, match="compare takes 2 to 8 runs, each once"):
+        compare_runs([run])
+    with pytest.raises(ValueError, match="compare takes 2 to 8 runs, each once"):
+        compare_runs([run, run])
+    with pytest.raises(ValueError, match="looked-at plays Breakout, ponged plays Pong; give runs of one game"):
+        compare_runs([run, new_run("ponged", "ALE/Pong-v5")])

@@ -1,0 +1,169 @@
+"""Agents given away: as files that another program plays with, and through MLflow's model registry."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from dqn.environments import action_names
+from flows.agents import Agent, open_agent
+from flows.evaluate import evaluate_agent
+from flows.export import export_agent, share_agent, sharing_text
+from flows.parameters import requested_config
+from flows.record import record
+from storage.errors import CorruptUnitError
+from storage.exports import read_export
+from storage.registry import SCHEME
+from storage.runs import create_run
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "play_exported.py"
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def agent(trained_run: str, home: object) -> Agent:
+    return open_agent(trained_run, "best")
+
+
+@pytest.fixture
+def directory(agent: Agent, tmp_path: Path) -> Path:
+    return export_agent(agent, tmp_path / "agent")
+
+
+def states() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 105, 80, 2), dtype=np.uint8)
+
+
+def played(directory: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(directory), "3"])
+    return runpy.run_path(str(EXAMPLE))
+
+
+def test_the_example_plays_with_the_files_as_the_agent_does(
+    agent: Agent, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sorted(path.name for path in directory.iterdir()) == ["README.md", "config.json", "weights.safetensors"]
+    left = played(directory, monkeypatch)
+    assert capsys.readouterr().out.startswith("ALE/Breakout-v5: an episode with a score of ")
+    state = np.stack([left["frame"].numpy(), left["trace"].trunc().numpy()], axis=-1).astype(np.uint8)
+    assert state[..., 0].std() > 10, "it sees the game"
+    expected = agent.learner.estimate(state[None])[0]
+    spread = float(np.abs(expected).max())
+    assert np.allclose(left["q_values"].numpy(), expected, atol=0.02 * spread), "as far as bfloat16 is the same"
+
+
+def test_an_export_holds_the_checkpoint_and_a_change_of_it_is_noticed(agent: Agent, directory: Path) -> None:
+    exported = read_export(directory)
+    assert (exported.run_id, exported.checkpoint, exported.facts) == (agent.run.run_id, agent.checkpoint, agent.facts)
+    assert exported.evaluation is not None
+    assert exported.weights.keys() == agent.weights.keys()
+    assert all(bool((exported.weights[name] == weight).all()) for name, weight in agent.weights.items())
+    weights = directory / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CorruptUnitError, match="its SHA-256 differs"):
+        read_export(directory)
+    about = json.loads((directory / "config.json").read_bytes())
+    (directory / "config.json").write_text(json.dumps({**about, "format": 2}))
+    with pytest.raises(CorruptUnitError, match="has format 2; this version reads 1"):
+        read_export(directory)
+    (directory / "config.json").write_text("[]")
+    with pytest.raises(CorruptUnitError, match="is not an agent of this version"):
+        read_export(directory)
+
+
+def test_nothing_is_exported_over_something_or_into_nowhere(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    for place in (tmp_path / "full", tmp_path / "full" / "mine", tmp_path / "missing" / "agent"):
+        with pytest.raises(ValueError, match=r"cannot export to .*; it must be a new directory in one that exists"):
+            export_agent(agent, place)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_champion_is_the_best_by_one_protocol_and_plays_as_its_checkpoint_does(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = share_agent(agent)
+    assert first["champion"] and first["before"] is None
+    again = share_agent(agent)
+    assert (again["model"], again["champion"]) == (first["model"], True), "a checkpoint has one version"
+
+    champion = open_agent("models:/Breakout@champion")
+    assert (champion.checkpoint, champion.facts) == (agent.checkpoint, agent.facts)
+    scores = evaluate_agent(agent)["scores"]
+    assert evaluate_agent(champion)["scores"] == scores
+    assert record(champion, tmp_path / "episode.mp4", epsilon=1.0)["steps"] > 50
+    exported = read_export(export_agent(champion, tmp_path / "from-the-registry"))
+    assert exported.checkpoint == agent.checkpoint
+
+    monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
+    mlflow.set_tracking_uri(agent.run.settings.tracking_uri)
+    expected = agent.learner.network(torch.from_numpy(states())).detach().numpy()
+    found = mlflow.pyfunc.load_model("models:/Breakout@champion").predict(states())
+    assert found.shape == (3, 4) and np.allclose(found, expected, atol=1e-4)
+    version = agent.run.tracking.client.get_model_version_by_alias("Breakout", "champion")
+    assert "## Scores" in version.description and "mean" in version.description
+
+
+def test_a_worse_one_or_one_by_another_protocol_does_not_become_champion_unless_asked(agent: Agent) -> None:
+    client = agent.run.tracking.client
+    champion = share_agent(agent, replace=True)["model"]
+    number = champion.rpartition("/")[2]
+    other = open_agent(agent.run.name, "latest")
+    if other.checkpoint == agent.checkpoint:
+        other = open_agent(agent.run.name, "3")
+    evaluate_agent(other)
+    client.set_model_version_tag("Breakout", number, "dqn.mean_score", "1000.0")
+    result = share_agent(other)
+    assert not result["champion"] and f"stays {champion}, whose mean score 1000.00" in sharing_text(result)
+    client.set_model_version_tag("Breakout", number, "dqn.mean_score", "-1.0")
+    result = share_agent(other)
+    assert result["champion"] and f"instead of {champion} (-1.00)" in sharing_text(result)
+
+    wanted = {"game": "ALE/Breakout-v5", "episodes": 2, "epsilon": 0.5, "seed": 4, "episode_frames_limit": 400}
+    number = result["model"].rpartition("/")[2]
+    client.set_model_version_tag("Breakout", number, "dqn.protocol", json.dumps(wanted, sort_keys=True))
+    options = "--game ALE/Breakout-v5 --episodes 2 --epsilon 0.5 --seed 4"
+    with pytest.raises(ValueError, match=f"by another protocol; do so with `.*{options}`, or share with --replace"):
+        share_agent(agent)
+    evaluate_agent(agent, episodes=2, epsilon=0.5, seed=4)
+    assert share_agent(agent)["before"]["model"] == result["model"]
+    number = share_agent(agent, replace=True)["model"].rpartition("/")[2]
+    client.set_model_version_tag(
+        "Breakout", number, "dqn.protocol", json.dumps({**wanted, "episode_frames_limit": 9}, sort_keys=True)
+    )
+    with pytest.raises(ValueError, match="cut off after 9 frames, those of looked-at after 400"):
+        share_agent(other)
+
+
+def test_what_was_never_evaluated_is_not_shared() -> None:
+    run = create_run(requested_config("fast", {"lanes": 2}), action_names("ALE/Breakout-v5"), "unproven", {})
+    with pytest.raises(ValueError, match="unproven was not evaluated at cycle 0; `dqn evaluate unproven"):
+        share_agent(open_agent(run.name))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("models:/Brekout@champion", r"there is no model models:/Brekout@champion; there are: .*`dqn share RUN`"),
+        ("models:/Breakout/999", "there is no model models:/Breakout/999"),
+        ("models:/Breakout@nobody", "there is no model"),
+        ("models:/Breakout", "names no model; write it as models:/Breakout@champion"),
+        ("models:/Breakout/latest", "names no model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told(address: str, message: str) -> None:
+    assert address.startswith(SCHEME)
+    with pytest.raises(ValueError, match=message):
+        open_agent(address)

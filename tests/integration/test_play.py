@@ -1,0 +1,62 @@
+"""The window of `dqn play`, on a virtual display where there is one, and without any."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from flows.agents import open_agent
+from flows.play import play
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def test_without_a_display_it_says_what_to_use_instead(trained_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(OSError, match=r"`dqn record looked-at -o episode.mp4` makes a video instead") as told:
+        play(open_agent(trained_run))
+    assert "\n" not in str(told.value)
+
+
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if not shutil.which("Xvfb"):
+        pytest.skip("there is no Xvfb here")
+    read, write = os.pipe()
+    options = ["-displayfd", str(write), "-screen", "0", "1280x720x24", "-nolisten", "tcp"]
+    with subprocess.Popen(["Xvfb", *options], pass_fds=[write], stderr=subprocess.DEVNULL) as server:
+        os.close(write)
+        try:
+            assert select.select([read], [], [], 30)[0]
+            monkeypatch.setenv("DISPLAY", f":{os.read(read, 20).decode().strip()}")
+            yield
+        finally:
+            os.close(read)
+            server.terminate()
+
+
+def test_a_window_shows_episodes_until_it_is_closed(
+    trained_run: str, display: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.play
+
+    monkeypatch.setattr(flows.play, "FRAMES_PER_SECOND", 10_000)
+    episodes: list[tuple[float, int]] = []
+    show, windows = flows.play._Window.show, []
+
+    def shown(window: flows.play._Window, picture: object) -> bool:
+        windows.append(window._label.winfo_ismapped())
+        if len(episodes) == 2:
+            window._root.after(0, window.close)  # as if somebody clicked
+        return bool(show(window, picture))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(flows.play._Window, "show", shown)
+    play(open_agent(trained_run), on_episode=lambda score, steps: episodes.append((score, steps)))
+    assert len(episodes) == 2 and all(0 < steps <= 100 for _, steps in episodes)
+    assert any(windows), "the window was on the screen"
