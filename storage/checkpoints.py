@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from dqn.checkpoint import Checkpoint, Counters, Facts, histories_as_arrays, histories_from_arrays
+from dqn.environments import check_game
 from storage.errors import CorruptUnitError
 
 _facts = TypeAdapter(Facts)
@@ -49,7 +50,8 @@ def read_facts(directory: Path) -> Facts:
         text = json.loads(path.read_bytes())
         if set(text) != _FACTS or set(text["counters"]) != _COUNTERS:
             raise ValueError(f"it must have just {', '.join(sorted(_FACTS))}")
-        return _facts.validate_python(text)
+        facts = _facts.validate_python(text)
+        check_game(facts.config.game)  # it becomes part of names of files
     except ValidationError as error:
         first = error.errors()[0]
         raise CorruptUnitError(
@@ -57,6 +59,7 @@ def read_facts(directory: Path) -> Facts:
         ) from None
     except (*_NONSENSE, *_NO_FILE) as error:
         raise CorruptUnitError(f"{path} is not of a checkpoint of this version: {error}") from None
+    return facts
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
