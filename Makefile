@@ -1,6 +1,6 @@
 # make train   set everything up and train on Breakout
 # make test    set everything up and pass the tests
-# make crash-test   hours of kills, failures and corruption; `make test` runs a sample of each
+# make crash-test   an hour of kills, failures and damage into docs/reliability.md; `make test` runs a sample of each
 # make bench   how fast it is on this machine, into docs/performance.md
 # make check   formatting, lint, types, import directions
 # make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C
@@ -11,10 +11,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 ARGS ?=
+FIGURES := $(CURDIR)/build/figures
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test crash-test bench check serve ui lock clean
+.PHONY: train test crash-test crash-kills crash-failures bench check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
@@ -22,9 +23,18 @@ train: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
+# Two processes, for each trial keeps one core busy; what they find out goes into docs/reliability.md.
 crash-test: $(READY)
-	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_SIZES=50 CORRUPTIONS=1000 RACES=50 \
-		$(BIN)/python -m pytest tests/crash tests/storage --timeout 86400 -rA $(ARGS)
+	rm -rf $(FIGURES) && mkdir -p $(FIGURES)
+	$(MAKE) --jobs 2 --keep-going crash-kills crash-failures
+	$(BIN)/python -m benchmarks.reliability $(FIGURES)
+
+crash-kills crash-failures: export FIGURES := $(FIGURES)
+crash-kills: $(READY)
+	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 \
+		$(BIN)/python -m pytest tests/crash tests/storage --ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
+crash-failures: $(READY)
+	CRASH_OPERATIONS=0 CRASH_SIZES=50 $(BIN)/python -m pytest tests/crash/test_failures.py --timeout 86400 $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -12,7 +12,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results" / "speed.json"
-START, END = "<!-- measured by make bench -->\n", "<!-- end -->\n"
+END = "<!-- end -->\n"
 
 
 class Row(NamedTuple):
@@ -32,9 +32,16 @@ def write(results: dict[str, Any], rows: list[Row]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     table = [str(Row("what", "figure", "against", "to reach")), "|---|---|---|---|", *map(str, rows)]
-    page = PAGE.read_text()
-    before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{START}\nOn {results['machine']}.\n\n" + "\n".join(table) + f"\n\n{END}{after}")
+    replace_table(PAGE, "make bench", table)
+
+
+def replace_table(page: Path, command: str, table: list[str]) -> None:
+    """Replace what a page of the docs says was measured by a command."""
+    start = f"<!-- measured by {command} -->\n"
+    before, _, rest = page.read_text().partition(start)
+    after = rest.partition(END)[2]
+    lines = "\n".join(table)
+    page.write_text(f"{before}{start}\nOn {machine()}.\n\n{lines}\n\n{END}{after}")
 
 
 def machine() -> str:

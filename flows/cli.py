@@ -60,8 +60,11 @@ def train(
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or [])
     _quiet_prefect()
+    import httpx
+
     from flows.parameters import Target, check_resume, requested_config, requested_settings
-    from flows.servers import start_embedded_prefect_server
+    from flows.servers import prefect_is_away, start_embedded_prefect_server
+    from storage.errors import StorageError
     from storage.runs import open_tracking
 
     # The flow checks all this again; here it is answered before a server starts.
@@ -89,6 +92,10 @@ def train(
         if display and display.run_id:
             print(f"stopped; go on with: dqn train --resume {display.run_id}", file=sys.stderr)
         raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
+    except httpx.TransportError:
+        away = prefect_is_away(os.environ.get("PREFECT_API_URL"))
+        kept = f"; what was trained is stored: dqn train --resume {display.run_id}" if display else ""
+        raise StorageError(away + kept) from None
     run = open_tracking().client.get_run(run_id)
     score = run.data.metrics.get("score/mean_100")
     print(
@@ -298,6 +305,17 @@ def serve() -> None:
 
 def main() -> None:
     """Run the command line; every mistake is answered in one line."""
+    try:
+        _run()
+    except SystemExit as stop:
+        if "prefect.events.worker" not in sys.modules:
+            raise
+        from flows.servers import leave
+
+        leave(int(stop.code or 0))
+
+
+def _run() -> NoReturn:
     try:
         status: Any = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -39,7 +39,7 @@ def play(
     with closing(window):
         while True:
             low, high = float("inf"), float("-inf")
-            shots = record_episode(agent.learner.estimate, protocol, agent.facts.config.episode_frames_limit)
+            shots = record_episode(agent.learner.estimate, protocol, agent.facts.config)
             with closing(shots):
                 for shot in shots:
                     low, high = min(low, float(shot.q_values.min())), max(high, float(shot.q_values.max()))

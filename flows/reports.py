@@ -21,6 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.logging import get_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 UPDATE_SECONDS = 30.0  # each update is an event in Prefect's database, too
 LOG_SECONDS = 60.0
@@ -114,7 +115,8 @@ class TrainingReport:
 
     def _send(self, call: Callable[[], Any]) -> Any:
         try:
-            return call()
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # nobody waits for a report; another follows soon
+                return call()
         except (httpx.HTTPError, PrefectException) as error:
             self._log.warning("a report could not be sent to Prefect: %s", error)
             return None

@@ -15,29 +15,36 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import IO
+from typing import IO, Any, NoReturn
 
 from storage.errors import StorageError
-from storage.settings import Settings
+from storage.settings import Settings, without_password
 
 START_SECONDS = 90
+LEAVE_SECONDS = 30  # for what Prefect's server has still to hear
 
 _guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
 
 
 def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Start a Prefect server for this process alone, unless one is configured; `meanwhile` is done in any case.
+    """Start a Prefect server for this process alone, unless one is configured, which then must answer.
+
+    `meanwhile` is done in either case.
 
     Prefect stops it at an ordinary exit, after the last of the log was sent. A guard, which notices the
     end of this process by the pipe between them, stops it after any other: a killed trainer leaves no
     server behind.
+
+    Raises:
+        StorageError: the configured server does not answer.
     """
     from prefect.client import orchestration
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import get_current_settings
 
     assert orchestration  # imported here, for two threads that import it stand in each other's way
-    if get_current_settings().api.url:
+    if address := get_current_settings().api.url:
+        _check_answers(address)
         meanwhile()
         return
     server = SubprocessASGIServer()
@@ -48,6 +55,38 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
     assert server.server_process
     guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.server_process.pid)]
     _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
+
+
+def _check_answers(address: str) -> None:
+    try:
+        urllib.request.urlopen(f"{without_password(address)}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # that is an answer, too
+    except OSError:
+        raise StorageError(f"{prefect_is_away(address)}; start it, or unset PREFECT_API_URL") from None
+
+
+def prefect_is_away(address: str | None) -> str:
+    """What to say of a Prefect server that does not answer."""
+    return f"the Prefect server {without_password(address or '')} does not answer"
+
+
+def leave(status: int) -> NoReturn:
+    """Exit, as soon as Prefect's server heard of the last tasks, or is given up.
+
+    Prefect alone would go on trying for seconds for every task, which are hours after a day without the server.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    deadline = time.monotonic() + LEAVE_SECONDS
+    for worker in (EventsWorker, APILogWorker):
+        drained: Any = worker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
+        if drained[1]:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    sys.exit(status)
 
 
 def run_mlflow_ui(port: int | None) -> None:

@@ -85,8 +85,10 @@ def _read(run: StoredRun, unit: Unit) -> None:
 def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> None:
     """Each metric of each unit is in MLflow once, with no other value at its step.
 
-    A unit that its writer had not published yet when it died is published when the run goes on.
+    A checkpoint has those of its cycle's experience and targets, too. One that its writer had not published yet when
+    it died is published when the run goes on.
     """
+    units = [unit for unit in units if unit.kind not in ("experience", "targets")]
     over = {unit.kind: unit.cycle for unit in sorted(units, key=lambda unit: unit.cycle)}
     names = {metric.name for unit in units for metric in unit.metrics}
     points: Counter[tuple[str, int]] = Counter()

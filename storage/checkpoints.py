@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from dqn.checkpoint import Checkpoint, Counters, Facts, histories_as_arrays, histories_from_arrays
+from dqn.environments import check_game
 from storage.errors import CorruptUnitError
 
 _facts = TypeAdapter(Facts)
@@ -49,12 +50,16 @@ def facts_from_json(text: dict[str, Any], path: Path) -> Facts:
         CorruptUnitError: it is not of this version; names the file at `path` that it was read from.
     """
     try:
-        return _facts.validate_python({name: text[name] for name in _FACTS})
+        facts = _facts.validate_python({name: text[name] for name in _FACTS})
+        check_game(facts.config.game)  # it becomes part of names of files
+        return facts
     except ValidationError as error:
         first = error.errors()[0]
         raise CorruptUnitError(
             f"{path}: {'.'.join(str(part) for part in first['loc'] if part != 'config')}: {first['msg']}"
         ) from None
+    except (KeyError, ValueError) as error:
+        raise CorruptUnitError(f"{path} is not of this version: {error}") from None
 
 
 def read_facts(directory: Path) -> Facts:

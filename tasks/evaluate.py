@@ -52,13 +52,15 @@ def evaluate_checkpoint(
         draft.speed[name] = states_per_second
         draft.metrics += evaluation.metrics(name, counters.states)
         write_evaluation(draft.directory, evaluation)
+        from dqn.figures import score_histogram  # and with it matplotlib, which a training may never need
+
+        # Before the commit, after which nobody would draw it again; and whole, or not at all.
+        drawn = draft.directory.with_suffix(".png")
+        score_histogram(evaluation).savefig(drawn)
+        (run.artifacts / "figures").mkdir(exist_ok=True)
+        drawn.replace(run.artifacts / "figures" / f"{kind}-{counters.cycle:05d}.png")
     unit = draft.unit
     run.publish(unit)
-    from dqn.figures import score_histogram  # and with it matplotlib, which a training may never need
-
-    figure = score_histogram(evaluation)
-    (run.artifacts / "figures").mkdir(exist_ok=True)
-    figure.savefig(run.artifacts / "figures" / f"{kind}-{counters.cycle:05d}.png")
     return evaluation, unit
 
 

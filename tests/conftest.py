@@ -7,7 +7,8 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 for name in ("DQN_HOME", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,23 @@ SMALL = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsil
 def small() -> dict[str, object]:
     """A configuration whose cycle takes a moment."""
     return dict(SMALL)
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[int, str, str], None]:
+    """Tells a figure of docs/reliability.md: the number of the promise, what was tried, and what came of it.
+
+    With FIGURES set to a directory it goes there, for `python -m benchmarks.reliability` to collect.
+    """
+
+    def tell(promise: int, tried: str, came: str) -> None:
+        if directory := os.environ.get("FIGURES"):
+            with capsys.disabled():
+                print(f"\n{promise}. {tried}: {came}")
+            place = Path(directory, f"{promise:02d}-{request.node.name}.json")
+            place.write_text(json.dumps({"promise": promise, "tried": tried, "came of it": came}))
+
+    return tell
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Laboratory, Outcome, after_first_cycle, build
+from harness import Laboratory, Outcome, after_first_cycle, build, from_now_on
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +45,17 @@ def operations(one_cycle: Laboratory) -> int:
     count = one_cycle.phases()[2]
     assert count > 500
     return count
+
+
+@pytest.fixture(scope="session")
+def evaluation(memory: Path) -> Laboratory:
+    """A run of one lane that has done its one cycle and is evaluated then, and does nothing else."""
+    laboratory = build(memory / "evaluation", lanes=1)
+    laboratory.finish(cycles=1)
+    return from_now_on(laboratory, "trained", cycles=1, evaluates=True)
+
+
+@pytest.fixture(scope="session")
+def evaluation_reference(evaluation: Laboratory) -> Outcome:
+    evaluation.reset()
+    return evaluation.finish()

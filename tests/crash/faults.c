@@ -1,7 +1,9 @@
 /* Preloaded into a trainer: sees every change that its process asks of the files below one directory,
- * whichever library asks, and at one of them kills the process or lets the change fail. */
+ * whichever library asks, and at one of them kills the process or lets the change fail. It can also keep
+ * what every fsync made durable, so that a power loss can be told from a kill; see power.py. */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -10,20 +12,24 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char home[PATH_MAX]; /* what is watched; nothing while it is empty */
+static char kept[PATH_MAX]; /* where a copy of what is durable goes; nowhere while it is empty */
 static long seen, target;
 static int error, for_good;
 
 /* Watch `directory` from now on. At the operation number `at` (from 1; 0 is none) the process is killed,
- * or, if `code` is an errno, that operation fails, and with `forever` all later ones too. */
-void faults_arm(const char *directory, long at, int code, int forever)
+ * or, if `code` is an errno, that operation fails, and with `forever` all later ones too. What becomes durable
+ * is copied to the directory `keep`, unless that is empty. */
+void faults_arm(const char *directory, long at, int code, int forever, const char *keep)
 {
     snprintf(home, sizeof home, "%s/", directory);
+    snprintf(kept, sizeof kept, "%s", keep);
     seen = 0, target = at, error = code, for_good = forever;
 }
 
@@ -34,11 +40,11 @@ static int fails(int makes_room)
 {
     pthread_mutex_lock(&lock);
     long number = ++seen;
+    while (!error && number == target) /* with the lock, so that no copy is being made */
+        kill(getpid(), SIGKILL);
     pthread_mutex_unlock(&lock);
     if (!target || number < target || (number > target && !for_good))
         return 0;
-    while (!error)
-        kill(getpid(), SIGKILL);
     if (makes_room && error == ENOSPC)
         return 0;
     errno = error;
@@ -56,9 +62,6 @@ static int named(int folder, const char *path)
         snprintf(full + (length > 0 ? length : 0), PATH_MAX, "/");
     }
     strncat(full, path, PATH_MAX - 1);
-    /* Kills reach MLflow's database as well; errors do not yet, for a run does not survive those in one clear line. */
-    if (error && strstr(full, "/mlflow.db"))
-        return 0;
     return strncmp(full, home, strlen(home)) == 0;
 }
 
@@ -128,10 +131,49 @@ ssize_t write(int file, const void *data, size_t size)
 PWRITE(pwrite)
 PWRITE(pwrite64)
 
+/* Copy the bytes of a file, or the names and inodes in a directory, to a file named after its inode. */
+static void keep(int file)
+{
+    struct stat found;
+    char place[PATH_MAX + 64], data[1 << 16];
+    if (!kept[0] || !opened(file) || fstat(file, &found))
+        return;
+    pthread_mutex_lock(&lock);
+    const char *what = S_ISDIR(found.st_mode) ? "names" : "bytes";
+    snprintf(place, sizeof place, "%s/%lu.%s", kept, (unsigned long)found.st_ino, what);
+    FILE *copy = fopen(place, "w");
+    if (S_ISDIR(found.st_mode)) {
+        DIR *names = fdopendir(REAL(openat)(file, ".", O_RDONLY | O_DIRECTORY));
+        for (struct dirent *entry; (entry = readdir(names));)
+            if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+                fprintf(copy, "%lu %s\n", (unsigned long)entry->d_ino, entry->d_name);
+        closedir(names);
+    } else {
+        snprintf(data, sizeof data, "/proc/self/fd/%d", file); /* it may be open for writing only */
+        int from = REAL(open)(data, O_RDONLY);
+        for (ssize_t size; (size = read(from, data, sizeof data)) > 0;)
+            fwrite(data, 1, size, copy);
+        close(from);
+    }
+    fclose(copy);
+    pthread_mutex_unlock(&lock);
+}
+
+#define SYNC(name) \
+    int name(int file) \
+    { \
+        if (opened(file) && fails(0)) \
+            return -1; \
+        int result = REAL(name)(file); \
+        if (!result) \
+            keep(file); \
+        return result; \
+    }
+SYNC(fsync)
+SYNC(fdatasync)
+
 #define ON_FILE(name, parameters, ...) \
     int name parameters { return opened(file) && fails(0) ? -1 : REAL(name)(__VA_ARGS__); }
-ON_FILE(fsync, (int file), file)
-ON_FILE(fdatasync, (int file), file)
 ON_FILE(ftruncate, (int file, off_t size), file, size)
 ON_FILE(ftruncate64, (int file, off_t size), file, size)
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -76,13 +76,18 @@ class Child:
                 last = self.pipe.recv()
             time.sleep(seconds)
         self.kill()
-        return str([last, *self.said()][-1])
+        return kind_of([last, *self.said()][-1])
 
     def kill(self) -> None:
         """SIGKILL it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
         self.join()
+
+
+def kind_of(phase: object) -> str:
+    """What a phase is, by what was told when it began."""
+    return phase.split()[0] if isinstance(phase, str) else "the end"
 
 
 def start(target: str, *arguments: Any) -> Child:
@@ -117,25 +122,39 @@ class Laboratory:
     home: Path
     template: Path
     run_id: str
+    cycles: int = CYCLES  # where it ends
+    evaluates: bool = False  # in the end
 
     def reset(self) -> None:
         """Go back to the run as it was when it was ready."""
         shutil.rmtree(self.home, ignore_errors=True)
         shutil.copytree(self.template, self.home)
 
-    def start(self, fault: Fault = NOTHING) -> Child:
+    def start(self, fault: Fault = NOTHING, cycles: int | None = None) -> Child:
         """Let it go on in a child."""
-        return start("train", str(self.home), self.run_id, CYCLES, fault)
+        return start("train", str(self.home), self.run_id, cycles or self.cycles, self.evaluates, fault)
 
-    def finish(self) -> Outcome:
-        """Resume the run, let it come to its end, and see what came of it."""
-        child = self.start()
-        assert child.join() == 0, child.said()
+    def finish(self, cycles: int | None = None) -> Outcome:
+        """Resume the run, let it come to its end without doing again what was done, and see what came of it."""
+        there = {f"commit {unit.kind}-{unit.cycle:05d}" for unit in self.units()}
+        told = self._told_until_the_end(cycles)
+        assert not there & set(told), "what was committed is not made again"
         return self.outcome()
+
+    def finish_anew(self) -> Outcome:
+        """Resume the run, of which something was damaged, let it come to its end, and see what came of it."""
+        self._told_until_the_end(None)
+        return self.outcome()
+
+    def _told_until_the_end(self, cycles: int | None) -> list[Any]:
+        child = self.start(cycles=cycles)
+        told = child.said()
+        assert child.join() == 0, told
+        return told
 
     def units(self) -> list[Unit]:
         """Every unit there is: each is whole, or this raises."""
-        places = [*self.home.glob("replay/*/*/[0-9]*"), *self.home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*")]
+        places = [*self.home.glob("replay/*/*/[0-9]*"), *self.home.glob("artifacts/*/*/artifacts/*/[0-9]*")]
         return [unit for unit in map(open_unit, places) if unit]
 
     def outcome(self) -> Outcome:
@@ -157,38 +176,43 @@ class Laboratory:
             while True:
                 told.append(child.pipe.recv())
                 times.append(time.monotonic())
-        assert child.join() == 0
+        assert child.join() == 0, told
         return told[:-1], [later - sooner for sooner, later in pairwise(times)], told[-1]
 
 
-def build(root: Path, seed: int = 0, lanes: int = 2) -> Laboratory:
-    """A run that was created and has done nothing yet."""
+def build(root: Path, **changes: int) -> Laboratory:
+    """A run that was created, with `changes` to the small configuration, and has done nothing yet."""
     home, template = root / "home", root / "template"
     home.mkdir(parents=True)
-    child = start("create", str(home), seed, lanes)
+    child = start("create", str(home), changes)
     assert child.join() == 0
     shutil.copytree(home, template)
     return Laboratory(home, template, child.said()[0])
 
 
+def from_now_on(laboratory: Laboratory, name: str, **changes: Any) -> Laboratory:
+    """The same run, ready to go on from where it is now."""
+    template = laboratory.template.with_name(name)
+    shutil.copytree(laboratory.home, template)
+    return replace(laboratory, template=template, **changes)
+
+
 def after_first_cycle(laboratory: Laboratory) -> Laboratory:
     """The same run with one cycle done: what is left is one whole cycle, from its play to its pruning."""
     laboratory.reset()
-    assert start("train", str(laboratory.home), laboratory.run_id, 1, NOTHING).join() == 0
-    template = laboratory.template.with_name("second-cycle")
-    shutil.copytree(laboratory.home, template)
-    return Laboratory(laboratory.home, template, laboratory.run_id)
+    assert laboratory.start(cycles=1).join() == 0
+    return from_now_on(laboratory, "second-cycle")
 
 
 @contextlib.contextmanager
-def small_disk(laboratory: Laboratory, mebibytes: int) -> Iterator[None]:
+def small_disk(laboratory: Laboratory, mebibytes: float) -> Iterator[None]:
     """The run on a file system of its own, of that size while the block begins."""
     laboratory.reset()
     moved = laboratory.home.with_name("moved")
     shutil.rmtree(moved, ignore_errors=True)
     shutil.move(laboratory.home, moved)
     laboratory.home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(laboratory.home)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={round(1024 * mebibytes)}k", "tmpfs", str(laboratory.home)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can be mounted by root only")
     try:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,12 @@ from storage.errors import StorageError
 from storage.run_list import list_runs
 from storage.runs import create_run, open_run
 from tasks.collect_episodes import collect_episodes
+from tasks.evaluate import evaluate
 from tasks.live import release
 from tasks.update_q_values import update_q_values
 
-CONFIG = {"replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 1}
+CONFIG = {"network": "nips", "replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 1}
+CONFIG |= {"lanes": 2, "evaluation_episodes": 1, "episode_frames_limit": 400}
 STAGES = {"play": collect_episodes, "sweep": update_q_values, "optimization": tasks.optimize.optimize}
 FAILED = 3  # the exit status of a failure that was told in one line
 
@@ -43,12 +46,13 @@ class Fault:
     at: int
     error: int = 0  # an errno; 0 means SIGKILL
     forever: bool = False  # every later operation fails too, as on a full disk
+    keep: str = ""  # the directory to which goes what becomes durable
 
 
-def create(home: str, seed: int, lanes: int, say: Callable[[object], None]) -> None:
-    """Create a run in `home`."""
+def create(home: str, changes: dict[str, int], say: Callable[[object], None]) -> None:
+    """Create a run of the small configuration with some `changes` in `home`."""
     os.environ["DQN_HOME"] = home
-    config = requested_config("fast", {**CONFIG, "seed": seed, "lanes": lanes})
+    config = requested_config("fast", CONFIG | changes)
     say(create_run(config, dqn.environments.action_names(config.game), "crash", {}).run_id)
 
 
@@ -58,15 +62,15 @@ def statuses(home: str, say: Callable[[object], None]) -> None:
     say([row["status"] for row in list_runs()])
 
 
-def train(home: str, run_id: str, cycles: int, fault: Fault, say: Callable[[object], None]) -> None:
-    """Train a run to its cycle number `cycles`; tells each phase as it begins."""
+def train(home: str, run_id: str, cycles: int, evaluates: bool, fault: Fault, say: Callable[[object], None]) -> None:
+    """Train a run to its cycle number `cycles`, and perhaps evaluate it then; tells each phase as it begins."""
     os.environ["DQN_HOME"] = home
     _tell_phases(say)
     faults = ctypes.CDLL(None)
-    faults.faults_arm(home.encode(), ctypes.c_long(fault.at), fault.error, fault.forever)
+    faults.faults_arm(home.encode(), ctypes.c_long(fault.at), fault.error, fault.forever, fault.keep.encode())
     try:
         with disable_run_logger():
-            _cycles(run_id, cycles, say)
+            _cycles(run_id, cycles, evaluates, say)
     except (OSError, StorageError) as error:
         say(str(error))
         sys.exit(FAILED)
@@ -74,7 +78,7 @@ def train(home: str, run_id: str, cycles: int, fault: Fault, say: Callable[[obje
         say(int(faults.faults_seen()))
 
 
-def _cycles(run_id: str, cycles: int, say: Callable[[object], None]) -> None:
+def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], None]) -> None:
     """The cycles as flows.train runs them."""
     run = open_run(run_id)
     with run.writing():
@@ -83,28 +87,28 @@ def _cycles(run_id: str, cycles: int, say: Callable[[object], None]) -> None:
         for cycle in range(newest.cycle + 1, cycles + 1):
             for name, stage in STAGES.items():
                 say(name)
-                stage.fn(run_id, cycle)
-                assert stage.fn(run_id, cycle).kind, "every task is done twice, the second time for nothing"
+                assert stage.fn(run_id, cycle) == stage.fn(run_id, cycle), "the second time is for nothing"
+        if evaluates:
+            say("evaluation")
+            assert evaluate.fn(run_id, cycles) == evaluate.fn(run_id, cycles), "the second time is for nothing"
         release()
         run.publish_waiting()
         run.tracking.set_status(run_id, "FINISHED")
 
 
 def _tell_phases(say: Callable[[object], None]) -> None:
-    """Let what belongs to no stage alone tell when it begins."""
-    for module, name, phase in (
-        (tasks.optimize, "write_checkpoint", "checkpoint"),
-        (storage.units, "sync_tree", "commit"),
-    ):
-        setattr(module, name, _telling(getattr(module, name), phase, say))
+    """Let what belongs to no stage alone tell when it begins; a commit says of what."""
+    write, sync = tasks.optimize.write_checkpoint, storage.units.sync_tree
 
+    def write_checkpoint(*arguments: Any) -> None:
+        say("checkpoint")
+        write(*arguments)
 
-def _telling(call: Callable[..., None], phase: str, say: Callable[[object], None]) -> Callable[..., None]:
-    def told(*arguments: Any) -> None:
-        say(phase)
-        call(*arguments)
+    def sync_tree(stage: Path) -> None:
+        say(f"commit {stage.name.rpartition('-')[0]}")
+        sync(stage)
 
-    return told
+    tasks.optimize.write_checkpoint, storage.units.sync_tree = write_checkpoint, sync_tree
 
 
 def warm() -> None:
@@ -114,8 +118,8 @@ def warm() -> None:
     home = tempfile.mkdtemp()
     said: list[object] = []
     with disable_run_logger():
-        create(home, 0, 2, said.append)
-        _cycles(str(said[0]), 2, said.append)
+        create(home, {}, said.append)
+        _cycles(str(said[0]), 2, True, said.append)
     shutil.rmtree(home)
     os.environ.pop("DQN_HOME")
     gc.collect()  # here, where the threads of the games still are

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from served import Server, free_port
 
 import flows.train
-from flows.servers import answers, mlflow_command, server_environment, start, stop, wait_until
+from flows.servers import mlflow_command
 from flows.train import train
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run
@@ -24,35 +20,11 @@ CONFIG = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2}
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-class Server:
-    """An MLflow server in a process of its own."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.settings = Settings(home, f"sqlite:///{home / 'mlflow.db'}", mlflow_port=port)
-        self._log = (home / "server.log").open("w+b")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = start(mlflow_command(self.settings), server_environment(self.settings), self._log)
-        address = f"{self.settings.mlflow_address}/health"
-        wait_until(lambda: answers(address), "MLflow", self.process, self._log)
-
-    def stop(self) -> None:
-        assert self.process is not None
-        stop(self.process)
-        self._log.close()
-
-    def kill(self) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("served"))
+    home = tmp_path_factory.mktemp("served")
+    settings = Settings(home, f"sqlite:///{home / 'mlflow.db'}", mlflow_port=free_port())
+    server = Server(settings, mlflow_command(settings), f"{settings.mlflow_address}/health")
     server.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(server.settings.home))

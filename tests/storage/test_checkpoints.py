@@ -224,6 +224,14 @@ def test_a_configuration_out_of_range_is_corrupt_and_the_field_is_named(
         read_facts(written)
 
 
+@pytest.mark.parametrize("game", ["x/../../../outside-v0", "os:Path-v0", "CartPole-v1", ""])
+def test_a_game_that_is_none_is_corrupt_before_anything_is_named_or_imported_after_it(written: Path, game: str) -> None:
+    config = json.loads((written / "checkpoint.json").read_bytes())["config"]
+    changed_facts(written, config=config | {"game": game})
+    with pytest.raises(CorruptUnitError, match=r"checkpoint\.json .*unknown game"):
+        read_facts(written)
+
+
 @pytest.mark.parametrize("value", [None, 3, "x", [], {"cycle": 1, "more": 2}])
 def test_counters_that_are_none_are_corrupt(written: Path, value: object) -> None:
     changed_facts(written, counters=value)

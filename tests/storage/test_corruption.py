@@ -22,6 +22,9 @@ from storage.units import MANIFEST, Draft, Unit, committing, open_unit
 CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "200"))
 KINDS = ["experience", "targets", "checkpoint"]
 
+UNNOTICED = "0 unnoticed; the error names the file"
+
+Tell = Callable[[int, str, str], None]
 Write = Callable[[Draft], None]
 Read = Callable[[Path], object]
 
@@ -110,10 +113,11 @@ def test_an_untouched_unit_is_the_same_when_opened_again(committed: Committed) -
     assert len(committed.files) >= 5
 
 
-def test_a_flipped_bit_in_any_file_is_noticed(committed: Committed) -> None:
+def test_a_flipped_bit_in_any_file_is_noticed(committed: Committed, figure: Tell) -> None:
     draws = random.Random(f"flips {committed.unit.kind}")
     names = sorted(committed.files)
-    for number in range(-(-CORRUPTIONS // len(KINDS))):
+    flips = -(-CORRUPTIONS // len(KINDS))
+    for number in range(flips):
         name = names[number % len(names)]
         data = bytearray(committed.files[name])
         bit = draws.randrange(8 * len(data))
@@ -121,6 +125,7 @@ def test_a_flipped_bit_in_any_file_is_noticed(committed: Committed) -> None:
         committed.damage(name, bytes(data))
         assert committed.noticed(name), (name, bit)
         committed.repair()
+    figure(7, f"{flips} flipped bits in files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
 def test_a_flipped_bit_in_a_file_is_never_taken_for_harmless(committed: Committed) -> None:
@@ -134,7 +139,7 @@ def test_a_flipped_bit_in_a_file_is_never_taken_for_harmless(committed: Committe
         committed.repair()
 
 
-def test_a_cut_off_or_lengthened_file_is_noticed(committed: Committed) -> None:
+def test_a_cut_off_or_lengthened_file_is_noticed(committed: Committed, figure: Tell) -> None:
     draws = random.Random(f"lengths {committed.unit.kind}")
     for name, data in sorted(committed.files.items()):
         for changed in (
@@ -151,18 +156,20 @@ def test_a_cut_off_or_lengthened_file_is_noticed(committed: Committed) -> None:
                 with pytest.raises(CorruptUnitError, match=r"manifest\.json"):
                     open_unit(committed.unit.directory)
             committed.repair()
+    figure(7, f"{6 * len(committed.files)} wrong lengths of files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
-def test_a_deleted_file_is_noticed(committed: Committed) -> None:
+def test_a_deleted_file_is_noticed(committed: Committed, figure: Tell) -> None:
     for name in sorted(committed.files):
         committed.damage(name, None)
         with pytest.raises(CorruptUnitError) as raised:
             open_unit(committed.unit.directory)
         assert f"{committed.unit.directory / name} is missing" in str(raised.value)
         committed.repair()
+    figure(7, f"{len(committed.files)} deleted files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
-def test_two_swapped_files_are_noticed(committed: Committed) -> None:
+def test_two_swapped_files_are_noticed(committed: Committed, figure: Tell) -> None:
     draws = random.Random(f"swaps {committed.unit.kind}")
     names = sorted(committed.files)
     pairs = [draws.sample(names, 2) for _ in range(20)]
@@ -171,6 +178,7 @@ def test_two_swapped_files_are_noticed(committed: Committed) -> None:
         committed.damage(other, committed.files[one])
         assert committed.noticed(one, other), (one, other)
         committed.repair()
+    figure(7, f"{len(pairs)} pairs of swapped files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
 def test_a_file_of_another_unit_is_noticed(

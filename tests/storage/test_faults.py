@@ -150,7 +150,9 @@ def test_after_errors_for_good_from_any_operation_nothing_is_torn_and_a_retry_su
 
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
-def test_after_a_failed_fsync_nothing_of_that_attempt_is_published(scene: Scene, for_good: bool) -> None:
+def test_after_a_failed_fsync_nothing_of_that_attempt_is_published(
+    scene: Scene, for_good: bool, figure: Callable[[int, str, str], None]
+) -> None:
     fsyncs = [index for index, name in enumerate(scene.operations()) if name == "fsync"]
     for index in fsyncs:
 
@@ -162,6 +164,8 @@ def test_after_a_failed_fsync_nothing_of_that_attempt_is_published(scene: Scene,
         error = attempt(disk, act)
         assert error is not None and error.errno == errno.EIO
         assert state(disk.root) == scene.before, f"fsync {fsyncs.index(index)} of {len(fsyncs)}"
+    when = "and all after it" if for_good else "once"
+    figure(6, f"each of {len(fsyncs)} fsyncs of a commit ({scene.name}) fails, {when}", "nothing published")
 
 
 def test_a_full_disk_while_zarr_writes_is_told_and_nothing_is_published(

@@ -1,0 +1,116 @@
+"""`dqn verify`: what it says of a whole run, and of one with which something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import cli
+from storage.experience import read_experience, write_experience
+from storage.runs import StoredRun, open_run
+from storage.units import cycles_in
+
+DOUBLE = "insert into metrics select key, value, timestamp + 1, run_uuid, step, is_nan from metrics where {}"
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def run(home: Path, trained_run: str) -> Iterator[StoredRun]:
+    """A run to do harm to: afterwards it is as it was before."""
+    run = open_run(trained_run)
+    places = [run.settings.replay(run.run_id), run.artifacts]
+    kept = [Path(shutil.copytree(place, home / f"kept{number}")) for number, place in enumerate(places)]
+    with closing(sqlite3.connect(home / "mlflow.db")) as store, closing(sqlite3.connect(":memory:")) as backup:
+        store.backup(backup)
+        yield run
+        backup.backup(store)  # in place: MLflow has it open
+    for place, copy in zip(places, kept, strict=True):
+        shutil.rmtree(place)
+        copy.rename(place)
+
+
+def verify(*options: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["dqn", "verify", *options])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    return int(stopped.value.code or 0)
+
+
+def verified(capsys: pytest.CaptureFixture[str], run: StoredRun, *options: str) -> tuple[int, dict[str, Any], str]:
+    """Exit status, what was printed as JSON, and the errors."""
+    status = verify(run.run_id, "--json", *options)
+    said = capsys.readouterr()
+    return status, json.loads(said.out), said.err
+
+
+def test_a_whole_run_is_told_with_its_digest(run: StoredRun, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told, errors = verified(capsys, run, "--replay")
+    assert (status, errors, told["problems"]) == (0, "", [])
+    newest = run.newest_checkpoint()
+    assert (told["digest"], told["cycle"]) == (newest.digest, newest.cycle)
+    assert told["frames"] == len(cycles_in(run.directory("experience"))) * 256
+    assert verify(run.name) == 0
+    assert newest.digest in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["experience", "targets", "checkpoint", "evaluation"])
+def test_a_damaged_file_is_named_with_status_1(run: StoredRun, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = run.unit(kind, cycles_in(run.directory(kind))[0])
+    path = unit.directory / max(unit.files)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    status, told, errors = verified(capsys, run)
+    assert status == 1
+    assert [problem for problem in told["problems"] if str(path) in problem]
+    assert str(path) in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (DOUBLE, "has 2 points of"),
+        ("delete from metrics where {}", "has None for"),
+        ("update metrics set value = value + 1 where {}", "not "),
+    ],
+    ids=["doubled", "missing", "changed"],
+)
+def test_a_metric_that_mlflow_has_not_exactly_once_is_named(
+    run: StoredRun, change: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cycle = cycles_in(run.directory("targets"))[1]
+    step = run.unit("targets", cycle).metrics[0].step
+    where = f"key = 'q_values/after_mean' and step = {step} and run_uuid = '{run.run_id}'"
+    with closing(sqlite3.connect(run.settings.home / "mlflow.db")) as store:
+        assert store.execute(change.format(where)).rowcount == 1
+        store.commit()
+    status, told, _ = verified(capsys, run)
+    assert status == 1
+    (found,) = told["problems"]
+    assert problem in found and f"q_values/after_mean at step {step}" in found
+
+
+def test_a_frame_that_the_stored_actions_do_not_show_is_named(
+    run: StoredRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cycle = cycles_in(run.directory("experience"))[0]
+    unit = run.unit("experience", cycle)
+    experience = read_experience(unit.directory)
+    experience.states[17, 3, 50, 40, 0] ^= 1
+    with run.commit("experience", cycle, unit.inputs) as draft:  # with a manifest that is in order
+        write_experience(draft.directory, experience)
+        draft.metrics += unit.metrics
+    assert verified(capsys, run)[0] == 0
+    status, told, _ = verified(capsys, run, "--replay")
+    assert status == 1
+    assert told["problems"] == [f"cycle {cycle}: step 17 of lane 3 shows another state when replayed"]

@@ -1,0 +1,46 @@
+"""Real servers in processes of their own, which can be killed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from flows.servers import answers, server_environment, start, stop, wait_until
+from storage.settings import Settings
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+class Server:
+    """A server; `health` is the address that answers when it is up."""
+
+    def __init__(self, settings: Settings, command: list[str], health: str, **environment: str) -> None:
+        self.settings = settings
+        self.environment = {**server_environment(settings), **environment}
+        self._command, self._health = command, health
+        self._log = (settings.home / f"{Path(command[2]).name}.log").open("w+b")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.process = start(self._command, self.environment, self._log)
+        wait_until(lambda: answers(self._health), self._command[2], self.process, self._log)
+
+    def stop(self) -> None:
+        """End it and all that it started."""
+        assert self.process is not None
+        stop(self.process)
+        self._log.close()
+
+    def kill(self) -> None:
+        """SIGKILL to it and all that it started."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()

@@ -1,0 +1,111 @@
+"""A Prefect server that goes away while a run trains, and comes back or not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import Server, free_port
+
+from storage.runs import StoredRun, open_run, open_tracking
+from storage.settings import Settings
+
+CYCLES = 8
+FIELDS = {"lanes": 4, "replay_states": 256, "batch_size": 16, "threads": 1, "network": "nips", "keep_cycles": CYCLES}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("served")
+    settings = Settings(home, f"sqlite:///{home / 'mlflow.db'}", prefect_port=free_port())
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command += ["--host", settings.host, "--port", str(settings.prefect_port)]
+    database = f"sqlite+aiosqlite:///{home / 'prefect.db'}"
+    server = Server(
+        settings,
+        command,
+        f"{settings.prefect_address}/api/health",
+        PREFECT_SERVER_DATABASE_CONNECTION_URL=database,
+        PREFECT_API_URL=f"{settings.prefect_address}/api",
+        PREFECT_CLIENT_MAX_RETRIES="1",  # a minute otherwise, for each thing that is asked
+    )
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(home))
+        yield server
+    server.stop()
+
+
+def start_training(server: Server, name: str) -> subprocess.Popen[str]:
+    settings = [part for field, value in FIELDS.items() for part in ("--set", f"{field}={value}")]
+    command = [sys.executable, "-m", "flows.cli", "train", "--cycles", str(CYCLES), "--name", name, *settings]
+    return subprocess.Popen(
+        command, env=server.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_cycle(home: Path, cycle: int, training: subprocess.Popen[str], others: int) -> None:
+    """Until the run that is trained now has the checkpoint of that cycle."""
+    while len(list(home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*"))) < others + cycle + 1:
+        assert training.poll() is None, training.communicate()[1]
+        time.sleep(0.02)
+
+
+def of_prefect(server: Server, what: str) -> list[dict[str, Any]]:
+    found = httpx.post(f"{server.settings.prefect_address}/api/{what}/filter", json={}, timeout=30)
+    return list(found.raise_for_status().json())
+
+
+def states(server: Server, what: str, prefix: str = "") -> Counter[str]:
+    return Counter(one["state_type"] for one in of_prefect(server, what) if one["name"].startswith(prefix))
+
+
+def run_named(name: str) -> StoredRun:
+    return open_run(open_tracking().find_run(name).info.run_id)
+
+
+def test_a_training_outlives_its_prefect_server(server: Server) -> None:
+    home = server.settings.home
+    training = start_training(server, "back")
+    wait_for_cycle(home, 2, training, others=0)
+    server.kill()
+    wait_for_cycle(home, 4, training, others=0)  # two cycles later
+    server.start()
+    said = training.communicate(timeout=120)[1]
+    assert training.returncode == 0, said
+    back = run_named("back")
+    assert states(server, "flow_runs", "train back") == {"COMPLETED": 1}
+    deadline = time.monotonic() + 30  # for the server to write down what it was told
+    while (found := states(server, "task_runs")) != {"COMPLETED": 3 * CYCLES} and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert found == {"COMPLETED": 3 * CYCLES}, "each task is there once"
+
+    training = start_training(server, "away")
+    wait_for_cycle(home, 2, training, others=CYCLES + 1)
+    server.kill()
+    began = time.monotonic()
+    said = training.communicate(timeout=180)[1]
+    away = run_named("away")
+    assert training.returncode == 1
+    told = [line for line in said.splitlines() if line.startswith("dqn: ")]
+    assert told == [
+        f"dqn: the Prefect server {server.settings.prefect_address}/api does not answer; "
+        f"what was trained is stored: dqn train --resume {away.run_id}"
+    ]
+    assert time.monotonic() - began < 120
+    assert away.newest_checkpoint().digest == back.newest_checkpoint().digest
+    assert away.newest_checkpoint().cycle == CYCLES
+    for run in (back, away):
+        assert run.tracking.client.get_run(run.run_id).info.status == "FINISHED"
+        assert len(run.tracking.client.get_metric_history(run.run_id, "counter/cycles")) == CYCLES
+
+    training = start_training(server, "never")
+    assert "does not answer; start it, or unset PREFECT_API_URL" in training.communicate(timeout=60)[1]
+    assert training.returncode == 1
