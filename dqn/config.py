@@ -85,7 +85,7 @@ class TrainConfig(BaseModel):
         "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
     )
     learning_rate: LinearSchedule = Field(
-        LinearSchedule(start=2.5e-4, end=1e-5, states=4_000_000), description="Step size of the optimizer."
+        LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
     )
     loss: Literal["all-actions", "action-taken"] = Field(
         "action-taken",
@@ -97,14 +97,14 @@ class TrainConfig(BaseModel):
     l2: float = Field(
         0.0, ge=0, description="Adds l2 / 2 · the sum of all squared weights to the loss, after gradients are limited."
     )
-    batch_size: int = Field(128, ge=1, description="States per optimizer step.")
+    batch_size: int = Field(256, ge=1, description="States per optimizer step.")
     balanced_sampling: bool = Field(
         False, description="Give states with a high estimation error at least half of every batch."
     )
     error_threshold: float = Field(0.1, ge=0, description="Estimation errors from this on are high.")
     min_epochs: float = Field(1.0, ge=0, description="Epochs before the loss limit may stop a run.")
     max_epochs: LinearSchedule = Field(
-        LinearSchedule(start=1, end=1), description="Epochs after which an optimization run stops."
+        LinearSchedule(start=2, end=2), description="Epochs after which an optimization run stops."
     )
     loss_limit: LinearSchedule = Field(
         LinearSchedule(start=0, end=0),
@@ -166,6 +166,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": "1e-3:1e-5:5000000",
         "loss": "all-actions",
         "gradient_norm_limit": 0.0,
+        "batch_size": 128,
         "balanced_sampling": True,
         "max_epochs": "5:10:5000000",
         "loss_limit": "0.1:0.015:5000000",
