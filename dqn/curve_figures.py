@@ -107,7 +107,10 @@ def score_comparison(
     for color, (name, curves) in zip(RUN_COLORS, runs.items(), strict=False):
 
         def along(states: np.ndarray, name: str = name) -> np.ndarray:
-            return np.interp(states, minutes[name].states, minutes[name].values) if minutes else states
+            if not minutes:
+                return states
+            # What a cycle played that is not done yet took an unknown time.
+            return np.interp(states, minutes[name].states, minutes[name].values, right=np.nan)
 
         training.plot([], [], color=color, lw=2, label=name)
         if episodes := curves.get("score/episode"):

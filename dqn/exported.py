@@ -55,12 +55,19 @@ def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
         "dense": [_layer(layer) for layer in network.dense],
         "epsilon": facts.config.testing_epsilon,
         "frames_limit": facts.config.episode_frames_limit,
+        "full_action_space": facts.config.full_action_set,
     }
 
 
 def _layer(layer: nn.Module) -> tuple[str, dict[str, Any]]:
     kind = next(kind for kind in _OPTIONS if isinstance(layer, kind))
     return kind.__name__, {option: getattr(layer, option) for option in _OPTIONS[kind]}
+
+
+_SCALE = {
+    False: "",
+    True: "; they are rescaled (see `rescale_values` in the project), which changes no order among them",
+}
 
 
 def model_card(exported: Exported, address: str | None = None) -> str:
@@ -74,8 +81,8 @@ def model_card(exported: Exported, address: str | None = None) -> str:
     config, counters = facts.config, facts.counters
     return f"""# {title}: an agent trained by Q-learning
 
-A network that estimates the Q-value of each action in {config.game} from the screen. It is the checkpoint of cycle
-{counters.cycle:,} of the run {exported.run_name} (`{exported.run_id}`), after {counters.states:,} states of play,
+A network that estimates the Q-value of each action in {config.game} from the screen. It is the checkpoint of cycle \
+{counters.cycle:,} of the run {exported.run_name} (`{exported.run_id}`), after {counters.states:,} states of play, \
 {counters.episodes:,} finished episodes and {counters.updates:,} optimizer steps.
 
 ## Scores
@@ -84,10 +91,11 @@ A network that estimates the Q-value of each action in {config.game} from the sc
 
 ## In and out
 
-- In: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, 2) uint8, a gray frame and its motion trace. The trace is 255 where a
-  pixel changed by more than {MOTION_THRESHOLD} since the last frame, and {TRACE_DECAY:g} times the trace before
-  elsewhere; it is 0 when an episode begins.
-- Out: Q-values (N, {len(facts.action_names)}) float32 of the actions {", ".join(facts.action_names)}.
+- In: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, 2) uint8, a gray frame and its motion trace. The trace is 255 where a \
+pixel changed by more than {MOTION_THRESHOLD} since the last frame, and {TRACE_DECAY:g} times the trace before \
+elsewhere; it is 0 when an episode begins.
+- Out: Q-values (N, {len(facts.action_names)}) float32 of the actions \
+{", ".join(facts.action_names)}{_SCALE[config.rescale_values]}.
 
 ## Load it
 
@@ -95,7 +103,7 @@ A network that estimates the Q-value of each action in {config.game} from the sc
 
 ## Recipe
 
-Network `{config.network}`, sweep `{config.sweep}`, discount {config.discount:g}, optimizer `{config.optimizer}`,
+Network `{config.network}`, sweep `{config.sweep}`, discount {config.discount:g}, optimizer `{config.optimizer}`, \
 {config.lanes} games side by side, seed {config.seed}. The whole configuration:
 
 ```json
@@ -127,8 +135,8 @@ def _scores(evaluation: Evaluation | None) -> str:
     )
 
 
-_IN_A_DIRECTORY = """`weights.safetensors` has the weights, and `config.json` under `play` what it takes to use them:
-layers by their names in torch.nn, sizes and constants. The project's `docs/examples/play_exported.py` plays with them
+_IN_A_DIRECTORY = """`weights.safetensors` has the weights, and `config.json` under `play` what it takes to use them: \
+layers by their names in torch.nn, sizes and constants. The project's `docs/examples/play_exported.py` plays with them \
 by torch and gymnasium alone: `python play_exported.py DIRECTORY`."""
 
 
@@ -137,8 +145,8 @@ def _in_registry(address: str) -> str:
 import mlflow, numpy
 states = numpy.zeros((1, {STATE_HEIGHT}, {STATE_WIDTH}, 2), numpy.uint8)
 q_values = mlflow.pyfunc.load_model("{address}").predict(states)
-network = mlflow.pytorch.load_model("{address}")  # a torch module, without pickle
+network = mlflow.pytorch.load_model("{address}")
 ```
 
-`dqn evaluate {address}` plays with it, and so do `dqn record`, `dqn play` and `dqn export`. In the folder `agent` are
+`dqn evaluate {address}` plays with it, and so do `dqn record`, `dqn play` and `dqn export`. In the folder `agent` are \
 the weights as safetensors with a JSON configuration."""

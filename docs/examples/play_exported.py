@@ -19,7 +19,8 @@ network = nn.ModuleDict({part: nn.Sequential(*(getattr(nn, kind)(**o) for kind, 
 network.load_state_dict(load_file(folder / "weights.safetensors"))
 
 gymnasium.register_envs(ale_py)
-game = gymnasium.make(about["game"], obs_type="grayscale", max_num_frames_per_episode=how["frames_limit"])
+options = {"max_num_frames_per_episode": how["frames_limit"], "full_action_space": how["full_action_space"]}
+game = gymnasium.make(about["game"], obs_type="grayscale", **options)
 game.action_space.seed(seed)
 screen, _ = game.reset(seed=seed)
 last, trace, score, over = None, torch.zeros(size), 0.0, False

@@ -43,7 +43,7 @@ def test_a_card_tells_recipe_protocol_scores_and_how_to_load_it() -> None:
     exported = Exported("0123", "first", "abc", facts, {}, evaluation)
     card = model_card(exported, "models:/Breakout@champion")
     for said in (
-        "cycle\n7 of the run first (`0123`), after 28,672 states",
+        "cycle 7 of the run first (`0123`), after 28,672 states",
         "Protocol: 3 complete episodes of ALE/Breakout-v5, epsilon 0.05, seed 9",
         "| mean | 3.00 (95 % bootstrap interval ",
         "| cut off by the time limit | 1 of 3 |",

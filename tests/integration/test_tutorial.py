@@ -7,7 +7,6 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
@@ -23,13 +22,11 @@ def test_the_notebook_runs_from_start_to_end(trained_run: str, home: Path, monke
     monkeypatch.setenv("DQN_TUTORIAL_EPISODES", "2")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(NOTEBOOK, 4)
-    over_files = Config({"KernelManager": {"transport": "ipc"}})  # no port is opened
     client = NotebookClient(
         notebook,
         timeout=200,
         kernel_name="python3",
         resources={"metadata": {"path": str(ROOT / "docs")}},
-        config=over_files,
     )
     client.execute()
     assert len(pictures(notebook)) >= 10
