@@ -33,12 +33,21 @@ class TrainConfig(BaseModel):
     full_action_set: bool = Field(False, description="All 18 actions of the console, not only those the game knows.")
 
     # The cycle
-    replay_states: int = Field(4_096, ge=1, description="States the replay memory holds when full.")
+    replay_states: int = Field(4_096, ge=1, description="States of a cycle when the replay memory is full.")
     replay_fraction: LinearSchedule = Field(
         LinearSchedule(start=1, end=1),
-        description="Share of the replay memory that a cycle fills, above 0 and at most 1.",
+        description="Share of replay_states that a cycle plays, above 0 and at most 1.",
     )
-    keep_cycles: int = Field(2, ge=1, description="Newest cycles of experience, targets and checkpoints kept on disk.")
+    replay_cycles: int = Field(
+        1,
+        ge=1,
+        description="Newest cycles in the replay memory; all but the last are estimated and swept again each time.",
+    )
+    keep_cycles: int = Field(
+        2,
+        ge=1,
+        description="Newest cycles kept on disk; of experience also what replay_cycles needs to go on from them.",
+    )
 
     # Exploration
     epsilon: LinearSchedule = Field(
@@ -104,7 +113,8 @@ class TrainConfig(BaseModel):
     error_threshold: float = Field(0.1, ge=0, description="Estimation errors from this on are high.")
     min_epochs: float = Field(1.0, ge=0, description="Epochs before the loss limit may stop a run.")
     max_epochs: LinearSchedule = Field(
-        LinearSchedule(start=2, end=2), description="Epochs after which an optimization run stops."
+        LinearSchedule(start=2, end=2),
+        description="Epochs, each once through the replay memory, after which a run stops.",
     )
     loss_limit: LinearSchedule = Field(
         LinearSchedule(start=0, end=0),
