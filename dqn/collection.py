@@ -75,6 +75,7 @@ def _play_step(
     experience.states[step, where] = lanes.states
     experience.q_values[step, where] = q_values
     experience.episode[step, where] = lanes.episodes
+    actions = lanes.with_noops(actions)
     outcome = lanes.step(actions)
     experience.actions[step, where] = actions
     experience.rewards[step, where] = outcome.rewards

@@ -30,6 +30,9 @@ class TrainConfig(BaseModel):
         108_000, ge=8, description="Frames after which an episode is cut off; its last state bootstraps."
     )
 
+    noop_max: int = Field(
+        0, ge=0, le=255, description="Episodes start with 0 to so many random no-op actions, in evaluation, too."
+    )
     full_action_set: bool = Field(False, description="All 18 actions of the console, not only those the game knows.")
 
     # The cycle

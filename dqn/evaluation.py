@@ -132,7 +132,7 @@ def evaluate(
         estimates = estimate(lanes.states if wanted.all() else lanes.states[wanted])
         q_values = np.zeros((len(wanted), estimates.shape[1]), np.float32)
         q_values[wanted] = estimates
-        outcome = lanes.step(epsilon_greedy(q_values, protocol.epsilon, draws))
+        outcome = lanes.step(lanes.with_noops(epsilon_greedy(q_values, protocol.epsilon, draws)))
         scores[playing[wanted]] += outcome.rewards[wanted]
         steps[playing[wanted]] += ~outcome.truncated[wanted]
         cut_off[playing[wanted]] |= outcome.truncated[wanted]

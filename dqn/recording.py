@@ -56,7 +56,7 @@ def record_episode(
     try:
         while not lanes.episodes.any():
             q_values = estimate(lanes.states)
-            action = epsilon_greedy(q_values, protocol.epsilon, draws)
+            action = lanes.with_noops(epsilon_greedy(q_values, protocol.epsilon, draws))
             yield Shot(screens.screen, lanes.states[0, ..., 1].copy(), q_values[0], int(action[0]), score, step)
             outcome = lanes.step(action)
             if not (outcome.terminated | outcome.truncated).any():
