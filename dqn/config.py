@@ -99,6 +99,11 @@ class TrainConfig(BaseModel):
     learning_rate: LinearSchedule = Field(
         LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
     )
+    adapt_learning_rate: bool = Field(
+        False,
+        description="Within a run, from the second epoch on: 1.05 times the step size if the mean loss of the epoch "
+        "fell, half of it if not; the next run starts from the schedule.",
+    )
     loss: Literal["all-actions", "action-taken"] = Field(
         "action-taken",
         description="Squared error summed over all actions, or half of it on the action taken.",
