@@ -35,6 +35,10 @@ class TrainConfig(BaseModel):
     )
     full_action_set: bool = Field(False, description="All 18 actions of the console, not only those the game knows.")
 
+    frame_stack: bool = Field(
+        False, description="States are the last 4 frames, newest first, instead of one with its motion trace."
+    )
+
     # The cycle
     replay_states: int = Field(4_096, ge=1, description="States of a cycle when the replay memory is full.")
     replay_fraction: LinearSchedule = Field(
@@ -149,6 +153,11 @@ class TrainConfig(BaseModel):
         if self.lane_groups > self.lanes:
             raise ValueError(f"lane_groups is {self.lane_groups}; there are only {self.lanes} lanes")
         return self
+
+    @property
+    def state_channels(self) -> int:
+        """Channels of a state: a frame and its motion trace, or stacked frames."""
+        return 4 if self.frame_stack else 2
 
     def cycle_steps(self, states: int) -> int:
         """Steps of every lane in the cycle that starts after `states` states were played; at least 1."""

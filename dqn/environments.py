@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from dqn.config import TrainConfig, nearest
 from dqn.episodes import SEEDED_STEPS, LaneHistory
-from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, MotionTracer, small_frames
+from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, FrameStack, MotionTracer, small_frames
 from dqn.randomness import episode_seeds, noop_starts
 
 NOOP = 0  # the number of that action in every game
@@ -76,6 +76,7 @@ class Lanes:
         lanes_in_all: int | None = None,
         full_action_set: bool = False,
         noop_max: int = 0,
+        stacked_frames: int = 0,
     ) -> None:
         """Open one game of `game` for each history and bring it to where that leads.
 
@@ -88,7 +89,7 @@ class Lanes:
         self.action_names = action_names(game, full_action_set)
         self._seed = seed
         self._games = _open_games(game, len(histories), frames_limit, threads, full_action_set)
-        self._tracer = MotionTracer(len(histories))
+        self._tracer = FrameStack(len(histories), stacked_frames) if stacked_frames else MotionTracer(len(histories))
         self._lives = np.zeros(len(histories), np.int64)
         self._timed_out = np.zeros(len(histories), bool)
         self._lanes_in_all = lanes_in_all or len(histories)
@@ -119,11 +120,12 @@ class Lanes:
             lanes_in_all=lanes_in_all,
             full_action_set=config.full_action_set,
             noop_max=config.noop_max,
+            stacked_frames=config.state_channels if config.frame_stack else 0,
         )
 
     @property
     def states(self) -> np.ndarray:
-        """(L, 105, 80, 2) uint8: what each lane shows now. A view: the next step overwrites it."""
+        """(L, 105, 80, C) uint8: what each lane shows now. A view: the next step overwrites it."""
         return self._tracer.states
 
     @property

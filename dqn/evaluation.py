@@ -116,7 +116,7 @@ def evaluate(
 
     Args:
         lanes: freshly started games, at most one for each episode.
-        estimate: states (N, 105, 80, 2) uint8 to Q-values (N, A) float32.
+        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32.
         protocol: how many episodes, and the policy's epsilon and seed.
         on_step: told the episodes done and to do.
     """

@@ -48,7 +48,7 @@ class Learner:
 
     @torch.no_grad()
     def estimate(self, states: np.ndarray) -> np.ndarray:
-        """Q-values (N, A) float32 of states (N, 105, 80, 2) uint8."""
+        """Q-values (N, A) float32 of states (N, 105, 80, C) uint8."""
         estimates: Tensor = self._worker(torch.from_numpy(states).to(self.device))
         return estimates.cpu().numpy()
 

@@ -18,7 +18,7 @@ _ESTIMATED_STATES = 1_024  # at a time
 class ReplayMemory:
     """`N` states with what the network should estimate for them, lanes and steps forgotten."""
 
-    states: Tensor  # (N, 105, 80, 2) uint8
+    states: Tensor  # (N, 105, 80, C) uint8
     q_values: Tensor  # (N, A) float32: targets
     actions: Tensor  # (N,) int64: actions taken
     estimation_errors: np.ndarray  # (N,) float32: how far the sweep moved the taken action's value

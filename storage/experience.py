@@ -14,7 +14,6 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 
 from dqn.experience import Experience, Targets
-from dqn.motion_tracer import STATE_SHAPE
 from storage.errors import CorruptUnitError
 
 EXPERIENCE, TARGETS = "experience.zarr", "targets.zarr"
@@ -56,7 +55,7 @@ def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
     if not with_states:
         return Experience(states=like.states, **tables)
     states = _read(group, "states")
-    if states.dtype != np.uint8 or states.shape != (steps, lanes, *STATE_SHAPE):
+    if states.dtype != np.uint8 or states.ndim != 5 or states.shape[:4] != (steps, *like.states.shape[1:4]):
         raise CorruptUnitError(f"{group.store_path}/states is not of {steps} steps of {lanes} lanes")
     return Experience(states=states, **tables)
 
@@ -69,9 +68,11 @@ def read_experiences(directories: Sequence[Path]) -> Experience:
     """
     parts = [read_experience(directory, with_states=False) for directory in directories]
     steps = np.cumsum([0, *(part.steps for part in parts)])
-    states = np.empty((steps[-1], *parts[0].states.shape[1:]), np.uint8)
-    for directory, start, end in zip(directories, steps, steps[1:], strict=False):
-        _read_into(_open(directory / EXPERIENCE), "states", states[start:end])
+    groups = [_open(directory / EXPERIENCE) for directory in directories]
+    with _readable(groups[0], "states") as first:
+        states = np.empty((steps[-1], *first.shape[1:]), np.uint8)
+    for group, start, end in zip(groups, steps, steps[1:], strict=False):
+        _read_into(group, "states", states[start:end])
     tables = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _TABLES}
     return Experience(**{**tables, "states": states, "bootstrap_q_values": parts[-1].bootstrap_q_values})
 

@@ -55,6 +55,13 @@ def test_experience_comes_back_as_it_was_written(
     assert same(read_experience(tmp_path), experience)
 
 
+def test_states_of_stacked_frames_come_back(tmp_path: Path, same: Same) -> None:
+    experience = Experience.empty(5, 2, 4, channels=4)
+    experience.states[:] = np.random.default_rng(0).integers(0, 256, experience.states.shape)
+    write_experience(tmp_path, experience)
+    assert same(read_experience(tmp_path), experience) and same(read_experiences([tmp_path]), experience)
+
+
 def test_experience_without_states_has_everything_else(tmp_path: Path, make_experience: Make, same: Same) -> None:
     experience = make_experience(9, 64)
     write_experience(tmp_path, experience)
