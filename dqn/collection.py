@@ -31,7 +31,7 @@ def play(
 
     Args:
         groups: games of all L lanes together, left where the last step leads.
-        estimate: states (N, 105, 80, 2) uint8 to Q-values (N, A) float32; called by all threads.
+        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32; called by all threads.
         experience: T steps of L lanes to be filled.
         epsilon: probability of a random action, by states played.
         states: played by the run before this.
@@ -75,6 +75,7 @@ def _play_step(
     experience.states[step, where] = lanes.states
     experience.q_values[step, where] = q_values
     experience.episode[step, where] = lanes.episodes
+    actions = lanes.with_noops(actions)
     outcome = lanes.step(actions)
     experience.actions[step, where] = actions
     experience.rewards[step, where] = outcome.rewards

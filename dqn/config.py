@@ -30,15 +30,31 @@ class TrainConfig(BaseModel):
         108_000, ge=8, description="Frames after which an episode is cut off; its last state bootstraps."
     )
 
+    noop_max: int = Field(
+        0, ge=0, le=255, description="Episodes start with 0 to so many random no-op actions, in evaluation, too."
+    )
     full_action_set: bool = Field(False, description="All 18 actions of the console, not only those the game knows.")
 
+    frame_stack: bool = Field(
+        False, description="States are the last 4 frames, newest first, instead of one with its motion trace."
+    )
+
     # The cycle
-    replay_states: int = Field(4_096, ge=1, description="States the replay memory holds when full.")
+    replay_states: int = Field(4_096, ge=1, description="States of a cycle when the replay memory is full.")
     replay_fraction: LinearSchedule = Field(
         LinearSchedule(start=1, end=1),
-        description="Share of the replay memory that a cycle fills, above 0 and at most 1.",
+        description="Share of replay_states that a cycle plays, above 0 and at most 1.",
     )
-    keep_cycles: int = Field(2, ge=1, description="Newest cycles of experience, targets and checkpoints kept on disk.")
+    replay_cycles: int = Field(
+        1,
+        ge=1,
+        description="Newest cycles in the replay memory; all but the last are estimated and swept again each time.",
+    )
+    keep_cycles: int = Field(
+        2,
+        ge=1,
+        description="Newest cycles kept on disk; of experience also what replay_cycles needs to go on from them.",
+    )
 
     # Exploration
     epsilon: LinearSchedule = Field(
@@ -87,6 +103,11 @@ class TrainConfig(BaseModel):
     learning_rate: LinearSchedule = Field(
         LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
     )
+    adapt_learning_rate: bool = Field(
+        False,
+        description="Within a run, from the second epoch on: 1.05 times the step size if the mean loss of the epoch "
+        "fell, half of it if not; the next run starts from the schedule.",
+    )
     loss: Literal["all-actions", "action-taken"] = Field(
         "action-taken",
         description="Squared error summed over all actions, or half of it on the action taken.",
@@ -104,7 +125,8 @@ class TrainConfig(BaseModel):
     error_threshold: float = Field(0.1, ge=0, description="Estimation errors from this on are high.")
     min_epochs: float = Field(1.0, ge=0, description="Epochs before the loss limit may stop a run.")
     max_epochs: LinearSchedule = Field(
-        LinearSchedule(start=2, end=2), description="Epochs after which an optimization run stops."
+        LinearSchedule(start=2, end=2),
+        description="Epochs, each once through the replay memory, after which a run stops.",
     )
     loss_limit: LinearSchedule = Field(
         LinearSchedule(start=0, end=0),
@@ -131,6 +153,11 @@ class TrainConfig(BaseModel):
         if self.lane_groups > self.lanes:
             raise ValueError(f"lane_groups is {self.lane_groups}; there are only {self.lanes} lanes")
         return self
+
+    @property
+    def state_channels(self) -> int:
+        """Channels of a state: a frame and its motion trace, or stacked frames."""
+        return 4 if self.frame_stack else 2
 
     def cycle_steps(self, states: int) -> int:
         """Steps of every lane in the cycle that starts after `states` states were played; at least 1."""

@@ -16,8 +16,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from dqn.config import TrainConfig, nearest
 from dqn.episodes import SEEDED_STEPS, LaneHistory
-from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, MotionTracer, small_frames
-from dqn.randomness import episode_seeds
+from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, FrameStack, MotionTracer, small_frames
+from dqn.randomness import episode_seeds, noop_starts
+
+NOOP = 0  # the number of that action in every game
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -73,6 +75,8 @@ class Lanes:
         threads: int = 0,
         lanes_in_all: int | None = None,
         full_action_set: bool = False,
+        noop_max: int = 0,
+        stacked_frames: int = 0,
     ) -> None:
         """Open one game of `game` for each history and bring it to where that leads.
 
@@ -85,12 +89,14 @@ class Lanes:
         self.action_names = action_names(game, full_action_set)
         self._seed = seed
         self._games = _open_games(game, len(histories), frames_limit, threads, full_action_set)
-        self._tracer = MotionTracer(len(histories))
+        self._tracer = FrameStack(len(histories), stacked_frames) if stacked_frames else MotionTracer(len(histories))
         self._lives = np.zeros(len(histories), np.int64)
         self._timed_out = np.zeros(len(histories), bool)
         self._lanes_in_all = lanes_in_all or len(histories)
         self._episodes = np.zeros(len(histories), np.int64)
         self._seeded_steps = np.zeros(len(histories), np.int64)
+        self._noop_max = noop_max
+        self._noops_left = np.zeros(len(histories), np.int64)
         self._restore(histories)
 
     @classmethod
@@ -113,17 +119,23 @@ class Lanes:
             threads=threads,
             lanes_in_all=lanes_in_all,
             full_action_set=config.full_action_set,
+            noop_max=config.noop_max,
+            stacked_frames=config.state_channels if config.frame_stack else 0,
         )
 
     @property
     def states(self) -> np.ndarray:
-        """(L, 105, 80, 2) uint8: what each lane shows now. A view: the next step overwrites it."""
+        """(L, 105, 80, C) uint8: what each lane shows now. A view: the next step overwrites it."""
         return self._tracer.states
 
     @property
     def episodes(self) -> np.ndarray:
         """(L,) int64: the episode each lane is in."""
         return self._episodes
+
+    def with_noops(self, actions: np.ndarray) -> np.ndarray:
+        """The actions (L,) to take: no-ops in lanes whose episode still starts with them, else `actions`."""
+        return np.where(self._noops_left > 0, NOOP, actions)
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Take one action (L,) in every lane, and begin the next episode where one ended."""
@@ -136,11 +148,13 @@ class Lanes:
         self._timed_out = timed_out & ~terminated & ~cut_off
         self._lives = lives
         self._seeded_steps += 1
+        self._noops_left -= 1
         self._tracer.advance(frames)
         ended = terminated | cut_off
         if ended.any():
             self._episodes = self._episodes + ended * self._lanes_in_all
             self._tracer.reset(frames, terminated)
+            self._noops_left[ended] = noop_starts(self._seed, self._episodes[ended], self._noop_max)
             seeded = ended & (self._seeded_steps >= SEEDED_STEPS)
             if (cut_off | seeded).any():
                 self._reset(cut_off | seeded, seeded)
@@ -163,6 +177,7 @@ class Lanes:
             if done == 0 or begins.any():
                 self._episodes = np.where(begins, seeded, self._episodes)
                 self._reset(np.ones_like(begins) if done == 0 else begins, begins)
+                self._noops_left[begins] = noop_starts(self._seed, seeded[begins], self._noop_max)
             if done < longest:
                 self.step(script[done])
         assert self._episodes.tolist() == [history.episode for history in histories]

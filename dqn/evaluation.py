@@ -116,7 +116,7 @@ def evaluate(
 
     Args:
         lanes: freshly started games, at most one for each episode.
-        estimate: states (N, 105, 80, 2) uint8 to Q-values (N, A) float32.
+        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32.
         protocol: how many episodes, and the policy's epsilon and seed.
         on_step: told the episodes done and to do.
     """
@@ -132,7 +132,7 @@ def evaluate(
         estimates = estimate(lanes.states if wanted.all() else lanes.states[wanted])
         q_values = np.zeros((len(wanted), estimates.shape[1]), np.float32)
         q_values[wanted] = estimates
-        outcome = lanes.step(epsilon_greedy(q_values, protocol.epsilon, draws))
+        outcome = lanes.step(lanes.with_noops(epsilon_greedy(q_values, protocol.epsilon, draws)))
         scores[playing[wanted]] += outcome.rewards[wanted]
         steps[playing[wanted]] += ~outcome.truncated[wanted]
         cut_off[playing[wanted]] |= outcome.truncated[wanted]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqn.motion_tracer import STATE_SHAPE
+from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Experience:
     episode, its action was not played and it earned nothing. It stands there to be bootstrapped from.
     """
 
-    states: np.ndarray  # (T, L, 105, 80, 2) uint8: gray frame and motion trace before the action
+    states: np.ndarray  # (T, L, 105, 80, C) uint8: before the action; gray frame and motion trace, or stacked frames
     q_values: np.ndarray  # (T, L, A) float32: the network's estimates when the state was seen
     bootstrap_q_values: np.ndarray  # (L, A) float32: its estimates for the states after the last step
     actions: np.ndarray  # (T, L) uint8: actions taken
@@ -28,11 +28,11 @@ class Experience:
     episode: np.ndarray  # (T, L) int64: which episode of the run
 
     @classmethod
-    def empty(cls, steps: int, lanes: int, actions: int, *, with_states: bool = True) -> Experience:
+    def empty(cls, steps: int, lanes: int, actions: int, *, channels: int = 2, with_states: bool = True) -> Experience:
         """Experience of that size, to be filled; without states, `states` has no rows."""
         table = (steps, lanes)
         return cls(
-            states=np.empty((steps if with_states else 0, lanes, *STATE_SHAPE), np.uint8),
+            states=np.empty((steps if with_states else 0, lanes, STATE_HEIGHT, STATE_WIDTH, channels), np.uint8),
             q_values=np.zeros((*table, actions), np.float32),
             bootstrap_q_values=np.zeros((lanes, actions), np.float32),
             actions=np.zeros(table, np.uint8),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dqn.checkpoint import Facts
+from dqn.config import TrainConfig
 from dqn.environments import game_title
 from dqn.evaluation import Evaluation
 from dqn.motion_tracer import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
@@ -50,6 +51,8 @@ def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
         "resize": {"mode": "area"} if native else {"mode": "bilinear", "antialias": True},
         "motion_threshold": int(MOTION_THRESHOLD),
         "trace_decay": TRACE_DECAY,
+        "stacked_frames": facts.config.state_channels if facts.config.frame_stack else 0,
+        "noop_max": facts.config.noop_max,
         "pixel_scale": 1 / 255 if facts.config.scale_input else 1.0,
         "convolutions": [_layer(layer) for layer in network.convolutions],
         "dense": [_layer(layer) for layer in network.dense],
@@ -91,15 +94,13 @@ A network that estimates the Q-value of each action in {config.game} from the sc
 
 ## In and out
 
-- In: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, 2) uint8, a gray frame and its motion trace. The trace is 255 where a \
-pixel changed by more than {MOTION_THRESHOLD} since the last frame, and {TRACE_DECAY:g} times the trace before \
-elsewhere; it is 0 when an episode begins.
+- In: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, {config.state_channels}) uint8, {_state(config)}
 - Out: Q-values (N, {len(facts.action_names)}) float32 of the actions \
 {", ".join(facts.action_names)}{_SCALE[config.rescale_values]}.
 
 ## Load it
 
-{_in_registry(address) if address else _IN_A_DIRECTORY}
+{_in_registry(address, config.state_channels) if address else _IN_A_DIRECTORY}
 
 ## Recipe
 
@@ -112,6 +113,14 @@ Network `{config.network}`, sweep `{config.sweep}`, discount {config.discount:g}
 
 One run of one seed: another may score differently. It knows this game only.
 """
+
+
+def _state(config: TrainConfig) -> str:
+    if config.frame_stack:
+        return f"the last {config.state_channels} gray frames, newest first; when an episode begins, all are its first."
+    return f"""a gray frame and its motion trace. The trace is 255 where a \
+pixel changed by more than {MOTION_THRESHOLD} since the last frame, and {TRACE_DECAY:g} times the trace before \
+elsewhere; it is 0 when an episode begins."""
 
 
 def _scores(evaluation: Evaluation | None) -> str:
@@ -140,10 +149,10 @@ layers by their names in torch.nn, sizes and constants. The project's `docs/exam
 by torch and gymnasium alone: `python play_exported.py DIRECTORY`."""
 
 
-def _in_registry(address: str) -> str:
+def _in_registry(address: str, channels: int) -> str:
     return f"""```python
 import mlflow, numpy
-states = numpy.zeros((1, {STATE_HEIGHT}, {STATE_WIDTH}, 2), numpy.uint8)
+states = numpy.zeros((1, {STATE_HEIGHT}, {STATE_WIDTH}, {channels}), numpy.uint8)
 q_values = mlflow.pyfunc.load_model("{address}").predict(states)
 network = mlflow.pytorch.load_model("{address}")
 ```

@@ -17,6 +17,7 @@ from dqn.environments import game_title
 from dqn.evaluation import Evaluation
 from dqn.experience import Experience, Targets
 from dqn.moments import Moment
+from dqn.motion_tracer import motion
 
 BLUE, ORANGE, GREEN, RED, GRAY, LIGHT = "#1f6feb", "#e8702a", "#2a9d58", "#d1343d", "#6b7280", "#d5d9e0"
 INK = "#1f2430"
@@ -86,7 +87,7 @@ def moment_strip(experience: Experience, action_names: Sequence[str], moment: Mo
         frame, trace, bars = rows[:, column]
         state = experience.states[step, lane]
         bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255, aspect="auto")
-        bare(trace).imshow(state[..., 1], cmap="magma", vmin=0, vmax=255, aspect="auto")
+        bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255, aspect="auto")
         chosen = step == moment.step
         frame.set_title(
             "t" if chosen else f"t {step - moment.step:+d}",
@@ -103,7 +104,7 @@ def moment_strip(experience: Experience, action_names: Sequence[str], moment: Mo
         bars.set_xlabel(what, fontsize=10, fontweight="bold", color=GREEN if what.startswith("+") else RED)
         if column == 0:
             frame.set_ylabel("frame", fontsize=9)
-            trace.set_ylabel("motion trace", fontsize=9)
+            trace.set_ylabel("motion", fontsize=9)
             bars.set_yticks(range(len(action_names)), action_names, fontsize=8)
             bars.tick_params(length=0)
             bars.set_ylabel("Q-value", fontsize=9)
@@ -172,7 +173,7 @@ def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game:
     axes.margins(y=0.15)
     for column, step in enumerate(shown):
         picture = bare(figure.add_subplot(grid[1, column]))
-        picture.imshow(np.maximum(*np.moveaxis(experience.states[step, lane], -1, 0)), cmap="gray", vmin=0, vmax=255)
+        picture.imshow(experience.states[step, lane].max(axis=-1), cmap="gray", vmin=0, vmax=255)
         picture.set_title(f"{step - moment.step:+d}" if step != moment.step else "0", fontsize=9)
     return figure
 

@@ -7,7 +7,6 @@ import torch
 from numba import njit
 
 STATE_HEIGHT, STATE_WIDTH = 105, 80
-STATE_SHAPE = (STATE_HEIGHT, STATE_WIDTH, 2)
 
 MOTION_THRESHOLD = np.uint8(20)
 TRACE_DECAY = 0.75
@@ -49,7 +48,7 @@ class MotionTracer:
     """
 
     def __init__(self, lanes: int) -> None:
-        self.states = np.zeros((lanes, *STATE_SHAPE), np.uint8)
+        self.states = np.zeros((lanes, STATE_HEIGHT, STATE_WIDTH, 2), np.uint8)
         self._age = np.full((lanes, STATE_HEIGHT, STATE_WIDTH), _STILL)
         self._last = np.zeros_like(self._age)
 
@@ -64,6 +63,39 @@ class MotionTracer:
         """Take the next frame (L, 105, 80) uint8 of every lane."""
         assert frames.dtype == np.uint8 and frames.shape == self._last.shape
         _advance(frames.reshape(-1), self._last.reshape(-1), self._age.reshape(-1), self.states.reshape(-1, 2))
+
+
+class FrameStack:
+    """The states of L lanes, each its last frames, newest first; at an episode's start all are its first one.
+
+    Source: Mnih and others 2015, with that start instead of empty frames.
+    """
+
+    def __init__(self, lanes: int, frames: int) -> None:
+        self.states = np.zeros((lanes, STATE_HEIGHT, STATE_WIDTH, frames), np.uint8)
+
+    def reset(self, frames: np.ndarray, mask: np.ndarray) -> None:
+        """Start the lanes in `mask` (L,) bool at their frame in `frames` (L, 105, 80)."""
+        self.states[mask] = frames[mask][..., None]
+
+    def advance(self, frames: np.ndarray) -> None:
+        """Take the next frame (L, 105, 80) uint8 of every lane."""
+        assert frames.dtype == np.uint8 and frames.shape == self.states.shape[:3]
+        self.states[..., 1:] = self.states[..., :-1]
+        self.states[..., 0] = frames
+
+
+def motion(states: np.ndarray) -> np.ndarray:
+    """What moved (..., 105, 80) in states (..., 105, 80, C): the trace, or by how much stacked frames differ."""
+    if states.shape[-1] == 2:
+        return states[..., 1]
+    spread: np.ndarray = np.ptp(states, axis=-1)
+    return spread
+
+
+def channel_names(channels: int) -> list[str]:
+    """What each channel of a state shows."""
+    return ["frame", "motion trace"] if channels == 2 else [f"frame t - {age}" for age in range(channels)]
 
 
 @njit(cache=True, nogil=True)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dqn.figures import bare, new_figure
+from dqn.motion_tracer import channel_names, motion
 from dqn.networks import QNetwork
 
 
@@ -21,7 +22,7 @@ def convolutions(network: QNetwork) -> list[nn.Conv2d]:
 
 @torch.no_grad()
 def convolution_outputs(network: QNetwork, state: np.ndarray) -> list[np.ndarray]:
-    """What each convolution puts out for a state (105, 80, 2) uint8, after its ReLU: (channels, height, width)."""
+    """What each convolution puts out for a state (105, 80, C) uint8, after its ReLU: (channels, height, width)."""
     outputs: list[np.ndarray] = []
     keep = [
         layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output[0].float().cpu().numpy()))
@@ -40,7 +41,7 @@ def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: i
     """The output channels of a convolution beside the state that they come from, on one scale.
 
     Args:
-        state: (105, 80, 2) uint8.
+        state: (105, 80, C) uint8.
         outputs: (channels, height, width), from zero up.
         layer: number of the convolution, from 1.
     """
@@ -52,8 +53,8 @@ def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: i
     frame, trace = left.subplots(2, 1)
     bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255)
     frame.set_title("frame", fontsize=9)
-    bare(trace).imshow(state[..., 1], cmap="magma", vmin=0, vmax=255)
-    trace.set_title("motion trace", fontsize=9)
+    bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255)
+    trace.set_title("motion", fontsize=9)
     top = max(float(np.percentile(outputs, 99.8)), 1e-6)
     axes = right.subplots(rows, columns, squeeze=False)
     for channel, cell in enumerate(axes.flat):
@@ -82,7 +83,7 @@ def weights_figure(network: QNetwork, layer: int, channel: int, game: str) -> Fi
         )
     filters = weights[:, channel]
     columns, rows = _grid(len(filters), 1.0)
-    name = f"input channel {channel}" + ((" (frame)", " (motion trace)")[channel] if layer == 1 else "")
+    name = f"input channel {channel}" + (f" ({channel_names(weights.shape[1])[channel]})" if layer == 1 else "")
     figure = new_figure(10, 1.3 + 7.6 * rows / columns, f"{game}: weights of convolution {layer} for {name}")
     top = float(np.abs(filters).max()) or 1e-6
     axes = figure.subplots(rows, columns, squeeze=False)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from dqn.config import TrainConfig
-from dqn.motion_tracer import STATE_SHAPE
+from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
 from dqn.randomness import torch_generator
 
 
@@ -86,7 +86,7 @@ def _blocks(pixels: Tensor, size: int) -> Tensor:
     count, channels, height, width = pixels.shape
     height, width = height // size, width // size
     rows = pixels.permute(0, 2, 3, 1)[:, : height * size, : width * size].reshape(count, height, size, width, -1)
-    if pixels.dtype == torch.uint8 and rows.shape[-1] == 8:  # a row of a block is moved as one number
+    if pixels.dtype == torch.uint8 and rows.shape[-1] % 8 == 0:  # a row of a block is moved as numbers of 8 bytes
         blocks = rows.view(torch.int64).transpose(2, 3).contiguous().view(torch.uint8)
     else:
         blocks = rows.transpose(2, 3).contiguous()
@@ -94,7 +94,7 @@ def _blocks(pixels: Tensor, size: int) -> Tensor:
 
 
 class QNetwork(nn.Module):
-    """States (N, 105, 80, 2) uint8 to Q-values (N, A) float32.
+    """States (N, 105, 80, C) uint8 to Q-values (N, A) float32.
 
     With normalization, every hidden layer is normalized before its ReLU, convolutions over channels
     and space together (Ba, Kiros and Hinton 2016; its use in place of a target network: Gallici and
@@ -105,7 +105,7 @@ class QNetwork(nn.Module):
         super().__init__()
         architecture = _ARCHITECTURES[config.network]
         self._dropout = config.dropout
-        height, width, channels = STATE_SHAPE
+        self.state_shape = height, width, channels = STATE_HEIGHT, STATE_WIDTH, config.state_channels
         layers: list[nn.Module] = []
         for convolution in architecture.convolutions:
             kernel, stride = convolution.kernel, convolution.stride
@@ -115,7 +115,7 @@ class QNetwork(nn.Module):
                 height, width = -(-height // stride), -(-width // stride)
             else:
                 height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-            kind = _PixelConvolution if channels == STATE_SHAPE[2] else nn.Conv2d
+            kind = nn.Conv2d if convolution is not architecture.convolutions[0] else _PixelConvolution
             layers.append(_bare(kind, channels, convolution.channels, kernel, stride))
             if isinstance(layers[-1], _PixelConvolution):
                 layers[-1].scale_input = config.scale_input
@@ -136,8 +136,8 @@ class QNetwork(nn.Module):
         self._initialize(architecture, torch_generator(config.seed, "weights"))
 
     def forward(self, states: Tensor, dropout_draws: torch.Generator | None = None) -> Tensor:
-        """Estimate Q-values (N, A) float32 of states (N, 105, 80, 2) uint8; with draws, hidden outputs are dropped."""
-        assert states.dtype == torch.uint8 and states.shape[1:] == STATE_SHAPE
+        """Estimate Q-values (N, A) float32 of states (N, 105, 80, C) uint8; with draws, hidden outputs are dropped."""
+        assert states.dtype == torch.uint8 and states.shape[1:] == self.state_shape
         features = self.convolutions(states.permute(0, 3, 1, 2))
         # Flattened pixel by pixel, the order they lie in memory.
         hidden = features.permute(0, 2, 3, 1).flatten(1)

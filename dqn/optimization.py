@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ class Learner:
 
     @torch.no_grad()
     def estimate(self, states: np.ndarray) -> np.ndarray:
-        """Q-values (N, A) float32 of states (N, 105, 80, 2) uint8."""
+        """Q-values (N, A) float32 of states (N, 105, 80, C) uint8."""
         estimates: Tensor = self._worker(torch.from_numpy(states).to(self.device))
         return estimates.cpu().numpy()
 
@@ -85,6 +85,15 @@ class Learner:
             group["lr"] = learning_rate
 
 
+def bold_driver(learning_rate: float, before: float, now: float) -> float:
+    """The next learning rate, by the mean losses of two epochs: a little more after progress, half after none.
+
+    Losses compare only within an optimization run, where the targets stay.
+    Source: Vogl and others 1988 (the growth of 1.05), Battiti 1989 (the name, and the half).
+    """
+    return learning_rate * (1.05 if now < before else 0.5)
+
+
 def optimize(
     learner: Learner,
     memory: ReplayMemory,
@@ -105,15 +114,12 @@ def optimize(
     """
     config = learner.config
     batch_size = min(config.batch_size, len(memory))
-    draws = generator(config.seed, "batches", cycle)
     memory = memory.on(learner.device)
-    if config.balanced_sampling:
-        batches = balanced_batches(memory.estimation_errors, config.error_threshold, batch_size, draws)
-    else:
-        batches = shuffled_batches(len(memory), batch_size, draws)
+    batches = _batches(config, memory, batch_size, cycle)
     epoch = len(memory) / batch_size
     least, most = int(epoch * config.min_epochs), max(1, int(epoch * scheduled["max_epochs"]))
-    learner.set_learning_rate(scheduled["learning_rate"])
+    learning_rate, per_epoch = scheduled["learning_rate"], max(1, int(epoch))
+    learner.set_learning_rate(learning_rate)
     losses: list[Tensor] = []
     looks, limit = _GPU_LOOKS if learner.device.type == "cuda" else 1, scheduled["loss_limit"]
     while len(losses) < most:
@@ -123,6 +129,18 @@ def optimize(
             recent = torch.stack(losses[-LOSS_WINDOW:]).sum().item() / LOSS_WINDOW
             if recent < limit:
                 break
+        if config.adapt_learning_rate and len(losses) >= 2 * per_epoch and len(losses) % per_epoch == 0:
+            before, now = torch.stack(losses[-2 * per_epoch :]).reshape(2, per_epoch).mean(1).tolist()
+            learning_rate = bold_driver(learning_rate, before, now)
+            learner.set_learning_rate(learning_rate)
         on_batch(len(losses), most)
     trained = len(losses) * batch_size
     return OptimizationResult(torch.stack(losses).cpu().numpy().astype(np.float32), trained / len(memory), trained)
+
+
+def _batches(config: TrainConfig, memory: ReplayMemory, batch_size: int, cycle: int) -> Iterator[np.ndarray]:
+    """Batches of indices of the memory without end, as the configuration wants them drawn."""
+    draws = generator(config.seed, "batches", cycle)
+    if config.balanced_sampling:
+        return balanced_batches(memory.estimation_errors, config.error_threshold, batch_size, draws)
+    return shuffled_batches(len(memory), batch_size, draws)

@@ -20,6 +20,12 @@ def torch_generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
     return torch.Generator().manual_seed(draw)
 
 
+def noop_starts(seed: int, episodes: np.ndarray, most: int) -> np.ndarray:
+    """With how many no-ops the numbered episodes of a run start, int64 from 0 to `most`, same shape."""
+    draws = [generator(seed, "no-ops", int(episode)).integers(most + 1) if most else 0 for episode in episodes.ravel()]
+    return np.array(draws, dtype=np.int64).reshape(episodes.shape)
+
+
 def episode_seeds(seed: int, episodes: np.ndarray) -> np.ndarray:
     """The emulator's seeds for the numbered episodes of a run, int64 in [0, 2**31), same shape."""
     draws = [generator(seed, "episode", int(episode)).integers(2**31) for episode in episodes.ravel()]

@@ -14,6 +14,7 @@ from dqn.config import TrainConfig
 from dqn.environments import Lanes, open_screens
 from dqn.episodes import first_histories
 from dqn.evaluation import Protocol, games_seed
+from dqn.motion_tracer import motion
 from dqn.policy import epsilon_greedy
 from dqn.randomness import episode_seeds, generator
 
@@ -29,7 +30,7 @@ class Shot:
     """One state of an episode, and what was done in it."""
 
     screen: np.ndarray  # (height, width, 3) uint8: the emulator's own picture
-    trace: np.ndarray  # (105, 80) uint8
+    motion: np.ndarray  # (105, 80) uint8: the motion trace, or by how much stacked frames differ
     q_values: np.ndarray  # (A,) float32
     action: int
     score: float  # before the action
@@ -44,7 +45,7 @@ def record_episode(
     A second game in colour takes the same seed and the same actions.
 
     Args:
-        estimate: states (N, 105, 80, 2) uint8 to Q-values (N, A) float32.
+        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32.
         protocol: the game, the policy's epsilon and the seed.
         config: of the agent: how its games are.
     """
@@ -56,8 +57,8 @@ def record_episode(
     try:
         while not lanes.episodes.any():
             q_values = estimate(lanes.states)
-            action = epsilon_greedy(q_values, protocol.epsilon, draws)
-            yield Shot(screens.screen, lanes.states[0, ..., 1].copy(), q_values[0], int(action[0]), score, step)
+            action = lanes.with_noops(epsilon_greedy(q_values, protocol.epsilon, draws))
+            yield Shot(screens.screen, motion(lanes.states[0]).copy(), q_values[0], int(action[0]), score, step)
             outcome = lanes.step(action)
             if not (outcome.terminated | outcome.truncated).any():
                 screens.step(int(action[0]))
@@ -93,7 +94,7 @@ def draw_shot(shot: Shot, action_names: tuple[str, ...], span: tuple[float, floa
     """A picture (480, 1040, 3) uint8 of a shot; bars reach over the Q-values in `span`."""
     page = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
     pen = ImageDraw.Draw(page)
-    for place, (title, picture) in enumerate((("screen", shot.screen), ("motion trace", shot.trace))):
+    for place, (title, picture) in enumerate((("screen", shot.screen), ("motion", shot.motion))):
         left = _LEFT + place * (_PICTURE[0] + 20)
         pen.text((left, 12), title, _SOFT, _font(16))
         page.paste(Image.fromarray(picture).convert("RGB").resize(_PICTURE, Image.Resampling.NEAREST), (left, _TOP))

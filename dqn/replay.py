@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from dqn.experience import Experience, Targets
 
+_ESTIMATED_STATES = 1_024  # at a time
+
 
 @dataclass(frozen=True)
 class ReplayMemory:
     """`N` states with what the network should estimate for them, lanes and steps forgotten."""
 
-    states: Tensor  # (N, 105, 80, 2) uint8
+    states: Tensor  # (N, 105, 80, C) uint8
     q_values: Tensor  # (N, A) float32: targets
     actions: Tensor  # (N,) int64: actions taken
     estimation_errors: np.ndarray  # (N,) float32: how far the sweep moved the taken action's value
@@ -50,6 +52,21 @@ class ReplayMemory:
             picked = [each.pin_memory().to(device, non_blocking=True) for each in picked]
         states, q_values, actions = picked
         return states, q_values, actions
+
+
+def reestimated(experience: Experience, steps: int, estimate: Callable[[np.ndarray], np.ndarray]) -> Experience:
+    """`experience` with estimates made now for its first `steps` steps, in place of those from when it was played.
+
+    Swept again it gives the returns as the present network sees them.
+    Source: Daley and Amato 2019, Reconciling λ-Returns with Experience Replay, whose cache this is.
+    """
+    q_values = experience.q_values.copy()
+    size = max(1, _ESTIMATED_STATES // q_values.shape[1])
+    for start in range(0, steps, size):
+        rows = slice(start, min(start + size, steps))
+        states = experience.states[rows]
+        q_values[rows] = estimate(states.reshape(-1, *states.shape[2:])).reshape(q_values[rows].shape)
+    return replace(experience, q_values=q_values)
 
 
 def shuffled_batches(states: int, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:

@@ -211,7 +211,8 @@ def _network(about: Inspection, network: QNetwork, state: str | None, channel: i
         ]
     elif state:
         raise ValueError(f"the states of cycle {about.cycle} were pruned; leave out --state")
-    wanted = [(1, 0), (1, 1), *((number, channel) for number in range(2, layers + 1))]
+    first = [(1, source) for source in range(about.facts.config.state_channels)]
+    wanted = [*first, *((number, channel) for number in range(2, layers + 1))]
     pictures += [
         Picture(f"weights-{number}-{source}", weights_figure(network, number, source, about.game), "")
         for number, source in wanted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,9 +11,9 @@ import numpy as np
 import psutil
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 
 from dqn.experience import Experience, Targets
-from dqn.motion_tracer import STATE_SHAPE
 from storage.errors import CorruptUnitError
 
 EXPERIENCE, TARGETS = "experience.zarr", "targets.zarr"
@@ -53,9 +55,26 @@ def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
     if not with_states:
         return Experience(states=like.states, **tables)
     states = _read(group, "states")
-    if states.dtype != np.uint8 or states.shape != (steps, lanes, *STATE_SHAPE):
+    if states.dtype != np.uint8 or states.ndim != 5 or states.shape[:4] != (steps, *like.states.shape[1:4]):
         raise CorruptUnitError(f"{group.store_path}/states is not of {steps} steps of {lanes} lanes")
     return Experience(states=states, **tables)
+
+
+def read_experiences(directories: Sequence[Path]) -> Experience:
+    """The experience of consecutive cycles of the same lanes as one; the states are in memory once.
+
+    Raises:
+        CorruptUnitError: the files are not an experience.
+    """
+    parts = [read_experience(directory, with_states=False) for directory in directories]
+    steps = np.cumsum([0, *(part.steps for part in parts)])
+    groups = [_open(directory / EXPERIENCE) for directory in directories]
+    with _readable(groups[0], "states") as first:
+        states = np.empty((steps[-1], *first.shape[1:]), np.uint8)
+    for group, start, end in zip(groups, steps, steps[1:], strict=False):
+        _read_into(group, "states", states[start:end])
+    tables = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _TABLES}
+    return Experience(**{**tables, "states": states, "bootstrap_q_values": parts[-1].bootstrap_q_values})
 
 
 def write_targets(directory: Path, targets: Targets) -> None:
@@ -88,15 +107,32 @@ def _open(directory: Path) -> zarr.Group:
 
 
 def _read(group: zarr.Group, name: str) -> np.ndarray:
+    with _readable(group, name) as array:
+        if array.nbytes > psutil.virtual_memory().total:
+            raise CorruptUnitError(f"{group.store_path}/{name} would fill the memory with {array.nbytes:,} bytes")
+        return np.asarray(array[...])
+
+
+def _read_into(group: zarr.Group, name: str, place: np.ndarray) -> None:
+    """Read an array that must be like `place` into it."""
+    with _readable(group, name) as array:
+        if (array.dtype, array.shape) != (place.dtype, place.shape):
+            raise CorruptUnitError(
+                f"{group.store_path}/{name} is {array.dtype} {array.shape}, not {place.dtype} {place.shape}"
+            )
+        array.get_basic_selection(out=default_buffer_prototype().nd_buffer.from_numpy_array(place))
+
+
+@contextmanager
+def _readable(group: zarr.Group, name: str) -> Iterator[zarr.Array]:
+    """The array of that name; what fails on reading it is told as its fault."""
     try:
         array = group.get(name)
-        if isinstance(array, zarr.Array):
-            if array.nbytes > psutil.virtual_memory().total:
-                raise CorruptUnitError(f"{group.store_path}/{name} would fill the memory with {array.nbytes:,} bytes")
-            return np.asarray(array[...])
+        if not isinstance(array, zarr.Array):
+            raise CorruptUnitError(f"{group.store_path} has no array {name}")
+        yield array
     except _NONSENSE as error:
         raise CorruptUnitError(f"{group.store_path}/{name} cannot be read: {error}") from None
-    raise CorruptUnitError(f"{group.store_path} has no array {name}")
 
 
 def _dimensions(group: zarr.Group, name: str, array: np.ndarray, count: int) -> tuple[int, ...]:

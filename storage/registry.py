@@ -21,7 +21,6 @@ from mlflow.types import Schema, TensorSpec
 from dqn.environments import game_title
 from dqn.evaluation import Evaluation
 from dqn.exported import Exported
-from dqn.motion_tracer import STATE_SHAPE
 from dqn.networks import QNetwork
 from storage.errors import StorageError
 from storage.exports import read_export
@@ -138,7 +137,7 @@ def _save(network: QNetwork, actions: int, directory: Path) -> None:
     """Write an MLflow model of `network` without pickle."""
     import mlflow.pytorch
 
-    shape = (-1, *STATE_SHAPE)
+    shape = (-1, *network.state_shape)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.uint8), shape)]), Schema([TensorSpec(np.dtype(np.float32), (-1, actions))])
     )
@@ -147,7 +146,7 @@ def _save(network: QNetwork, actions: int, directory: Path) -> None:
             network.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
             str(directory),
             signature=signature,
-            input_example=np.zeros((2, *STATE_SHAPE), np.uint8),  # of one, the number of states would be fixed
+            input_example=np.zeros((2, *network.state_shape), np.uint8),  # of one, the number of states would be fixed
             serialization_format="pt2",
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
         )

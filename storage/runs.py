@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ class StoredRun:
     settings: Settings
     tracking: Tracking
     artifacts: Path
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The configuration of the run, which all its checkpoints hold.
+
+        Raises:
+            StorageError: no checkpoint is whole.
+        """
+        return self.facts(self.newest_checkpoint()).config
 
     def directory(self, kind: str, cycle: int | None = None) -> Path:
         """Where the units of a kind are, or the one of a cycle."""
@@ -173,15 +182,21 @@ class StoredRun:
         newest = self.newest_checkpoint()
         self.publish_waiting()
         self.tracking.publish(self.run_id, newest)
-        self.prune(newest.cycle, self.facts(newest).config.keep_cycles)
+        config = self.facts(newest).config
+        self.prune(newest.cycle, config.keep_cycles, config.replay_cycles)
         return newest
 
-    def prune(self, cycle: int, keep_cycles: int) -> None:
-        """Remove units of cycles `keep_cycles` or more behind `cycle`, but for the best checkpoint."""
+    def prune(self, cycle: int, keep_cycles: int, replay_cycles: int = 1) -> None:
+        """Remove units of cycles `keep_cycles` or more behind `cycle`, but for the best checkpoint.
+
+        Experience is kept for longer, so that from every checkpoint left the run can go on with as many
+        cycles in its replay memory as it had.
+        """
         staging, best = self.settings.staging(self.run_id), self.best_cycle()
         for kind in KINDS:
+            keep = keep_cycles + (replay_cycles - 1 if kind == "experience" else 0)
             for old in cycles_in(self.directory(kind)):
-                if old <= cycle - keep_cycles and (kind, old) != ("checkpoint", best):
+                if old <= cycle - keep and (kind, old) != ("checkpoint", best):
                     discard(self.directory(kind, old), staging)
 
     def publish(self, unit: Unit) -> None:

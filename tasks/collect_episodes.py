@@ -32,7 +32,8 @@ def collect_episodes(run_id: str, cycle: int) -> UnitReference:
     checkpoint, learner = take_learner(run, start)
     groups = take_lanes(start, checkpoint)
     config, states = checkpoint.config, checkpoint.facts.counters.states
-    experience = Experience.empty(config.cycle_steps(states), config.lanes, len(checkpoint.facts.action_names))
+    steps, actions = config.cycle_steps(states), len(checkpoint.facts.action_names)
+    experience = Experience.empty(steps, config.lanes, actions, channels=config.state_channels)
     draws = [generator(config.seed, "policy", cycle, group) for group in range(len(groups))]
 
     def on_step(done: int, steps: int) -> None:

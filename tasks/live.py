@@ -82,6 +82,12 @@ def take_experience(experience: Unit, targets: Unit) -> tuple[Experience, Target
     return held or read_experience(experience.directory), swept or read_targets(targets.directory)
 
 
+def let_go_of_experience() -> None:
+    """Do not hold experience and targets any more: what reads more cycles than one needs the memory."""
+    _take(_EXPERIENCE, "")
+    _take(_TARGETS, "")
+
+
 def release() -> None:
     """Let go of everything: the run is over."""
     for what in list(_held):

@@ -13,11 +13,15 @@ from dqn.checkpoint import Checkpoint, Counters, learner_tensors
 from dqn.episodes import follow
 from dqn.experience import Experience
 from dqn.optimization import Learner, OptimizationResult
-from dqn.replay import ReplayMemory
+from dqn.replay import ReplayMemory, reestimated
 from dqn.statistics import optimization_metrics, score_metrics
+from dqn.sweep import SweepRule, backward_sweep
 from storage.checkpoints import write_checkpoint
-from storage.runs import open_run
-from tasks.live import keep_learner, take_experience, take_learner, unit_at_hand
+from storage.errors import StorageError
+from storage.experience import read_experience, read_experiences
+from storage.runs import StoredRun, open_run
+from storage.units import Unit, cycle_name
+from tasks.live import keep_learner, let_go_of_experience, take_experience, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference
 
@@ -29,14 +33,19 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
     """Train towards the targets of cycle `cycle`, and commit the checkpoint after it with the metrics of the cycle."""
     run = open_run(run_id)
     played, swept = (unit_at_hand(run, kind, cycle) for kind in ("experience", "targets"))
+    older = older_cycles(run, cycle)
     inputs = {**played.inputs, "experience": played.digest, "targets": swept.digest}
+    inputs |= {f"experience-{cycle_name(unit.cycle)}": unit.digest for unit in older}
     if unit := run.made(KIND, cycle, inputs):
         run.publish(unit)
         return reference(unit)
     start = unit_at_hand(run, "checkpoint", cycle - 1)
     checkpoint, learner = take_learner(run, start)
-    experience, targets = take_experience(played, swept)
-    memory = ReplayMemory.of(experience, targets)
+    if older:
+        experience, memory = replay_of([*older, played], learner)
+    else:
+        experience, targets = take_experience(played, swept)
+        memory = ReplayMemory.of(experience, targets)
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
         result = dqn.optimization.optimize(
@@ -53,8 +62,36 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
         write_checkpoint(draft.directory, after)
     keep_learner(draft.unit, after, learner)
     run.publish(draft.unit)
-    run.prune(cycle, checkpoint.config.keep_cycles)
+    run.prune(cycle, checkpoint.config.keep_cycles, checkpoint.config.replay_cycles)
     return reference(draft.unit)
+
+
+def older_cycles(run: StoredRun, cycle: int) -> list[Unit]:
+    """The experience that the replay memory holds beside that of `cycle`, oldest first.
+
+    Raises:
+        StorageError: some of it is gone or corrupt.
+    """
+    replayed = run.config.replay_cycles
+    try:
+        return [run.unit("experience", old) for old in range(max(1, cycle - replayed + 1), cycle)]
+    except StorageError as error:
+        raise StorageError(
+            f"{error}; with replay_cycles={replayed} cycle {cycle} cannot be optimized without it: start a new run"
+        ) from None
+
+
+def replay_of(cycles: list[Unit], learner: Learner) -> tuple[Experience, ReplayMemory]:
+    """The last cycle's experience, without its states, and the replay memory of all `cycles`.
+
+    `learner` played the last one; the estimates of the others are made anew, and all are swept as one.
+    Every state is in memory once, so what is still held of the last cycle is let go.
+    """
+    let_go_of_experience()
+    played = read_experience(cycles[-1].directory, with_states=False)
+    experience = read_experiences([unit.directory for unit in cycles])
+    experience = reestimated(experience, experience.steps - played.steps, learner.estimate)
+    return played, ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(learner.config)))
 
 
 def next_checkpoint(

@@ -23,17 +23,20 @@ options = {"max_num_frames_per_episode": how["frames_limit"], "full_action_space
 game = gymnasium.make(about["game"], obs_type="grayscale", **options)
 game.action_space.seed(seed)
 screen, _ = game.reset(seed=seed)
-last, trace, score, over = None, torch.zeros(size), 0.0, False
+noops = int(game.np_random.integers(how["noop_max"] + 1))
+last, frames, trace, score, over = None, [], torch.zeros(size), 0.0, False
 while not over:
     pixels = torch.tensor(screen, dtype=torch.float32)[None, None]
     frame = nn.functional.interpolate(pixels, size, **how["resize"])[0, 0].round()
     change = (frame - (frame if last is None else last)).abs()
     trace = torch.where(change > how["motion_threshold"], 255.0, how["trace_decay"] * trace)
+    frames = [frame, *(frames or [frame] * how["stacked_frames"])][: how["stacked_frames"]]
+    state = torch.stack(frames or [frame, trace.trunc()])
     with torch.no_grad():
-        features = network["convolutions"](torch.stack([frame, trace.trunc()])[None] * how["pixel_scale"])
+        features = network["convolutions"](state[None] * how["pixel_scale"])
         q_values = network["dense"](features.permute(0, 2, 3, 1).flatten(1))[0]
     explore = game.np_random.random() < how["epsilon"]
-    action = game.action_space.sample() if explore else int(q_values.argmax())
+    action = 0 if noops > 0 else game.action_space.sample() if explore else int(q_values.argmax())
     screen, reward, terminated, truncated, _ = game.step(action)
-    last, score, over = frame, score + float(reward), terminated or truncated
+    last, noops, score, over = frame, noops - 1, score + float(reward), terminated or truncated
 print(f"{about['game']}: an episode with a score of {score:g}")

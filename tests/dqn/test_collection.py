@@ -29,6 +29,9 @@ class CountingLanes:
         self.states = np.zeros((lanes, 105, 80, 2), np.uint8)
         self.episodes = np.arange(lanes)
 
+    def with_noops(self, actions: np.ndarray) -> np.ndarray:
+        return actions
+
     def step(self, actions: np.ndarray) -> SimpleNamespace:
         self.now += 1
         self.states[:] = self.now

@@ -11,7 +11,7 @@ from dqn.environments import Lanes, action_names, check_game, game_names, game_t
 from dqn.episodes import LaneHistory, first_histories, follow
 from dqn.experience import Experience
 from dqn.motion_tracer import small_frames
-from dqn.randomness import generator
+from dqn.randomness import generator, noop_starts
 from dqn.schedules import LinearSchedule
 
 SEED = 7
@@ -32,15 +32,15 @@ def open_lanes() -> Iterator[Callable[..., Lanes]]:
         lanes.close()
 
 
-def play_at_random(lanes: Lanes, steps: int, states: int) -> Experience:
-    """Experience of random actions, and of Q-values that do not matter."""
+def play_at_random(lanes: Lanes, steps: int, states: int, best: int = 0, epsilon: float = 1.0) -> Experience:
+    """Experience of random actions, or of the best one."""
     count = len(lanes.action_names)
     experience = Experience.empty(steps, len(lanes.episodes), count)
     play(
         [lanes],
-        lambda seen: np.zeros((len(seen), count), np.float32),
+        lambda seen: np.eye(count, dtype=np.float32)[[best] * len(seen)],
         experience,
-        LinearSchedule(start=1, end=1),
+        LinearSchedule(start=epsilon, end=epsilon),
         states,
         [generator(SEED, "play", states)],
     )
@@ -297,6 +297,40 @@ def test_title_is_the_bare_name(game: str, title: str) -> None:
 )
 def test_actions_have_their_names_in_order(game: str, names: list[str]) -> None:
     assert action_names(game) == names
+
+
+def first_noops(experience: Experience, lane: int, episode: int) -> int:
+    """No-ops that the episode starts with; the policy here never chooses one."""
+    actions = experience.actions[experience.episode[:, lane] == episode, lane]
+    return int((actions != 0).argmax())
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_episodes_start_with_their_own_number_of_noops_and_are_restored(
+    game: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
+) -> None:
+    seeded_after(150)
+    lanes = open_lanes(game, 3, noop_max=30, frames_limit=200)
+    experience = play_at_random(lanes, 200, 0, best=2, epsilon=0.0)
+    begun = [(lane, int(each)) for lane in range(3) for each in np.unique(experience.episode[:, lane])]
+    whole = begun[:-1]
+    found = [first_noops(experience, lane, episode) for lane, episode in whole]
+    assert found == noop_starts(SEED, np.array([episode for _, episode in whole]), 30).tolist()
+    assert len(whole) >= 8 and len(set(found)) > 4
+    for steps in (5, 190):  # in the middle of the no-ops, after them, and after a lane was seeded anew
+        part = Experience(
+            **{
+                name: array[:steps] if name != "bootstrap_q_values" else array
+                for name, array in vars(experience).items()
+            }
+        )
+        histories, _ = follow(first_histories(3), part, 0)
+        restored = open_lanes(game, histories, noop_max=30, frames_limit=200)
+        for step in range(steps, min(steps + 30, 200)):
+            assert np.array_equal(restored.states, experience.states[step])
+            actions = restored.with_noops(np.full(3, 2))
+            assert np.array_equal(actions, experience.actions[step])
+            restored.step(actions)
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])

@@ -20,6 +20,9 @@ class ScriptedLanes:
         self.states = np.zeros((lanes, 105, 80, 2), np.uint8)
         self._lengths, self._cut, self._done = lengths + [1] * 50, cut, np.zeros(lanes, np.int64)
 
+    def with_noops(self, actions: np.ndarray) -> np.ndarray:
+        return actions
+
     def step(self, actions: np.ndarray) -> SimpleNamespace:
         lanes = len(actions)
         lengths = np.array([self._lengths[episode] for episode in self.episodes])

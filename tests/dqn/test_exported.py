@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -21,7 +22,8 @@ ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, normalize: bool) -> None:
-    config = make_config("fast", {"network": network, "normalize": normalize, "scale_input": normalize})
+    fields = {"network": network, "normalize": normalize, "scale_input": normalize, "frame_stack": not normalize}
+    config = make_config("fast", fields)
     original = QNetwork(config, 4)
     how = json.loads(json.dumps(recipe_to_play(Facts(config, ACTIONS), original)))
     parts: dict[str, Any] = {}
@@ -29,7 +31,7 @@ def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, no
         parts[part] = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how[part]))
     rebuilt = nn.ModuleDict(parts)
     rebuilt.load_state_dict(original.state_dict())
-    states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 105, 80, 2), dtype=np.uint8))
+    states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *original.state_shape), dtype=np.uint8))
     with torch.no_grad():
         features = rebuilt["convolutions"](states.permute(0, 3, 1, 2).float() * how["pixel_scale"])
         q_values = rebuilt["dense"](features.permute(0, 2, 3, 1).flatten(1))
@@ -52,5 +54,8 @@ def test_a_card_tells_recipe_protocol_scores_and_how_to_load_it() -> None:
         "NOOP, FIRE, RIGHT, LEFT",
     ):
         assert said in card
+    stacked = replace(facts, config=make_config("fast", {"frame_stack": True}))
+    card = model_card(Exported("0123", "first", "abc", stacked, {}, None), "models:/Breakout@champion")
+    assert "(N, 105, 80, 4) uint8, the last 4 gray frames" in card and "zeros((1, 105, 80, 4)" in card
     alone = model_card(Exported("0123", "first", "abc", facts, {}, None))
     assert "It was not evaluated." in alone and "play_exported.py" in alone and "mlflow" not in alone

@@ -31,13 +31,14 @@ class ScriptedLearner:
 
     def __init__(self, config: TrainConfig, losses: Callable[[int], float]) -> None:
         self.config, self._losses, self.batches = config, losses, []
-        self.learning_rate, self.dropout = 0.0, []
+        self.learning_rate, self.rates, self.dropout = 0.0, [], []
 
     def train_batch(
         self, states: torch.Tensor, targets: torch.Tensor, actions: torch.Tensor, dropout: torch.Generator | None = None
     ) -> torch.Tensor:
         self.batches.append(states[:, 0, 0, 0].tolist())
         self.dropout.append(dropout)
+        self.rates.append(self.learning_rate)
         return torch.tensor(self._losses(len(self.batches)))
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -88,6 +89,30 @@ def test_run_takes_the_scheduled_learning_rate_and_tells_its_progress() -> None:
     optimize(learner, tiny_memory(10), 1, scheduled, on_batch=lambda done, batches: told.append((done, batches)))
     assert learner.learning_rate == 0.03
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# Epochs of 4 batches: after the second one, and each after it, the rate follows the mean loss.
+@pytest.mark.parametrize(
+    ("epochs", "rates"),
+    [
+        ([8, 4, 2, 1, 1], [1, 1, 1.05, 1.05**2, 1.05**3]),
+        ([1, 2, 1, 3, 2], [1, 1, 0.5, 0.5 * 1.05, 0.25 * 1.05]),
+        ([1, 1, 1], [1, 1, 0.5]),
+    ],
+)
+def test_learning_rate_follows_the_loss_of_epochs(epochs: list[float], rates: list[float]) -> None:
+    for adapts in (True, False):
+        learner: Any = ScriptedLearner(
+            cpu_config(batch_size=5, adapt_learning_rate=adapts),
+            lambda batch: float(epochs[(batch - 1) // 4] + batch % 2),
+        )
+        scheduled = {"learning_rate": 0.125, "max_epochs": len(epochs), "loss_limit": 0}
+        for cycle in (1, 2):  # each run starts from the schedule
+            learner.batches.clear()
+            learner.rates.clear()
+            optimize(learner, tiny_memory(20), cycle, scheduled)
+            expected = rates if adapts else [1] * len(epochs)
+            assert learner.rates == pytest.approx([0.125 * rate for rate in expected for _ in range(4)])
 
 
 @pytest.mark.parametrize("balanced", [False, True])

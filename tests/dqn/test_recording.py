@@ -26,7 +26,7 @@ def test_the_screens_in_colour_are_those_of_the_states(game: str) -> None:
     apart, chance = [], []
     for shot, other in zip(shots, [*shots[30:], *shots[:30]], strict=True):
         frame = lanes.states[0, ..., 0].astype(float)
-        assert np.array_equal(shot.trace, lanes.states[0, ..., 1])
+        assert np.array_equal(shot.motion, lanes.states[0, ..., 1])
         apart.append(np.abs(small_frames(gray_frames(shot.screen)[None])[0] - frame).max())
         chance.append(np.abs(small_frames(gray_frames(other.screen)[None])[0] - frame).max())
         lanes.step(np.array([shot.action]))

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dqn.replay
 from dqn.experience import Experience, Targets
-from dqn.replay import ReplayMemory, balanced_batches, balanced_sizes, shuffled_batches
+from dqn.replay import ReplayMemory, balanced_batches, balanced_sizes, reestimated, shuffled_batches
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,23 @@ def test_memory_keeps_states_targets_actions_and_errors_together() -> None:
     assert np.array_equal(memory.q_values[3], targets.q_values[1, 1])
     assert np.shares_memory(memory.states.numpy(), experience.states)
     assert memory.on(torch.device("cpu")) is memory
+
+
+def test_reestimated_experience_has_present_estimates_for_its_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dqn.replay, "_ESTIMATED_STATES", 4)  # two steps of two lanes
+    experience, _, _ = numbered_memory()
+    experience.q_values[:] = -1.0
+    asked = []
+
+    def estimate(states: np.ndarray) -> np.ndarray:
+        asked.append(states[:, 0, 0, 0].tolist())
+        return states[:, 0, 0, :1].astype(np.float32).repeat(4, axis=1) + np.arange(4, dtype=np.float32)
+
+    found = reestimated(experience, 3, estimate)
+    assert asked == [[0, 1, 2, 3], [4, 5]]
+    assert found.q_values[2, 1].tolist() == [5, 6, 7, 8] and (experience.q_values == -1).all()
+    assert reestimated(experience, 1, estimate).q_values[:, 0, 3].tolist() == [3, -1, -1]
+    assert np.shares_memory(found.states, experience.states)
 
 
 def test_batch_holds_the_chosen_states_in_their_order() -> None:

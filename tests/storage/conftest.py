@@ -20,7 +20,7 @@ from dqn.checkpoint import Checkpoint, Counters, Facts
 from dqn.config import TrainConfig, make_config
 from dqn.episodes import LaneHistory
 from dqn.experience import Experience, Targets
-from dqn.motion_tracer import STATE_SHAPE
+from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
 from storage.runs import StoredRun
 from storage.settings import Settings
 
@@ -46,7 +46,7 @@ def make_experience() -> Callable[..., Experience]:
 
     def make(steps: int = 5, lanes: int = 2, actions: int = 4, seed: int = 0, with_states: bool = True) -> Experience:
         draws = np.random.default_rng([seed, steps, lanes, actions])
-        table, pixels = (steps, lanes), (steps if with_states else 0, lanes, *STATE_SHAPE)
+        table, pixels = (steps, lanes), (steps if with_states else 0, lanes, STATE_HEIGHT, STATE_WIDTH, 2)
         return Experience(
             states=(draws.integers(1, 256, pixels) * (draws.random(pixels) < 0.01)).astype(np.uint8),
             q_values=draws.normal(size=(*table, actions)).astype(np.float32),

@@ -18,6 +18,7 @@ from storage.experience import (
     EXPERIENCE,
     TARGETS,
     read_experience,
+    read_experiences,
     read_targets,
     write_experience,
     write_targets,
@@ -54,6 +55,13 @@ def test_experience_comes_back_as_it_was_written(
     assert same(read_experience(tmp_path), experience)
 
 
+def test_states_of_stacked_frames_come_back(tmp_path: Path, same: Same) -> None:
+    experience = Experience.empty(5, 2, 4, channels=4)
+    experience.states[:] = np.random.default_rng(0).integers(0, 256, experience.states.shape)
+    write_experience(tmp_path, experience)
+    assert same(read_experience(tmp_path), experience) and same(read_experiences([tmp_path]), experience)
+
+
 def test_experience_without_states_has_everything_else(tmp_path: Path, make_experience: Make, same: Same) -> None:
     experience = make_experience(9, 64)
     write_experience(tmp_path, experience)
@@ -69,6 +77,27 @@ def test_experience_without_states_is_read_without_touching_them(
     write_experience(tmp_path, experience)
     shutil.rmtree(tmp_path / EXPERIENCE / "states")
     assert same(read_experience(tmp_path, with_states=False), replace(experience, states=experience.states[:0]))
+
+
+def test_consecutive_cycles_are_read_as_one_experience(tmp_path: Path, make_experience: Make, same: Same) -> None:
+    cycles = [make_experience(steps, 64) for steps in (3, 9, 1)]
+    directories = [tmp_path / str(number) for number in range(3)]
+    for directory, experience in zip(directories, cycles, strict=True):
+        directory.mkdir()
+        write_experience(directory, experience)
+    tables = {field.name: [getattr(cycle, field.name) for cycle in cycles] for field in fields(Experience)}
+    last = {"bootstrap_q_values": cycles[-1].bootstrap_q_values}
+    joined = Experience(**{**{name: np.concatenate(parts) for name, parts in tables.items()}, **last})
+    assert same(read_experiences(directories), joined)
+    assert same(read_experiences(directories[:1]), cycles[0])
+
+
+def test_states_of_another_shape_are_not_read_into_a_longer_memory(tmp_path: Path, make_experience: Make) -> None:
+    write_experience(tmp_path, make_experience(4, 2))
+    states = zarr.open_group(tmp_path / EXPERIENCE)["states"]
+    states.resize((3, *states.shape[1:]))
+    with pytest.raises(CorruptUnitError, match=r"states is uint8 \(3, 2, .*not uint8 \(4, 2, "):
+        read_experiences([tmp_path])
 
 
 def test_extreme_values_come_back(tmp_path: Path, make_experience: Make, same: Same) -> None:

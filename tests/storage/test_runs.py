@@ -7,6 +7,7 @@ from small_run import commit, damage
 
 from storage.errors import CorruptUnitError, StorageError
 from storage.runs import KINDS, StoredRun
+from storage.units import cycles_in
 
 # ---------------------------------------------------------------- units
 
@@ -154,6 +155,14 @@ def test_pruning_keeps_the_newest_cycles_of_every_kind(run: StoredRun, keep: int
         assert all(run.unit(kind, int(name)) for name in left)
     assert (run.directory("targets") / "notes").is_dir()
     assert list(run.settings.staging(run.run_id).iterdir()) == []
+
+
+def test_pruning_keeps_experience_that_the_kept_checkpoints_need_to_go_on(run: StoredRun) -> None:
+    for kind in KINDS:
+        for cycle in range(0 if kind == "checkpoint" else 1, 8):
+            commit(run, kind, cycle)
+    run.prune(7, keep_cycles=2, replay_cycles=3)
+    assert [sorted(cycles_in(run.directory(kind))) for kind in KINDS] == [[4, 5, 6, 7], [6, 7], [6, 7]]
 
 
 def test_pruning_before_there_is_anything_is_no_error(run: StoredRun) -> None:

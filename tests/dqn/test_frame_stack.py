@@ -1,0 +1,119 @@
+"""States of stacked frames, wherever states go."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dqn.config import make_config
+from dqn.environments import Lanes, open_lanes
+from dqn.episodes import first_histories, follow
+from dqn.evaluation import Protocol
+from dqn.experience import Experience, Targets
+from dqn.figures import moment_strip, sweep_figure
+from dqn.moments import find_moments
+from dqn.motion_tracer import FrameStack, channel_names, motion
+from dqn.network_figures import convolution_outputs, outputs_figure, weights_figure
+from dqn.networks import QNetwork
+from dqn.recording import record_episode
+
+CONFIG = make_config("fast", {"frame_stack": True, "lanes": 2, "lane_groups": 1, "threads": 1, "network": "small"})
+
+
+def frames_of(*levels: int) -> np.ndarray:
+    return np.stack([np.full((105, 80), level, np.uint8) for level in levels])
+
+
+def shown(states: np.ndarray) -> list[list[int]]:
+    assert (states == states[:, :1, :1]).all()
+    levels: list[list[int]] = states[:, 0, 0].tolist()
+    return levels
+
+
+def test_a_state_is_the_last_frames_newest_first_and_the_first_one_repeated_at_the_start() -> None:
+    stack = FrameStack(2, 4)
+    stack.reset(frames_of(1, 11), np.array([True, True]))
+    assert shown(stack.states) == [[1, 1, 1, 1], [11, 11, 11, 11]]
+    stack.advance(frames_of(2, 12))
+    stack.advance(frames_of(3, 13))
+    assert shown(stack.states) == [[3, 2, 1, 1], [13, 12, 11, 11]]
+    stack.reset(frames_of(50, 60), np.array([False, True]))
+    for level in (4, 5):
+        stack.advance(frames_of(level, 10 + level))
+    assert shown(stack.states) == [[5, 4, 3, 2], [15, 14, 60, 60]]
+    assert motion(stack.states)[:, 0, 0].tolist() == [3, 46]
+
+
+def played(steps: int) -> Experience:
+    (lanes,) = open_lanes(CONFIG, first_histories(2))
+    experience = Experience.empty(steps, 2, 4, channels=CONFIG.state_channels)
+    draws = np.random.default_rng(0)
+    for step in range(steps):
+        experience.states[step] = lanes.states
+        experience.actions[step] = draws.integers(4, size=2)
+        outcome = lanes.step(experience.actions[step].astype(np.int64))
+        for name in ("rewards", "life_lost", "terminated", "truncated"):
+            getattr(experience, name)[step] = getattr(outcome, name)
+    lanes.close()
+    experience.q_values[:] = draws.random(experience.q_values.shape)
+    return experience
+
+
+def test_lanes_show_the_frames_of_the_motion_tracer_stacked_and_are_restored() -> None:
+    experience = played(240)
+    assert experience.states.shape == (240, 2, 105, 80, 4)
+    traced = Lanes.of(CONFIG.model_copy(update={"frame_stack": False}), first_histories(2), threads=1)
+    for step in range(240):
+        assert np.array_equal(experience.states[step, ..., 0], traced.states[..., 0])
+        traced.step(experience.actions[step].astype(np.int64))
+    traced.close()
+    ended = experience.terminated | experience.truncated
+    assert ended.any()
+    for step, lane in zip(*np.nonzero(~ended[:-1]), strict=True):
+        assert np.array_equal(experience.states[step + 1, lane, ..., 1:], experience.states[step, lane, ..., :-1])
+    rows = {f.name: slice(220) if f.name != "bootstrap_q_values" else slice(None) for f in fields(experience)}
+    part = Experience(**{name: getattr(experience, name)[where] for name, where in rows.items()})
+    histories, _ = follow(first_histories(2), part, 0)
+    (restored,) = open_lanes(CONFIG, histories)
+    for step in range(220, 230):
+        assert np.array_equal(restored.states, experience.states[step])
+        restored.step(experience.actions[step].astype(np.int64))
+    restored.close()
+
+
+@pytest.mark.parametrize("name", ["nature", "nips", "small"])
+def test_the_first_convolution_takes_four_channels(name: str) -> None:
+    network = QNetwork(CONFIG.model_copy(update={"network": name}), 3)
+    states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 105, 80, 4), np.uint8))
+    pixels, first = states.permute(0, 3, 1, 2), network.convolutions[0]
+    assert isinstance(first, nn.Conv2d) and first.in_channels == 4
+    with torch.no_grad():
+        plain = nn.functional.conv2d(pixels / 255, first.weight, first.bias, stride=first.stride)
+        torch.testing.assert_close(first(pixels), plain, rtol=1e-4, atol=1e-5)
+        assert network(states).shape == (2, 3)
+
+
+def test_pictures_of_stacked_frames() -> None:
+    experience = played(60)
+    targets = Targets(experience.q_values + 0.1, np.full((60, 2), 0.1, np.float32))
+    (moment, *_), _ = find_moments(experience)
+    strip = moment_strip(experience, ["A", "B", "C", "D"], moment, "Breakout")
+    frame, moved = (axes.images[0].get_array() for axes in (strip.axes[0], strip.axes[len(moment.steps)]))
+    state = experience.states[moment.steps.start, moment.lane]
+    assert np.array_equal(frame, state[..., 0]) and np.array_equal(moved, motion(state))
+    sweep_figure(experience, targets, moment, "Breakout", 0.99)
+    network = QNetwork(CONFIG, 4)
+    outputs_figure(state, convolution_outputs(network, state)[0], 1, 3, "Breakout")
+    assert "frame t - 3" in weights_figure(network, 1, 3, "Breakout").get_suptitle()
+    assert channel_names(2) == ["frame", "motion trace"]
+
+
+def test_an_episode_of_stacked_frames_is_recorded() -> None:
+    protocol = Protocol("ALE/Breakout-v5", 1, 1.0, seed=1)
+    shots = list(record_episode(lambda states: np.zeros((len(states), 4), np.float32), protocol, CONFIG))
+    assert len(shots) > 50 and all(shot.motion.shape == (105, 80) for shot in shots)
+    assert max(shot.motion.max() for shot in shots) > 100

@@ -1,0 +1,67 @@
+"""A run with every option at once is restored, verified, evaluated and inspected like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from dqn.environments import action_names
+from flows.inspect import inspect_run
+from flows.parameters import requested_config
+from flows.verify import verify_run
+from storage.runs import StoredRun, create_run
+from tasks import live
+from tasks.collect_episodes import collect_episodes
+from tasks.evaluate import evaluate
+from tasks.optimize import optimize
+from tasks.update_q_values import update_q_values
+
+SMALL = {"lanes": 4, "lane_groups": 2, "replay_states": 160, "batch_size": 16, "threads": 2, "keep_cycles": 3}
+OPTIONS = {
+    "network": "small",
+    "frame_stack": True,
+    "noop_max": 30,
+    "full_action_set": True,
+    "reward_clip": 0,
+    "rescale_values": True,
+    "replay_cycles": 2,
+    "dropout": 0.2,
+    "l2": 1e-4,
+    "adapt_learning_rate": True,
+    "max_epochs": 3,
+    "evaluation_episodes": 2,
+    "episode_frames_limit": 240,
+}
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held() -> Iterator[None]:
+    with disable_run_logger():
+        yield
+    live.release()
+
+
+def trained(name: str, cycles: int, held: bool) -> tuple[StoredRun, str]:
+    config = requested_config("fast", {**SMALL, **OPTIONS})
+    run = create_run(config, action_names(config.game, config.full_action_set), name, {})
+    for cycle in range(1, cycles + 1):
+        for task in (collect_episodes, update_q_values, optimize):
+            reference = task.fn(run.run_id, cycle)
+            if not held:
+                live.release()
+    return run, reference.digest
+
+
+def test_all_options_at_once() -> None:
+    run, digest = trained("all-options", 3, held=True)
+    assert digest == trained("all-options-torn", 3, held=False)[1]
+    found = verify_run(run, replay=True)
+    assert found.problems == [] and found.frames == 3 * 160
+    live.release()
+    assert evaluate.fn(run.run_id, 3).figures["evaluation/steps"] > 0
+    report = inspect_run(run)
+    assert report.is_file() and "all-options" in report.read_text()

@@ -1,0 +1,107 @@
+"""Training from the last cycles: their estimates made anew, all swept as one, and every one named as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from prefect.logging import disable_run_logger
+
+from dqn.checkpoint import restore_learner
+from dqn.environments import action_names
+from dqn.experience import Experience
+from dqn.hardware import prepare
+from dqn.replay import ReplayMemory
+from dqn.sweep import SweepRule, backward_sweep
+from flows.parameters import requested_config
+from flows.verify import verify_run
+from storage.errors import StorageError
+from storage.experience import read_experience, read_targets
+from storage.runs import StoredRun, create_run
+from storage.units import cycles_in, discard
+from tasks import live
+from tasks.collect_episodes import collect_episodes
+from tasks.optimize import older_cycles, optimize, replay_of
+from tasks.update_q_values import update_q_values
+
+SETTINGS = {"lanes": 4, "lane_groups": 1, "replay_states": 64, "batch_size": 16, "threads": 1, "network": "small"}
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held() -> Iterator[None]:
+    with disable_run_logger():
+        yield
+    live.release()
+
+
+def started(name: str, **settings: Any) -> StoredRun:
+    config = requested_config("fast", {**SETTINGS, **settings})
+    return create_run(config, action_names(config.game), name, {})
+
+
+def go_on(run: StoredRun, *cycles: int, held: bool = True) -> str:
+    for cycle in cycles:
+        for task in (collect_episodes, update_q_values, optimize):
+            reference = task.fn(run.run_id, cycle)
+            if not held:
+                live.release()
+    return reference.digest
+
+
+def test_the_checkpoint_names_every_cycle_it_was_trained_from_and_goes_on_bit_for_bit() -> None:
+    run = started("three-cycles", replay_cycles=3, keep_cycles=1)
+    whole = go_on(run, 1, 2, 3, 4)
+    inputs = run.unit("checkpoint", 4).inputs
+    assert set(inputs) == {"checkpoint", "experience", "targets", "experience-00002", "experience-00003"}
+    assert inputs["experience-00003"] == run.unit("experience", 3).digest
+    assert cycles_in(run.directory("experience")) == [4, 3, 2] and cycles_in(run.directory("checkpoint")) == [4]
+    assert whole == go_on(started("torn", replay_cycles=3, keep_cycles=1), 1, 2, 3, 4, held=False)
+    made = run.unit("checkpoint", 4).made
+    assert optimize.fn(run.run_id, 4).digest == whole and run.unit("checkpoint", 4).made == made, "it is not made again"
+    assert verify_run(run).problems == []
+
+
+def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None:
+    run = started("memory", replay_cycles=2, keep_cycles=3)
+    go_on(run, 1)
+    collect_episodes.fn(run.run_id, 2)
+    update_q_values.fn(run.run_id, 2)
+    checkpoint = run.checkpoint(run.unit("checkpoint", 1))
+    learner = restore_learner(checkpoint, prepare(checkpoint.config))
+    units = [*older_cycles(run, 2), run.unit("experience", 2)]
+    assert [unit.cycle for unit in units] == [1, 2]
+    played, memory = replay_of(units, learner)
+    first, second = (read_experience(unit.directory) for unit in units)
+    assert played.steps == 16 and len(memory) == 128
+    assert np.array_equal(memory.states.numpy(), np.concatenate([first.states, second.states]).reshape(128, 105, 80, 2))
+
+    swept = read_targets(run.unit("targets", 2).directory)
+    newest = ReplayMemory.of(second, swept)
+    assert np.array_equal(memory.q_values[64:].numpy(), newest.q_values.numpy()), "the newest are swept as they were"
+    estimates = learner.estimate(first.states.reshape(64, 105, 80, 2)).reshape(first.q_values.shape)
+    assert np.abs(estimates - first.q_values).max() > 1e-3, "it has learnt since"
+    tables = {
+        field.name: np.concatenate([getattr(each, field.name) for each in (first, second)]) for field in fields(first)
+    }
+    tables |= {
+        "q_values": np.concatenate([estimates, second.q_values]),
+        "bootstrap_q_values": second.bootstrap_q_values,
+    }
+    one = backward_sweep(Experience(**tables), SweepRule.of(checkpoint.config))
+    np.testing.assert_allclose(memory.q_values.numpy(), one.q_values.reshape(128, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_cycle_that_is_gone_is_told_in_one_line() -> None:
+    run = started("gone", replay_cycles=3)
+    go_on(run, 1, 2)
+    discard(run.directory("experience", 1), run.settings.staging(run.run_id))
+    with pytest.raises(
+        StorageError, match=r"has no experience of cycle 1.*replay_cycles=3 cycle 3 cannot.*new run"
+    ) as told:
+        go_on(run, 3)
+    assert "\n" not in str(told.value)
