@@ -94,7 +94,9 @@ def train(
         raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
     except httpx.TransportError:
         away = prefect_is_away(os.environ.get("PREFECT_API_URL"))
-        kept = f"; what was trained is stored: dqn train --resume {display.run_id}" if display else ""
+        kept = (
+            f"; what was trained is stored: dqn train --resume {display.run_id}" if display and display.run_id else ""
+        )
         raise StorageError(away + kept) from None
     run = open_tracking().client.get_run(run_id)
     score = run.data.metrics.get("score/mean_100")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import build
+from harness import Laboratory, build
 from trainer import CONFIG
 
 RESUMES = int(os.environ.get("CRASH_RESUMES", "1"))
@@ -21,37 +21,36 @@ def test_the_command_resumes_within_seconds_what_was_killed(
     memory: Path, figure: Callable[[int, str, str], None]
 ) -> None:
     home = memory / "command"
-    environment = {**os.environ, "DQN_HOME": str(home)}
     settings = [part for name, value in CONFIG.items() for part in ("--set", f"{name}={value}")]
-    wanted, seconds = ["--name", "killed", *settings], []
-    for _ in range(RESUMES + 1):
+    wanted, seconds, cycles = ["--name", "killed", *settings], [], 100_000
+    for number in range(RESUMES + 1):
         before = checkpoints(home)
+        if number == RESUMES:
+            cycles = max(before) + 2
         began = time.monotonic()
-        training = subprocess.Popen(
-            [*DQN, "train", "--cycles", "100000", *wanted],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        training = start_command(home, "train", "--cycles", str(cycles), *wanted)
         while not list(home.glob("staging/*/experience-*")):
             assert training.poll() is None
             time.sleep(0.01)
         seconds.append(time.monotonic() - began)
         while checkpoints(home) == before:
             time.sleep(0.01)
-        training.kill()
-        training.wait()
+        if number < RESUMES:
+            training.kill()
+            for left in home.glob("staging/*/experience-*"):  # by which the next one's is told apart
+                left.rename(left.with_name("left"))
         wanted = ["--resume", "killed"]
-        for left in home.glob("staging/*/experience-*"):  # of this one, for the next time
-            left.rename(left.with_name("left"))
-    cycles = max(map(int, checkpoints(home))) + 1
-    subprocess.run([*DQN, "train", "--cycles", str(cycles), *wanted], env=environment, capture_output=True, check=True)
-    told = subprocess.run([*DQN, "verify", "killed", "--json"], env=environment, capture_output=True, check=True)
-    laboratory = build(memory / "not-the-command")
-    assert json.loads(told.stdout)["digest"] == laboratory.finish(cycles).digest
+        assert training.wait() == (0 if number == RESUMES else -signal.SIGKILL)
+    digest = Laboratory(home, home, "").outcome().digest
+    assert digest == build(memory / "not-the-command").finish(cycles).digest
     tried = f"`dqn train --resume` after SIGKILL, {RESUMES} times, to the first new state"
     figure(11, tried, f"{', '.join(f'{each:.1f}' for each in seconds[1:])} s; nothing committed is made again")
 
 
-def checkpoints(home: Path) -> list[str]:
-    return sorted(path.name for path in home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*"))
+def start_command(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "DQN_HOME": str(home)}
+    return subprocess.Popen([*DQN, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def checkpoints(home: Path) -> list[int]:
+    return sorted(int(path.name) for path in home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*"))
