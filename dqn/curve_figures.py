@@ -110,7 +110,8 @@ def score_comparison(
             if not minutes:
                 return states
             # What a cycle played that is not done yet took an unknown time.
-            return np.interp(states, minutes[name].states, minutes[name].values, right=np.nan)
+            took: np.ndarray = np.interp(states, minutes[name].states, minutes[name].values, right=np.nan)
+            return took
 
         training.plot([], [], color=color, lw=2, label=name)
         if episodes := curves.get("score/episode"):
