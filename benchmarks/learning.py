@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 from benchmarks.report import HERE, machine, replace_table
-from dqn.curve_figures import score_comparison
+from dqn.curve_figures import RUN_COLORS
 from dqn.environments import game_title
-from dqn.statistics import Curve
+from dqn.figures import new_figure
 from storage.runs import open_tracking
 
 PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "learning.json"
@@ -41,6 +42,11 @@ class Study(NamedTuple):
 BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
 STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
+    "one-epoch": Study(
+        "--set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 --set threads=1",
+        (0,),
+        BREAKOUT,
+    ),
     "tutorial": Study("--preset tutorial --states 1180000", (0,), ("--episodes 30",)),
     **{
         game.lower(): Study(f"--game ALE/{game}-v5", (0,), ("--episodes 30",))
@@ -124,17 +130,21 @@ def table(results: dict[str, Any]) -> Iterator[str]:
 
 
 def draw(results: dict[str, Any]) -> None:
-    """Training scores against minutes, a picture for each game."""
+    """Training scores against states and against minutes, a picture for each game."""
     for game in {record["game"] for record in results.values()}:
-        found = {name: record["curves"] for name, record in results.items() if record["game"] == game}
-        scores = {name: {"score/episode": _curve(each, "score")} for name, each in found.items()}
-        minutes = {name: _curve(each, "minutes") for name, each in found.items()}
-        figure = score_comparison(scores, game_title(game), minutes)
+        figure = new_figure(10, 4.6, f"{game_title(game)}: mean score of the last 100 training episodes")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, along in zip(panels, ("states", "minutes"), strict=True):
+            for color, (name, record) in zip(RUN_COLORS, results.items(), strict=False):
+                if record["game"] == game:
+                    axes.plot(record["curves"][along], record["curves"]["score"], color=color, lw=1.8, label=name)
+            axes.set_xlabel("states played" if along == "states" else "minutes of work")
+            axes.set_xlim(left=0)
+        panels[0].set_ylabel("score [points]")
+        panels[0].set_ylim(bottom=0)
+        panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+        panels[0].legend(frameon=False, fontsize=9, loc="upper left")
         figure.savefig(PAGE.parent / f"learning-{game_title(game).lower()}.png", dpi=100)
-
-
-def _curve(columns: dict[str, list[float]], name: str) -> Curve:
-    return Curve(np.array(columns["states"]), np.array(columns[name]))
 
 
 if __name__ == "__main__":
