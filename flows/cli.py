@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -116,10 +115,12 @@ def runs(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
+    from flows.display import print_table
+
     if not rows:
         print("no runs yet; `dqn train` starts one")
         return
-    _print_table(
+    print_table(
         ["name", "id", "game", "preset", "status", "states", "mean score", "started"],
         [
             [
@@ -247,13 +248,14 @@ def compare(
 ) -> None:
     """Compare runs of one game: a table, and a report with their curves."""
     from flows.compare import COLUMNS, compare_runs, table_row
+    from flows.display import print_table
     from storage.runs import open_run, open_tracking
 
     rows, report = compare_runs([open_run(open_tracking().find_run(run).info.run_id) for run in runs])
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    _print_table(COLUMNS, [table_row(row) for row in rows], numbers=set(COLUMNS[1:5]) | {COLUMNS[-1]})
+    print_table(COLUMNS, [table_row(row) for row in rows], numbers=set(COLUMNS[1:5]) | {COLUMNS[-1]})
     print(report)
 
 
@@ -351,18 +353,6 @@ def _fail(message: str, status: int) -> NoReturn:
         raise
     print(f"dqn: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-def _print_table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Progress on the terminal: a live line where there is one, plain lines in a log."""
+"""The terminal: progress in a live line where there is one, in plain lines in a log; and tables."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from flows.reports import cycle_line
@@ -88,3 +90,13 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def print_table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> None:
+    """Print a table; the columns in `numbers` are aligned to the right."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -35,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["train", "--states", "5", "--cycles", "5"], "not both"),
         (["train", "--seed", "-1"], "seed is -1"),
         (["train", "--preset", "quick"], "'fast', 'tutorial'"),
-        (["train", "--set", "lerning_rate=1"], "did you mean learning_rate?"),
+        (["train", "--set", "lerning_rate=1"], "did you mean learning_rate"),
         (["train", "--set", "lanes"], "write it as field=value"),
         (["train", "--set", "lanes=0"], "lanes is '0'"),
         (["train", "--set", "epsilon=2"], "a probability is at most 1"),
