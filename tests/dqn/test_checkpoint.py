@@ -60,7 +60,7 @@ def test_restored_learner_trains_on_as_the_one_it_was_made_from(
     checkpoint = checkpoint_of(learner)
     assert checkpoint.optimizer
     restored = restore_learner(checkpoint, CPU)
-    assert np.array_equal(learner.estimate(memory.states), restored.estimate(memory.states))
+    assert np.array_equal(learner.estimate(memory.states.numpy()), restored.estimate(memory.states.numpy()))
     results = [optimize(one, memory, 2, config.scheduled(0)) for one in (learner, restored)]
     assert np.array_equal(results[0].losses, results[1].losses)
     assert_equal_learners(learner, restored)

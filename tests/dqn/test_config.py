@@ -73,8 +73,8 @@ def test_tutorial_preset_is_the_tutorials_recipe() -> None:
     ("name", "hint"),
     [
         ("lane", "did you mean lanes?"),
-        ("Learning_Rate", "did you mean learning_rate?"),
-        ("learning-rate", "did you mean learning_rate?"),
+        ("Learning_Rate", "did you mean learning_rate"),
+        ("learning-rate", "did you mean learning_rate"),
         ("qqq", "unknown field 'qqq'"),
     ],
 )

@@ -60,7 +60,7 @@ def test_all_options_at_once() -> None:
     run, digest = trained("all-options", 3, held=True)
     assert digest == trained("all-options-torn", 3, held=False)[1]
     found = verify_run(run, replay=True)
-    assert found.problems == [] and found.frames == 3 * 160
+    assert found.problems == [] and found.frames == 2 * 160, "the first checkpoint was pruned"
     live.release()
     assert evaluate.fn(run.run_id, 3).figures["evaluation/steps"] > 0
     report = inspect_run(run)
