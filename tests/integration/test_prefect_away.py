@@ -17,7 +17,7 @@ from served import Server, free_port
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings
 
-CYCLES = 8
+CYCLES = 16
 FIELDS = {"lanes": 4, "replay_states": 256, "batch_size": 16, "threads": 1, "network": "nips", "keep_cycles": CYCLES}
 
 
@@ -53,8 +53,12 @@ def start_training(server: Server, name: str) -> subprocess.Popen[str]:
 
 def wait_for_cycle(home: Path, cycle: int, training: subprocess.Popen[str], others: int) -> None:
     """Until the run that is trained now has the checkpoint of that cycle."""
-    while len(list(home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*"))) < others + cycle + 1:
-        assert training.poll() is None, training.communicate()[1]
+
+    def is_there() -> bool:
+        return len(list(home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*"))) >= others + cycle + 1
+
+    while not is_there():
+        assert training.poll() is None or is_there(), training.communicate()[1]
         time.sleep(0.02)
 
 
