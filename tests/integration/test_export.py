@@ -108,7 +108,7 @@ def test_the_champion_is_the_best_by_one_protocol_and_plays_as_its_checkpoint_do
     assert exported.checkpoint == agent.checkpoint
 
     monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
-    mlflow.set_tracking_uri(agent.run.settings.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", agent.run.settings.tracking_uri)
     expected = agent.learner.network(torch.from_numpy(states())).detach().numpy()
     found = mlflow.pyfunc.load_model("models:/Breakout@champion").predict(states())
     assert found.shape == (3, 4) and np.allclose(found, expected, atol=1e-4)
