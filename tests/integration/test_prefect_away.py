@@ -97,12 +97,12 @@ def test_a_training_outlives_its_prefect_server(server: Server) -> None:
     began = time.monotonic()
     said = training.communicate(timeout=180)[1]
     away = run_named("away")
-    assert training.returncode == 1
+    assert training.returncode == 1, said
     told = [line for line in said.splitlines() if line.startswith("dqn: ")]
     assert told == [
         f"dqn: the Prefect server {server.settings.prefect_address}/api does not answer; "
         f"what was trained is stored: dqn train --resume {away.run_id}"
-    ]
+    ], said
     assert time.monotonic() - began < 120
     assert away.newest_checkpoint().digest == back.newest_checkpoint().digest
     assert away.newest_checkpoint().cycle == CYCLES
