@@ -32,6 +32,7 @@ from dqn.sweep import SweepRule, backward_sweep
 
 DQN = [sys.executable, "-c", "from flows.cli import main; main()"]
 CYCLES = 20
+EARLY, LATE = (10, 60), (950, 1_000)  # cycles that are compared
 LARGE_STATES, SMALL_STATES = 200_000, 20_000
 
 
@@ -118,6 +119,16 @@ def bench_memory(states: int) -> dict[str, float]:
     return {"bytes": peak, "seconds": seconds / states}
 
 
+def bench_growth() -> dict[str, float]:
+    """Median seconds of cycles early and late in a long training in which play is faked, storage never."""
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, "-m", "benchmarks.growth", str(LATE[1])]
+        environment = {**os.environ, "DQN_HOME": home, "DQN_FLOW_RUN_CYCLES": str(LATE[1])}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        seconds = cycle_seconds(Path(home))
+    return {"early": statistics.median(seconds[slice(*EARLY)]), "late": statistics.median(seconds[slice(*LATE)])}
+
+
 def _memory(process: psutil.Process) -> int:
     """Memory of a process and all it started; what they share counts once."""
     total = 0
@@ -161,6 +172,13 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
         f"seconds for a state, {LARGE_STATES:,} states remembered",
         f"{large['seconds'] / small['seconds'] - 1:+.0%}",
         f"{SMALL_STATES:,} states remembered",
+        "10 %",
+    )
+    growth = results["growth"] = bench_growth()
+    yield Row(
+        f"seconds of a cycle, cycles {LATE[0]} to {LATE[1]}, play faked",
+        f"{growth['late'] / growth['early'] - 1:+.0%}",
+        f"cycles {EARLY[0]} to {EARLY[1]}: {growth['early']:.3f} s",
         "10 %",
     )
     seconds = results["help seconds"] = bench_help()

@@ -40,7 +40,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run between two cycles. Random draws need no state: each has its key."""
+    """The state of a run between two cycles. Random draws need no state: each has its key.
+
+    One that was just made shares tensors with its learner, and holds only until that is trained again.
+    """
 
     facts: Facts
     histories: list[LaneHistory]
@@ -60,7 +63,10 @@ def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint
 
 
 def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Copies of the weights and the optimizer state of `learner` by name, on the CPU."""
+    """The weights and the optimizer state of `learner` by name, on the CPU.
+
+    On a CPU most are its own, not copies: they change when it is trained again.
+    """
     weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
@@ -121,4 +127,4 @@ def histories_from_arrays(arrays: dict[str, np.ndarray]) -> list[LaneHistory]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensor.detach().cpu().contiguous()

@@ -138,6 +138,11 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the network; the optimizer's weights are always float32."
     )
+    compiled: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="Compile the loss and its gradients with torch.compile; auto does so for a GPU if there is a C++ "
+        "compiler and no dropout.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 means one for each core.")
     lane_groups: int = Field(
         0, ge=0, le=1024, description="Groups of lanes that play at the same time, each in a thread; 0 means auto."
@@ -150,6 +155,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"epsilon is {epsilon}; a probability is at most 1")
         if not (min(fraction.start, fraction.end) > 0 and max(fraction.start, fraction.end) <= 1):
             raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
+        if self.compiled == "yes" and self.dropout:
+            raise ValueError("compiled is yes, but dropout is drawn on the CPU, which cannot be compiled; use no")
         if self.lane_groups > self.lanes:
             raise ValueError(f"lane_groups is {self.lane_groups}; there are only {self.lanes} lanes")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from dqn.randomness import generator, torch_generator
 from dqn.replay import ReplayMemory, balanced_batches, shuffled_batches
 
 LOSS_WINDOW = 100
+_COMPILER = "inductor"  # of torch.compile's backends
 _GPU_LOOKS = 10  # batches from one look at the losses to the next: each look waits for the GPU
 
 
@@ -41,6 +43,11 @@ class Learner:
         self._worker = self.network.in_bfloat16() if low else self.network
         self._weights: list[Tensor] = list(self.network.parameters())
         self._working_weights: list[Tensor] = list(self._worker.parameters())
+        self._loss: Callable[..., Tensor] = self._batch_loss
+        if config.compiled == "yes":
+            # Its choice among equivalent kernels would be by the clock, and with it the order of sums.
+            options: Any = {"deterministic": True} if _COMPILER == "inductor" else None
+            self._loss = torch.compile(self._batch_loss, backend=_COMPILER, dynamic=False, options=options)
         on_cpu = device.type == "cpu"
         self._one_pass_step = (
             OnePassStep(self.optimizer, self._working_weights, max(1, config.threads)) if on_cpu else None
@@ -56,10 +63,15 @@ class Learner:
         self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None = None
     ) -> Tensor:
         """One optimizer step on a batch; returns its loss, still on the device. Without draws nothing is dropped."""
-        loss = q_loss(self._worker(states, dropout_draws), targets, actions, self.config.loss)
+        loss = self._loss(states, targets, actions, dropout_draws)
         gradients = torch.autograd.grad(loss, self._working_weights)
         self._step(gradients)
         return loss.detach()
+
+    def _batch_loss(
+        self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None
+    ) -> Tensor:
+        return q_loss(self._worker(states, dropout_draws), targets, actions, self.config.loss)
 
     def _step(self, gradients: Sequence[Tensor]) -> None:
         limit = self.config.gradient_norm_limit
@@ -69,7 +81,7 @@ class Learner:
         for weight, gradient in zip(self._weights, gradients, strict=True):
             weight.grad = gradient.to(weight.dtype)
         if limit:
-            nn.utils.clip_grad_norm_(self._weights, limit)
+            nn.utils.clip_grad_norm_(self._weights, limit, foreach=True)
         self.optimizer.step()
         self.refresh()
 

@@ -17,11 +17,22 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import IO, Any, NoReturn
 
+import psutil
+
 from storage.errors import StorageError
 from storage.settings import Settings, without_password
 
 START_SECONDS = 90
 LEAVE_SECONDS = 30  # for what Prefect's server has still to hear
+
+# What the embedded server need not do for the one training that it is for: keep every event a second time and watch
+# for automations. Of task runs it writes down a hundred events at a time, or those of five seconds, not each one.
+_EMBEDDED = {
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+}
+_EMBEDDED_NICENESS = 5  # it records; the training has the first right to the cores
 
 _guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
 
@@ -47,14 +58,25 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
         _check_answers(address)
         meanwhile()
         return
+    for name, value in _EMBEDDED.items():
+        os.environ.setdefault(name, value)
     server = SubprocessASGIServer()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(server.start)
         meanwhile()
         starting.result()
     assert server.server_process
+    _yield_the_cores(server.server_process.pid)
     guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.server_process.pid)]
     _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
+
+
+def _yield_the_cores(server: int) -> None:
+    """Give all threads of the server with that process id less right to the cores than this process has."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) + _EMBEDDED_NICENESS
+    for thread in psutil.Process(server).threads():
+        with suppress(OSError):  # it ended meanwhile
+            os.setpriority(os.PRIO_PROCESS, thread.id, niceness)
 
 
 def _check_answers(address: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ from dqn.config import make_config
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend to be a machine with or without a CUDA device, and with or without fast bfloat16."""
 
-    def pretend(*, cuda: bool, fast_bfloat16: bool, cores: int = 6) -> None:
+    def pretend(*, cuda: bool, fast_bfloat16: bool, cores: int = 6, compiler: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: cuda and fast_bfloat16)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or (cuda and fast_bfloat16)
+        )
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not cuda and fast_bfloat16, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if compiler else None)
 
     return pretend
 
@@ -33,7 +37,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         (True, False, {}, "cuda", "float32"),
         (True, True, {"device": "cpu"}, "cpu", "float32"),  # what the CPU can do decides, not the GPU
         (True, True, {"device": "cuda", "precision": "float32"}, "cuda", "float32"),
-        (False, False, {"precision": "bfloat16"}, "cpu", "bfloat16"),
+        (False, True, {"precision": "bfloat16"}, "cpu", "bfloat16"),
     ],
 )
 def test_auto_is_replaced_by_what_the_machine_has(
@@ -54,18 +58,56 @@ def test_everything_else_stays_and_resolving_again_changes_nothing(machine: Any)
     machine(cuda=False, fast_bfloat16=False)
     config = make_config("tutorial", {"seed": 3})
     resolved = hardware.resolve(config)
-    choices = {"device": "auto", "precision": "auto", "threads": 0, "lane_groups": 0}
+    choices = {"device": "auto", "precision": "auto", "compiled": "auto", "threads": 0, "lane_groups": 0}
     assert resolved.model_copy(update=choices) == config
     machine(cuda=False, fast_bfloat16=True, cores=2)
     assert hardware.resolve(resolved) == resolved
 
 
-def test_cuda_without_a_cuda_device_is_refused(machine: Any) -> None:
-    machine(cuda=False, fast_bfloat16=False)
-    with pytest.raises(ValueError, match="use cpu or auto"):
-        hardware.resolve(make_config("fast", {"device": "cuda"}))
-    with pytest.raises(ValueError, match="start a new run"):
-        hardware.prepare(make_config("fast", {"device": "cuda", "precision": "float32", "threads": 1}))
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ({"device": "cuda", "precision": "float32"}, "torch finds no CUDA device"),
+        ({"device": "cpu", "precision": "bfloat16"}, "emulate"),
+        ({"device": "cpu", "precision": "float32", "compiled": "yes"}, "no C\\+\\+ compiler"),
+    ],
+)
+def test_what_the_machine_lacks_is_neither_begun_nor_gone_on_with(
+    asked: dict[str, str], missing: str, machine: Any
+) -> None:
+    machine(cuda=False, fast_bfloat16=False, compiler=False)
+    config = make_config("fast", {"threads": 1, **asked})
+    with pytest.raises(ValueError, match=f"{missing}.*use another value or auto"):
+        hardware.resolve(config)
+    with pytest.raises(ValueError, match=f"cannot go on here as it began: .*{missing}.*start a new run"):
+        hardware.prepare(config)
+    played = hardware.playable(config)
+    assert (played.device, played.precision, played.compiled) == ("cpu", "float32", "no")
+    assert hardware.prepare(played) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "compiler", "compiled"), [(True, True, "yes"), (True, False, "no"), (False, True, "no")]
+)
+def test_a_gpu_gets_a_compiled_step_where_there_is_a_compiler(
+    cuda: bool, compiler: bool, compiled: str, machine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine(cuda=cuda, fast_bfloat16=True, compiler=compiler)
+    assert hardware.resolve(make_config("fast")).compiled == compiled
+    assert len(caplog.messages) == (cuda and not compiler), "it says so, once"
+    assert hardware.resolve(make_config("fast", {"dropout": 0.1})).compiled == "no"
+
+
+def test_more_threads_than_cores_are_told(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
+    machine(cuda=False, fast_bfloat16=False, cores=1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for _ in range(2):
+            hardware.prepare(make_config("fast", {"device": "cpu", "precision": "float32", "threads": 3}))
+        assert caplog.messages == ["this run computes with 3 threads and there are 1 cores: it is slower"]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_prepare_sets_the_threads_and_names_the_device() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import dqn.optimization
 from dqn.config import TrainConfig, make_config
 from dqn.optimization import Learner, optimize
 from dqn.replay import ReplayMemory
@@ -243,3 +244,44 @@ def test_bfloat16_keeps_float32_weights_and_learns_nearly_the_same(toy_memory: M
     for each in losses.values():
         assert each[-1] < 0.5 * each[0]
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.2, atol=0.05)
+
+
+def trained_as(toy_memory: MakeMemory, device: torch.device, **overrides: Any) -> tuple[np.ndarray, torch.Tensor]:
+    """Losses and weights of a short training of a small network."""
+    config = cpu_config(batch_size=2, network="small", max_epochs=3, **{"device": device.type, **overrides})
+    learner = Learner(config, 3, device)
+    result = optimize(learner, toy_memory(4), 1, config.scheduled(0))
+    return result.losses, weights_of(learner).cpu()
+
+
+def test_compiled_step_computes_the_same(toy_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All that torch.compile does but for writing kernels, which takes a compiler half a minute.
+    monkeypatch.setattr(dqn.optimization, "_COMPILER", "aot_eager")
+    losses, weights = trained_as(toy_memory, CPU, compiled="yes")
+    plain_losses, plain_weights = trained_as(toy_memory, CPU, compiled="no")
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-4)
+    torch.testing.assert_close(weights, plain_weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize("optimizer", ["radam", "adam", "rmsprop"])
+def test_compiled_step_on_a_gpu_is_repeatable_and_the_cpus_but_for_rounding(
+    optimizer: str, toy_memory: MakeMemory
+) -> None:
+    gpu = torch.device("cuda")
+    made = [trained_as(toy_memory, gpu, compiled="yes", optimizer=optimizer) for _ in range(2)]
+    assert np.array_equal(made[0][0], made[1][0]) and torch.equal(made[0][1], made[1][1])
+    np.testing.assert_allclose(made[0][0], trained_as(toy_memory, CPU, optimizer=optimizer)[0], rtol=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_no_batch_waits_for_the_gpu(toy_memory: MakeMemory) -> None:
+    gpu = torch.device("cuda")
+    learner = Learner(cpu_config(device="cuda", network="small"), 3, gpu)
+    batch = toy_memory(4).on(gpu).batch(np.arange(4), gpu)
+    learner.train_batch(*batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.train_batch(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

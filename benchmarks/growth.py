@@ -1,0 +1,56 @@
+"""Seconds of a cycle after many cycles: the command `dqn train` with play and training faked, and nothing else.
+
+`python -m benchmarks.growth CYCLES` trains in the home of DQN_HOME. What is stored, logged and orchestrated is what
+every training does; states are what the first cycle's random play would be.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+LANES, STEPS = 4, 16
+SETTINGS = {"network": "small", "lanes": LANES, "replay_states": LANES * STEPS, "batch_size": LANES * STEPS}
+SETTINGS |= {"max_epochs": 1, "threads": 1, "lane_groups": 1}
+
+
+class FakeLanes:
+    """Games that nobody plays."""
+
+    episodes = np.zeros(LANES, np.int64)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def fake_play(groups: Any, estimate: Any, experience: Any, epsilon: Any, states: int, *others: Any) -> None:
+    """Fill `experience` with random play in which nothing ends."""
+    draws = np.random.default_rng(states)
+    experience.states[:] = draws.integers(0, 2, experience.states.shape, np.uint8)
+    experience.q_values[:] = draws.random(experience.q_values.shape)
+    experience.bootstrap_q_values[:] = 0
+    experience.actions[:] = draws.integers(4, size=experience.actions.shape)
+    for table in (experience.rewards, experience.life_lost, experience.terminated, experience.truncated):
+        table[:] = 0
+    experience.terminated[-1] = True  # so that the lanes' histories stay short
+    experience.episode[:] = np.arange(LANES) + states // STEPS
+
+
+def main() -> None:
+    """Train for the cycles given as the one argument."""
+    from flows import cli
+
+    cli._quiet_prefect()  # before anything of Prefect is imported, which reads its settings then
+    from tasks import collect_episodes
+
+    collect_episodes.play = fake_play
+    collect_episodes.take_lanes = lambda unit, checkpoint: [FakeLanes()]
+    fields = [option for name, value in SETTINGS.items() for option in ("--set", f"{name}={value}")]
+    sys.argv = ["dqn", "train", "--cycles", sys.argv[1], *fields]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What mixed precision does to learning: loss curves on fixed data into docs/precision.png; `make bench` draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.report import PAGE, Row
+from benchmarks.speed import LEARNING_RATE, PlainLoop
+from dqn.config import TrainConfig, make_config
+from dqn.figures import new_figure
+from dqn.hardware import prepare, resolve
+from dqn.optimization import Learner
+
+STATES, STEPS, LAST = 1_024, 120, 30
+PICTURE = PAGE.parent / "precision.png"
+
+
+def fixed_data(config: TrainConfig, actions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States (N, 105, 80, C) of moving squares, targets that are where they are, and actions; no game is needed."""
+    draws = np.random.default_rng(0)
+    states = np.zeros((STATES, 105, 80, config.state_channels), np.uint8)
+    rows, columns = draws.integers(0, 95, STATES), draws.integers(0, 70, STATES)
+    for state, row, column in zip(states, rows, columns, strict=True):
+        state[row : row + 10, column : column + 10] = 200
+    place = np.stack([rows / 95, columns / 70, 1 - rows / 95, 1 - columns / 70], axis=1)
+    taken = draws.integers(actions, size=STATES)
+    return torch.from_numpy(states), torch.from_numpy(place.astype(np.float32)), torch.from_numpy(taken)
+
+
+def losses(learner: Any, config: TrainConfig) -> np.ndarray:
+    """The loss of every batch (STEPS,) of a training on the fixed data, the same batches for each learner."""
+    data = [each.to(config.device) for each in fixed_data(config, 4)]
+    draws, made = np.random.default_rng(1), []
+    for _ in range(STEPS):
+        chosen = torch.from_numpy(draws.choice(STATES, config.batch_size, replace=False)).to(config.device)
+        made.append(learner.train_batch(*(each[chosen] for each in data)))
+    return np.array([float(loss) for loss in made])
+
+
+def bench_precision(preset: str) -> dict[str, list[float]]:
+    """Losses of a plain float32 loop, and of the learner in float32 and in what this machine chooses."""
+    config = resolve(make_config(preset))
+    device = prepare(config)
+    found = {"plain float32 loop": losses(PlainLoop(config, device), config).tolist()}
+    for precision in dict.fromkeys(("float32", config.precision)):
+        learner = Learner(config.model_copy(update={"precision": precision}), 4, device)
+        learner.set_learning_rate(LEARNING_RATE)
+        found[precision] = losses(learner, config).tolist()
+    return found
+
+
+def draw(curves: dict[str, dict[str, list[float]]]) -> None:
+    """The curves of each preset, side by side."""
+    figure = new_figure(10, 4.2, "The loss of one training on fixed data, by arithmetic")
+    for axes, (preset, found) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+        for style, (name, values) in zip((":", "-", "--"), found.items(), strict=False):
+            axes.plot(values, style, lw=1.6, label=name)
+        axes.set_title(preset, fontsize=10)
+        axes.set_yscale("log")
+        axes.set_xlabel("batches")
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(PICTURE, dpi=100)
+
+
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """Measure, draw, and give a row for each preset; fills `results`."""
+    curves = results["losses"] = {preset: bench_precision(preset) for preset in ("fast", "tutorial")}
+    draw(curves)
+    for preset, found in curves.items():
+        final = {name: float(np.mean(values[-LAST:])) for name, values in found.items()}
+        spread = float(np.std(found["plain float32 loop"][-LAST:]))
+        name = list(final)[-1]
+        yield Row(
+            f"loss at the end of {STEPS} batches of fixed data, preset `{preset}`, {name}",
+            f"{final[name]:.4f}",
+            f"a plain float32 loop: {final['plain float32 loop']:.4f}, sd of a batch {spread:.4f}",
+            "within noise",
+        )
+
+
+if __name__ == "__main__":
+    for row in rows({}):
+        print(row)
