@@ -17,8 +17,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import IO, Any, NoReturn
 
-import psutil
-
 from storage.errors import StorageError
 from storage.settings import Settings, without_password
 
@@ -32,7 +30,6 @@ _EMBEDDED = {
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
 }
-_EMBEDDED_NICENESS = 5  # it records; the training has the first right to the cores
 
 _guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
 
@@ -66,17 +63,8 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
         meanwhile()
         starting.result()
     assert server.server_process
-    _yield_the_cores(server.server_process.pid)
     guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.server_process.pid)]
     _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
-
-
-def _yield_the_cores(server: int) -> None:
-    """Give all threads of the server with that process id less right to the cores than this process has."""
-    niceness = os.getpriority(os.PRIO_PROCESS, 0) + _EMBEDDED_NICENESS
-    for thread in psutil.Process(server).threads():
-        with suppress(OSError):  # it ended meanwhile
-            os.setpriority(os.PRIO_PROCESS, thread.id, niceness)
 
 
 def _check_answers(address: str) -> None:
