@@ -103,6 +103,7 @@ def test_a_training_outlives_its_prefect_server(server: Server) -> None:
         f"dqn: the Prefect server {server.settings.prefect_address}/api does not answer; "
         f"what was trained is stored: dqn train --resume {away.run_id}"
     ], said
+    assert all(line.startswith(("cycle ", "dqn: ")) for line in said.splitlines()), said
     assert time.monotonic() - began < 120
     assert away.newest_checkpoint().digest == back.newest_checkpoint().digest
     assert away.newest_checkpoint().cycle == CYCLES
