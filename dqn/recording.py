@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from dqn.config import TrainConfig
 from dqn.environments import Lanes, open_screens
 from dqn.episodes import first_histories
-from dqn.evaluation import Protocol, games_seed
+from dqn.evaluation import Protocol, games_seed, policy_draws
 from dqn.motion_tracer import motion
 from dqn.policy import epsilon_greedy
-from dqn.randomness import episode_seeds, generator
+from dqn.randomness import episode_seeds
 
 WIDTH, HEIGHT = 1040, 480  # of a picture, in pixels; both even, as video codecs want
 FRAMES_PER_SECOND = 15  # of the screen's 60, an agent sees every fourth
@@ -52,7 +52,7 @@ def record_episode(
     seed = games_seed(protocol)
     lanes = Lanes.of(config, first_histories(1), game=protocol.game, seed=seed, threads=1)
     screens = _Screens(open_screens(config, protocol.game), int(episode_seeds(seed, np.zeros(1, np.int64))[0]))
-    draws = generator(protocol.seed, "evaluation")
+    draws = policy_draws(protocol)
     score, step = 0.0, 0
     try:
         while not lanes.episodes.any():

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 import dqn.evaluation
 from dqn.checkpoint import Counters
-from dqn.evaluation import Evaluation, Protocol, evaluation_lanes
+from dqn.evaluation import Evaluation, Protocol, evaluation_groups
 from dqn.optimization import Learner
 from storage.evaluations import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
@@ -65,13 +65,13 @@ def evaluate_checkpoint(
 
 
 def play_evaluation(learner: Learner, protocol: Protocol, cycle: int) -> tuple[Evaluation, float]:
-    """Play the protocol's episodes; the evaluation and its states per second."""
-    lanes = evaluation_lanes(protocol, learner.config)
-    try:
-        began = perf_counter()
-        evaluation = dqn.evaluation.evaluate(
-            lanes, learner.estimate, protocol, lambda done, episodes: report("evaluate", cycle, done, episodes)
-        )
-        return evaluation, sum(evaluation.steps) / (perf_counter() - began)
-    finally:
-        lanes.close()
+    """Play the protocol's episodes; the evaluation and its states per second, from opening the games on."""
+    began = perf_counter()
+    evaluation = dqn.evaluation.evaluate(
+        evaluation_groups(protocol, learner.config),
+        learner.estimate,
+        protocol,
+        learner.config.threads,
+        lambda done, episodes: report("evaluate", cycle, done, episodes),
+    )
+    return evaluation, sum(evaluation.steps) / (perf_counter() - began)
