@@ -56,9 +56,12 @@ def score_histogram(evaluation: Evaluation) -> Figure:
     title = f"{game_title(protocol.game)}: {protocol.episodes} complete episodes at epsilon {protocol.epsilon:g}"
     figure = new_figure(8, 4.2, title)
     axes = plain(figure.subplots(), "score of an episode [points]", "episodes")
-    axes.hist(scores, bins=_bins(scores), color=BLUE, alpha=0.75, edgecolor="white")
-    axes.axvspan(summary["mean_low"], summary["mean_high"], color=ORANGE, alpha=0.25, lw=0, label="95 % interval")
-    axes.axvline(summary["mean"], color=ORANGE, lw=2, label=f"mean {summary['mean']:.2f}")
+    counts, _, _ = axes.hist(scores, bins=_bins(scores), color=BLUE, alpha=0.75, edgecolor="white")
+    mean, low, high = summary["mean"], summary["mean_low"], summary["mean_high"]
+    # Above the bars, where it neither hides one nor is hidden.
+    label = f"mean {mean:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    reach = [[mean - low], [high - mean]]
+    axes.errorbar([mean], [1.08 * np.max(counts)], xerr=reach, fmt="o", color=ORANGE, lw=2.4, capsize=5, label=label)
     axes.axvline(summary["median"], color=INK, lw=1.2, ls="--", label=f"median {summary['median']:g}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
@@ -78,16 +81,15 @@ def moment_strip(experience: Experience, action_names: Sequence[str], moment: Mo
     q_values = experience.q_values[steps.start : steps.stop, lane]
     low, high = float(q_values.min()), float(q_values.max())
     margin = 0.08 * (high - low) or 0.1
-    width = max(7.0, 1.28 * len(steps) + 1.2)
-    figure = new_figure(
-        width, 3.9 + 0.17 * len(action_names), f"{game_title(game)}: {moment.name} (step {moment.step} of lane {lane})"
-    )
-    rows = figure.subplots(3, len(steps), squeeze=False, height_ratios=[2.1, 2.1, 0.5 + 0.17 * len(action_names)])
+    width, bars_height = max(7.0, 1.28 * len(steps) + 1.2), 0.17 * len(action_names)
+    title = f"{game_title(game)}: {moment.name} (step {moment.step} of lane {lane})"
+    figure = new_figure(width, 4.4 + bars_height, title)
+    rows = figure.subplots(3, len(steps), squeeze=False, height_ratios=[1.7, 1.7, 0.2 + bars_height])
     for column, step in enumerate(steps):
         frame, trace, bars = rows[:, column]
         state = experience.states[step, lane]
-        bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255, aspect="auto")
-        bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255, aspect="auto")
+        bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255)
+        bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255)
         chosen = step == moment.step
         frame.set_title(
             "t" if chosen else f"t {step - moment.step:+d}",
@@ -175,6 +177,8 @@ def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game:
         picture = bare(figure.add_subplot(grid[1, column]))
         picture.imshow(experience.states[step, lane].max(axis=-1), cmap="gray", vmin=0, vmax=255)
         picture.set_title(f"{step - moment.step:+d}" if step != moment.step else "0", fontsize=9)
+        if column == 0:
+            picture.set_ylabel("frame and trace", fontsize=9)
     return figure
 
 

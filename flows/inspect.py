@@ -97,15 +97,16 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
-    """What is stored of `cycle`, or of the newest cycle that was played and not pruned.
+    """What is stored of `cycle`, or of the newest cycle that is done and not pruned.
 
     Raises:
         ValueError: nothing is.
         StorageError: a unit is broken.
     """
     stored = {kind: cycles_in(run.directory(kind)) for kind in ("experience", "targets", "checkpoint")}
-    if cycle is None:
-        cycle = next(iter(stored["experience"] or stored["checkpoint"]), 0)
+    if cycle is None:  # in a run that is going on, the newest one may have no checkpoint yet
+        whole = [number for number in stored["experience"] if number in stored["checkpoint"]]
+        cycle = next(iter(whole or stored["experience"] or stored["checkpoint"]), 0)
     if not any(cycle in cycles for cycles in stored.values()):
         kept = ", ".join(map(str, sorted({*stored["experience"], *stored["checkpoint"]}))) or "nothing"
         raise ValueError(

@@ -56,9 +56,7 @@ def _encode(path: Path, shots: Iterable[Shot], action_names: tuple[str, ...]) ->
     values = np.array([shot.q_values for shot in first])
     span = float(values.min()), float(values.max())
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream: Any = container.add_stream(
-            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast"}
-        )
+        stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=QUALITY)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for shot in chain(first, coming):
             picture = av.VideoFrame.from_ndarray(draw_shot(shot, action_names, span), format="rgb24")

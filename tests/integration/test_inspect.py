@@ -69,7 +69,9 @@ def test_moments_are_where_they_were_put_and_never_in_a_truncated_row() -> None:
     assert at["highest Q-value"] == at["largest spread of Q-values"] == (4, 1)
     assert at["smallest spread of Q-values"] == (6, 0)
     highest = next(moment for moment in moments if moment.name == "highest Q-value")
-    assert highest.steps == range(2, 5), "another episode begins after it"
+    assert highest.steps == range(5), "another episode begins after it, so more is shown of what came before"
+    reward = next(moment for moment in moments if moment.name == "highest reward")
+    assert reward.steps == range(5, 12), "neither the episode before it nor what was not played yet"
     stretch = stretch_to_a_point(experience)
     assert stretch is not None and stretch.steps == range(5, 12)
     experience.rewards[:] = np.minimum(experience.rewards, 0)
