@@ -7,6 +7,7 @@ from functools import partial
 from threading import Event
 
 import numpy as np
+import torch
 
 from dqn.environments import Lanes
 from dqn.experience import Experience
@@ -56,7 +57,7 @@ def play(
         experience.bootstrap_q_values[where] = q_values
 
     calls = [partial(play_group, *each) for each in zip(groups, slices, generators, strict=True)]
-    side_by_side(calls, len(groups))
+    side_by_side(calls, len(groups), max(1, torch.get_num_threads() // len(groups)))
 
 
 def _play_step(

@@ -96,15 +96,15 @@ class Evaluation:
         return cls(protocol, **{name: record[name] for name in ("scores", "steps", "cut_off")})
 
 
-def evaluation_groups(protocol: Protocol, config: TrainConfig) -> list[Callable[[], Lanes]]:
+def evaluation_groups(protocol: Protocol, config: TrainConfig, threads: int) -> list[Callable[[], Lanes]]:
     """How to open each group of an evaluation's games; never those that a training of that seed plays.
 
-    The groups are the same on any machine, for the policy's draws belong to them.
+    The groups are the same whatever the number of threads, for the policy's draws belong to them.
     """
     histories = first_histories(min(protocol.episodes, LANES))
     size = -(-len(histories) // GROUPS)
     options: dict[str, Any] = {"game": protocol.game, "seed": games_seed(protocol), "lanes_in_all": len(histories)}
-    options["threads"] = max(1, config.threads // GROUPS)
+    options["threads"] = max(1, threads // GROUPS)
     return [
         partial(Lanes.of, config, histories[first : first + size], **options)
         for first in range(0, len(histories), size)
@@ -163,6 +163,6 @@ def evaluate(
         finally:
             lanes.close()
 
-    side_by_side([partial(play_group, group) for group in range(len(groups))], threads)
+    side_by_side([partial(play_group, group) for group in range(len(groups))], threads, torch_threads=1)
     assert over.all()
     return Evaluation(protocol, scores.tolist(), steps.tolist(), int(cut_off.sum()))

@@ -151,7 +151,9 @@ def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game:
     figure = new_figure(10, 5.6, f"{game_title(game)}: the backward sweep along {moment.name}")
     shown = _spaced(moment, 8)
     grid = figure.add_gridspec(2, len(shown), height_ratios=[3.0, 1.5])
-    axes = plain(figure.add_subplot(grid[0, :]), "steps before and after the point", "Q-value of the action taken")
+    axes = plain(
+        figure.add_subplot(grid[0, :]), "steps before and after the point", "Q-value of the action taken [reward]"
+    )
     axes.fill_between(offsets, before, after, color=BLUE, alpha=0.12, lw=0)
     axes.plot(offsets, before, "o-", color=GRAY, ms=3, lw=1.2, label="the network's estimate when it played")
     axes.plot(offsets, after, "o-", color=BLUE, ms=3, lw=1.8, label=f"after the sweep (discount {discount:g})")
@@ -197,7 +199,7 @@ def q_value_histogram(experience: Experience, targets: Targets, game: str) -> Fi
     before = np.take_along_axis(experience.q_values, taken, 2)[..., 0][played]
     after = np.take_along_axis(targets.q_values, taken, 2)[..., 0][played]
     figure = new_figure(8, 4, f"{game_title(game)}: Q-values of the actions taken, {len(before):,} states")
-    axes = plain(figure.subplots(), "Q-value", "states")
+    axes = plain(figure.subplots(), "Q-value [reward]", "states")
     bins = np.linspace(min(before.min(), after.min()), max(before.max(), after.max(), before.min() + 1e-6), 61)
     axes.hist(before, list(bins), color=GRAY, alpha=0.45, label=f"estimated when played, mean {before.mean():.3f}")
     axes.hist(after, list(bins), histtype="step", color=BLUE, lw=1.8, label=f"after the sweep, mean {after.mean():.3f}")
@@ -210,7 +212,7 @@ def error_histogram(targets: Targets, game: str, threshold: float) -> Figure:
     errors = targets.estimation_errors.ravel()
     share = float((errors >= threshold).mean())
     figure = new_figure(8, 4, f"{game_title(game)}: estimation errors, {len(errors):,} states")
-    axes = plain(figure.subplots(), "estimation error |after - before|", "states (log scale)")
+    axes = plain(figure.subplots(), "estimation error |after - before| [reward]", "states (log scale)")
     axes.hist(errors, list(np.linspace(0, max(float(errors.max()), 1e-6), 61)), color=BLUE, alpha=0.8)
     axes.set_yscale("log")
     axes.axvline(

@@ -111,7 +111,8 @@ def _draw_bars(
     low, high = span
     row = min(36.0, (_PICTURE[1] - 30) / len(action_names))
     size = max(8, min(14, int(row * 0.6)))
-    start, full = left + int(size * 7.5), WIDTH - 80 - left - int(size * 7.5)
+    start = left + 8 + int(max(pen.textlength(name, _font(size)) for name in action_names))
+    full = WIDTH - 80 - start
     pen.text((left, _TOP), "Q-value of each action", _SOFT, _font(14))
     for number, (name, value) in enumerate(zip(action_names, shot.q_values, strict=True)):
         top = _TOP + 30 + number * row

@@ -1,4 +1,4 @@
-"""Several calls at the same time, each in a thread with its share of torch's threads."""
+"""Several calls at the same time, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from threading import Event
 import torch
 
 
-def side_by_side(calls: Sequence[Callable[[Event], None]], most: int) -> None:
+def side_by_side(calls: Sequence[Callable[[Event], None]], most: int, torch_threads: int) -> None:
     """Make the calls, at most `most` of them at a time, and wait for all.
 
     Each is told by an event that another one failed, or that this thread was interrupted, and returns soon then.
+    Each computes with `torch_threads` of torch.
 
     Raises:
         Exception: what the first of the calls that failed has raised.
     """
-    stopped = Event()
-    threads, at_once = torch.get_num_threads(), min(most, len(calls))
-    share = max(1, threads // at_once)
-    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+    stopped, threads = Event(), torch.get_num_threads()
+    with ThreadPoolExecutor(most, initializer=torch.set_num_threads, initargs=(torch_threads,)) as pool:
         try:
             made = [pool.submit(call, stopped) for call in calls]
             wait(made, return_when=FIRST_EXCEPTION)

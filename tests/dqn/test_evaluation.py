@@ -96,7 +96,7 @@ def test_evaluation_of_real_games_is_repeatable_with_any_number_of_threads() -> 
     def once(seed: int, limit: int, threads: int) -> Evaluation:
         protocol = Protocol("ALE/Breakout-v5", 4, 0.9, seed)
         config = make_config("fast", {"episode_frames_limit": limit})
-        return evaluate(evaluation_groups(protocol, config), no_preference, protocol, threads)
+        return evaluate(evaluation_groups(protocol, config, threads), no_preference, protocol, threads)
 
     first = once(1, 108_000, 1)
     assert first == once(1, 108_000, 2)
@@ -108,7 +108,7 @@ def test_evaluation_of_real_games_is_repeatable_with_any_number_of_threads() -> 
 
 @pytest.mark.parametrize(("episodes", "lanes"), [(1, [[0]]), (3, [[0, 1], [2]]), (30, [[*range(5)], [*range(5, 10)]])])
 def test_groups_share_the_episodes(episodes: int, lanes: list[list[int]]) -> None:
-    groups = evaluation_groups(Protocol("ALE/Breakout-v5", episodes, 0.01), make_config())
+    groups = evaluation_groups(Protocol("ALE/Breakout-v5", episodes, 0.01), make_config(), 2)
     opened = [group() for group in groups]
     assert [found.episodes.tolist() for found in opened] == lanes
     for found in opened:
