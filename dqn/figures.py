@@ -63,7 +63,8 @@ def score_histogram(evaluation: Evaluation) -> Figure:
     reach = [[mean - low], [high - mean]]
     axes.errorbar([mean], [1.08 * np.max(counts)], xerr=reach, fmt="o", color=ORANGE, lw=2.4, capsize=5, label=label)
     axes.axvline(summary["median"], color=INK, lw=1.2, ls="--", label=f"median {summary['median']:g}")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     return figure
 

@@ -33,7 +33,7 @@ def record(
         ValueError: the path is no .mp4 in a directory that exists, or an argument is out of range.
         OSError: it cannot be written.
     """
-    if path.suffix != ".mp4" or not path.absolute().parent.is_dir():
+    if path.suffix != ".mp4" or path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"cannot record to {path}; it must be a file .mp4 in a directory that exists")
     protocol = agent.protocol(1, epsilon, game, seed)
     shots = record_episode(agent.learner.estimate, protocol, agent.facts.config)
