@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import pipeline, precision, report, speed
+from benchmarks import evaluation, pipeline, precision, report, speed
 from dqn.config import make_config
 from dqn.hardware import resolve
 
@@ -14,7 +14,7 @@ def main() -> None:
     config = resolve(make_config())
     results: dict[str, Any] = {"machine": report.machine(), "precision": config.precision, "threads": config.threads}
     rows = []
-    for part in (speed, precision, pipeline):
+    for part in (speed, evaluation, precision, pipeline):
         for row in part.rows(results):
             rows.append(row)
             print(row, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from threading import Event
 
 import numpy as np
@@ -13,6 +13,7 @@ from dqn.environments import Lanes
 from dqn.experience import Experience
 from dqn.policy import epsilon_greedy
 from dqn.schedules import LinearSchedule
+from dqn.threads import side_by_side
 
 
 def play(
@@ -39,12 +40,11 @@ def play(
         on_step: told the steps done and to do by the first group.
     """
     assert experience.steps >= 1
-    stopped = Event()
     ends = np.cumsum([len(lanes.episodes) for lanes in groups])
     slices = [slice(end - len(lanes.episodes), end) for lanes, end in zip(groups, ends.tolist(), strict=True)]
     assert slices[-1].stop == experience.actions.shape[1]
 
-    def play_group(lanes: Lanes, where: slice, generator: np.random.Generator) -> None:
+    def play_group(lanes: Lanes, where: slice, generator: np.random.Generator, stopped: Event) -> None:
         q_values = estimate(lanes.states)
         for step in range(experience.steps):
             if stopped.is_set():
@@ -56,17 +56,8 @@ def play(
                 on_step(step + 1, experience.steps)
         experience.bootstrap_q_values[where] = q_values
 
-    threads = torch.get_num_threads()
-    share = max(1, threads // len(groups))
-    with ThreadPoolExecutor(len(groups), initializer=torch.set_num_threads, initargs=(share,)) as pool:
-        try:
-            calls = [pool.submit(play_group, *each) for each in zip(groups, slices, generators, strict=True)]
-            wait(calls, return_when=FIRST_EXCEPTION)
-        finally:  # one failed, or this thread was interrupted, or all are done
-            stopped.set()
-    torch.set_num_threads(threads)  # some libraries know but one number for all threads
-    for call in calls:
-        call.result()
+    calls = [partial(play_group, *each) for each in zip(groups, slices, generators, strict=True)]
+    side_by_side(calls, len(groups), max(1, torch.get_num_threads() // len(groups)))
 
 
 def _play_step(

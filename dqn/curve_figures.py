@@ -51,11 +51,12 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
         axes.plot(episodes.states, episodes.values, ".", ms=2.5, color=LIGHT, label="training episodes", zorder=0)
         mean = running_mean(episodes)
         axes.fill_between(mean.states, mean.low, mean.high, color=BLUE, alpha=0.2, lw=0)
-        axes.plot(mean.states, mean.mean, color=BLUE, lw=2, label=f"mean of {WINDOW_EPISODES} with 95 % interval")
+        label = f"mean of {WINDOW_EPISODES} with 95 % interval"
+        axes.plot(mean.states, mean.mean, color=BLUE, lw=2, label=label, marker=_marker(mean.states))
     if evaluated := curves.get("evaluation/mean"):
         label = "evaluation with 95 % interval"
         _evaluations(axes, evaluated.states, evaluated, curves, ORANGE, label=label, ls="none")
-    if epsilon := curves.get("schedule/epsilon"):
+    if (epsilon := curves.get("schedule/epsilon")) and len(epsilon.values) > 1:
         other = axes.twinx()
         other.plot(epsilon.states, epsilon.values, color=GRAY, lw=1, ls=":", label="epsilon (right)")
         other.set_ylim(0, 1.05)
@@ -63,6 +64,7 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
         other.spines[["top", "left"]].set_visible(False)
         other.tick_params(colors=GRAY, labelsize=8)
         axes.plot([], [], color=GRAY, lw=1, ls=":", label="epsilon (right)")
+    axes.set_xlim(left=0)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     return figure
 
@@ -71,20 +73,21 @@ def q_value_curves(curves: Mapping[str, Curve], game: str) -> Figure:
     """Q-values, estimation errors and loss against states."""
     figure = new_figure(9, 7.2, f"{game}: Q-values while training")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    _over_states(top, "Q-value")
+    _over_states(top, "Q-value [reward]")
     if {"q_values/before_min", "q_values/before_max", "q_values/before_mean"} <= set(curves):
         low, mean, high = (curves[f"q_values/before_{name}"] for name in ("min", "mean", "max"))
         top.fill_between(low.states, low.values, high.values, color=LIGHT, lw=0, label="lowest to highest")
         top.plot(mean.states, mean.values, color=BLUE, lw=1.8, label="mean estimate when played")
         top.legend(frameon=False, fontsize=9, loc="upper left")
     for axes, name, label, color in (
-        (middle, "estimation_error/mean", "mean estimation error", GREEN),
-        (bottom, "loss/mean", "mean loss", RED),
+        (middle, "estimation_error/mean", "mean estimation error\n[reward]", GREEN),
+        (bottom, "loss/mean", "mean loss [reward²]", RED),
     ):
         _over_states(axes, label)
         if curve := curves.get(name):
             axes.plot(curve.states, curve.values, color=color, lw=1.3)
         axes.set_ylim(bottom=0)
+    top.set_xlim(left=0)
     top.set_xlabel("")
     middle.set_xlabel("")
     return figure
@@ -117,7 +120,7 @@ def score_comparison(
         if episodes := curves.get("score/episode"):
             mean = running_mean(episodes)
             training.fill_between(along(mean.states), mean.low, mean.high, color=color, alpha=0.15, lw=0)
-            training.plot(along(mean.states), mean.mean, color=color, lw=1.8)
+            training.plot(along(mean.states), mean.mean, color=color, lw=1.8, marker=_marker(mean.states))
         if tested := curves.get("evaluation/mean"):
             _evaluations(panels[0], along(tested.states), tested, curves, color)
     if evaluated:
@@ -128,6 +131,11 @@ def score_comparison(
         training.xaxis.set_major_formatter(ScalarFormatter())
     figure.legend(*training.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     return figure
+
+
+def _marker(x: np.ndarray) -> str:
+    """A line of one point would not be seen."""
+    return "o" if len(x) == 1 else ""
 
 
 def _over_states(axes: Axes, y: str) -> Axes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from dqn.human_scores import human_normalized
 from dqn.policy import epsilon_greedy
 from dqn.randomness import generator
 from dqn.statistics import Metric
+from dqn.threads import side_by_side
 
 BOOTSTRAP_SAMPLES = 10_000
-MOST_LANES = 64
+# Few lanes with several episodes each are done at nearly the same time, and few emulators have to be seeded.
+LANES, GROUPS = 10, 2
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,19 @@ class Evaluation:
         return cls(protocol, **{name: record[name] for name in ("scores", "steps", "cut_off")})
 
 
-def evaluation_lanes(protocol: Protocol, config: TrainConfig, most: int = MOST_LANES) -> Lanes:
-    """The games of an evaluation of an agent, freshly started; never those that a training of that seed plays."""
-    histories = first_histories(min(protocol.episodes, most))
-    return Lanes.of(config, histories, game=protocol.game, seed=games_seed(protocol), threads=config.threads)
+def evaluation_groups(protocol: Protocol, config: TrainConfig, threads: int) -> list[Callable[[], Lanes]]:
+    """How to open each group of an evaluation's games; never those that a training of that seed plays.
+
+    The groups are the same whatever the number of threads, for the policy's draws belong to them.
+    """
+    histories = first_histories(min(protocol.episodes, LANES))
+    size = -(-len(histories) // GROUPS)
+    options: dict[str, Any] = {"game": protocol.game, "seed": games_seed(protocol), "lanes_in_all": len(histories)}
+    options["threads"] = max(1, threads // GROUPS)
+    return [
+        partial(Lanes.of, config, histories[first : first + size], **options)
+        for first in range(0, len(histories), size)
+    ]
 
 
 def games_seed(protocol: Protocol) -> int:
@@ -103,10 +116,16 @@ def games_seed(protocol: Protocol) -> int:
     return int(generator(protocol.seed, "evaluation games").integers(2**63))
 
 
+def policy_draws(protocol: Protocol, group: int = 0) -> np.random.Generator:
+    """The random draws of the policy in a group of an evaluation's games."""
+    return generator(protocol.seed, "evaluation", group)
+
+
 def evaluate(
-    lanes: Lanes,
+    groups: Sequence[Callable[[], Lanes]],
     estimate: Callable[[np.ndarray], np.ndarray],
     protocol: Protocol,
+    threads: int = 1,
     on_step: Callable[[int, int], None] = lambda done, episodes: None,
 ) -> Evaluation:
     """Play the protocol's complete episodes, epsilon-greedy.
@@ -115,28 +134,35 @@ def evaluate(
     counting the first to finish would favour short ones.
 
     Args:
-        lanes: freshly started games, at most one for each episode.
-        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32.
+        groups: each opens freshly started games; of all lanes together there is one at most for each episode.
+        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32; called by all threads.
         protocol: how many episodes, and the policy's epsilon and seed.
+        threads: groups that play at the same time; the scores do not depend on it.
         on_step: told the episodes done and to do.
     """
     episodes = protocol.episodes
-    assert 1 <= len(lanes.episodes) <= episodes
-    draws = generator(protocol.seed, "evaluation")
     scores, steps = np.zeros(episodes), np.zeros(episodes, np.int64)
-    cut_off, done = np.zeros(episodes, bool), 0
-    wanted = lanes.episodes < episodes
-    while wanted.any():
-        playing = lanes.episodes
-        # Lanes that are done go on, for the emulators step together; nobody asks what they should do.
-        estimates = estimate(lanes.states if wanted.all() else lanes.states[wanted])
-        q_values = np.zeros((len(wanted), estimates.shape[1]), np.float32)
-        q_values[wanted] = estimates
-        outcome = lanes.step(lanes.with_noops(epsilon_greedy(q_values, protocol.epsilon, draws)))
-        scores[playing[wanted]] += outcome.rewards[wanted]
-        steps[playing[wanted]] += ~outcome.truncated[wanted]
-        cut_off[playing[wanted]] |= outcome.truncated[wanted]
-        done += int((wanted & (outcome.terminated | outcome.truncated)).sum())
-        wanted = lanes.episodes < episodes
-        on_step(done, episodes)
+    cut_off, over, telling = np.zeros(episodes, bool), np.zeros(episodes, bool), Lock()
+
+    def play_group(group: int, stopped: Event) -> None:
+        lanes, draws = groups[group](), policy_draws(protocol, group)
+        try:
+            while not stopped.is_set() and (wanted := lanes.episodes < episodes).any():
+                playing = lanes.episodes[wanted]
+                # Lanes that are done go on, for the emulators step together; nobody asks what they should do.
+                estimates = estimate(lanes.states if wanted.all() else lanes.states[wanted])
+                q_values = np.zeros((len(wanted), estimates.shape[1]), np.float32)
+                q_values[wanted] = estimates
+                outcome = lanes.step(lanes.with_noops(epsilon_greedy(q_values, protocol.epsilon, draws)))
+                scores[playing] += outcome.rewards[wanted]
+                steps[playing] += ~outcome.truncated[wanted]
+                cut_off[playing] |= outcome.truncated[wanted]
+                over[playing] = (outcome.terminated | outcome.truncated)[wanted]
+                with telling:
+                    on_step(int(over.sum()), episodes)
+        finally:
+            lanes.close()
+
+    side_by_side([partial(play_group, group) for group in range(len(groups))], threads, torch_threads=1)
+    assert over.all()
     return Evaluation(protocol, scores.tolist(), steps.tolist(), int(cut_off.sum()))

@@ -23,6 +23,7 @@ _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("normalized_shape",),
     nn.Linear: ("in_features", "out_features"),
     nn.ReLU: (),
+    nn.Flatten: (),
 }
 
 
@@ -38,33 +39,73 @@ class Exported:
     evaluation: Evaluation | None  # the one that speaks for it, if it was evaluated
 
 
+Layers = list[tuple[str, dict[str, Any]]]  # names and options in torch.nn, in order
+
+
 def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
     """All that it takes to play without this package, ready for JSON.
 
-    The layers are names and options of torch.nn. Names of weights are `convolutions.<n>.` and `dense.<n>.` with
-    the numbers of the layers; between the two parts features (C, h, w) are flattened as (h, w, C).
+    `game` are the arguments of gymnasium.make, `layers` make a torch.nn.Sequential that takes states
+    (N, C, 105, 80) times `pixel_scale` and has the weights of `plain_weights`.
     """
-    native = facts.config.game.startswith("ALE/")
+    config = facts.config
+    native = config.game.startswith("ALE/")
     return {
-        "height": STATE_HEIGHT,
-        "width": STATE_WIDTH,
-        "resize": {"mode": "area"} if native else {"mode": "bilinear", "antialias": True},
+        "game": {
+            "id": f"ale_py:{config.game}",
+            "obs_type": "grayscale",
+            "max_num_frames_per_episode": config.episode_frames_limit,
+            "full_action_space": config.full_action_set,
+        },
+        "noop_max": config.noop_max,
+        "resize": {
+            "size": (STATE_HEIGHT, STATE_WIDTH),
+            **({"mode": "area"} if native else {"mode": "bilinear", "antialias": True}),
+        },
+        "frame_stack": config.frame_stack,
         "motion_threshold": int(MOTION_THRESHOLD),
         "trace_decay": TRACE_DECAY,
-        "stacked_frames": facts.config.state_channels if facts.config.frame_stack else 0,
-        "noop_max": facts.config.noop_max,
-        "pixel_scale": 1 / 255 if facts.config.scale_input else 1.0,
-        "convolutions": [_layer(layer) for layer in network.convolutions],
-        "dense": [_layer(layer) for layer in network.dense],
-        "epsilon": facts.config.testing_epsilon,
-        "frames_limit": facts.config.episode_frames_limit,
-        "full_action_space": facts.config.full_action_set,
+        "pixel_scale": 1 / 255 if config.scale_input else 1.0,
+        "layers": [_layer(layer) for layer in (*network.convolutions, nn.Flatten(), *network.dense)],
+        "epsilon": config.testing_epsilon,
     }
 
 
 def _layer(layer: nn.Module) -> tuple[str, dict[str, Any]]:
     kind = next(kind for kind in _OPTIONS if isinstance(layer, kind))
     return kind.__name__, {option: getattr(layer, option) for option in _OPTIONS[kind]}
+
+
+def plain_weights(weights: dict[str, Tensor], layers: Layers) -> dict[str, Tensor]:
+    """The weights of a QNetwork as those of torch.nn.Sequential, which flattens channel by channel, not by pixel."""
+    first, channels = _first_dense(layers)
+    plain = {}
+    for name, weight in weights.items():
+        part, number, kind = name.split(".")
+        plain[f"{int(number) + first if part == 'dense' else number}.{kind}"] = weight
+    by_pixel = plain[f"{first}.weight"]
+    by_channel = by_pixel.reshape(len(by_pixel), -1, channels).transpose(1, 2).flatten(1)
+    return {**plain, f"{first}.weight": by_channel}
+
+
+def network_weights(plain: dict[str, Tensor], layers: Layers) -> dict[str, Tensor]:
+    """The inverse of `plain_weights`."""
+    first, channels = _first_dense(layers)
+    by_channel = plain[f"{first}.weight"]
+    by_pixel = by_channel.reshape(len(by_channel), channels, -1).transpose(1, 2).flatten(1)
+    plain = {**plain, f"{first}.weight": by_pixel}
+    weights = {}
+    for name, weight in plain.items():
+        number, kind = name.split(".")
+        part = f"dense.{int(number) - first}" if int(number) >= first else f"convolutions.{number}"
+        weights[f"{part}.{kind}"] = weight
+    return weights
+
+
+def _first_dense(layers: Layers) -> tuple[int, int]:
+    """Number of the layer after the flattening, and the channels that are flattened."""
+    channels = [options["out_channels"] for kind, options in layers if kind == nn.Conv2d.__name__]
+    return [kind for kind, _ in layers].index(nn.Flatten.__name__) + 1, channels[-1]
 
 
 _SCALE = {
@@ -145,7 +186,7 @@ def _scores(evaluation: Evaluation | None) -> str:
 
 
 _IN_A_DIRECTORY = """`weights.safetensors` has the weights, and `config.json` under `play` what it takes to use them: \
-layers by their names in torch.nn, sizes and constants. The project's `docs/examples/play_exported.py` plays with them \
+layers of a torch.nn.Sequential, sizes and constants. The project's `docs/examples/play_exported.py` plays with them \
 by torch and gymnasium alone: `python play_exported.py DIRECTORY`."""
 
 

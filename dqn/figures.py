@@ -56,11 +56,15 @@ def score_histogram(evaluation: Evaluation) -> Figure:
     title = f"{game_title(protocol.game)}: {protocol.episodes} complete episodes at epsilon {protocol.epsilon:g}"
     figure = new_figure(8, 4.2, title)
     axes = plain(figure.subplots(), "score of an episode [points]", "episodes")
-    axes.hist(scores, bins=_bins(scores), color=BLUE, alpha=0.75, edgecolor="white")
-    axes.axvspan(summary["mean_low"], summary["mean_high"], color=ORANGE, alpha=0.25, lw=0, label="95 % interval")
-    axes.axvline(summary["mean"], color=ORANGE, lw=2, label=f"mean {summary['mean']:.2f}")
+    counts, _, _ = axes.hist(scores, bins=_bins(scores), color=BLUE, alpha=0.75, edgecolor="white")
+    mean, low, high = summary["mean"], summary["mean_low"], summary["mean_high"]
+    # Above the bars, where it neither hides one nor is hidden.
+    label = f"mean {mean:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    reach = [[mean - low], [high - mean]]
+    axes.errorbar([mean], [1.08 * np.max(counts)], xerr=reach, fmt="o", color=ORANGE, lw=2.4, capsize=5, label=label)
     axes.axvline(summary["median"], color=INK, lw=1.2, ls="--", label=f"median {summary['median']:g}")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     return figure
 
@@ -78,16 +82,15 @@ def moment_strip(experience: Experience, action_names: Sequence[str], moment: Mo
     q_values = experience.q_values[steps.start : steps.stop, lane]
     low, high = float(q_values.min()), float(q_values.max())
     margin = 0.08 * (high - low) or 0.1
-    width = max(7.0, 1.28 * len(steps) + 1.2)
-    figure = new_figure(
-        width, 3.9 + 0.17 * len(action_names), f"{game_title(game)}: {moment.name} (step {moment.step} of lane {lane})"
-    )
-    rows = figure.subplots(3, len(steps), squeeze=False, height_ratios=[2.1, 2.1, 0.5 + 0.17 * len(action_names)])
+    width, bars_height = max(7.0, 1.28 * len(steps) + 1.2), 0.17 * len(action_names)
+    title = f"{game_title(game)}: {moment.name} (step {moment.step} of lane {lane})"
+    figure = new_figure(width, 4.4 + bars_height, title)
+    rows = figure.subplots(3, len(steps), squeeze=False, height_ratios=[1.7, 1.7, 0.2 + bars_height])
     for column, step in enumerate(steps):
         frame, trace, bars = rows[:, column]
         state = experience.states[step, lane]
-        bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255, aspect="auto")
-        bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255, aspect="auto")
+        bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255)
+        bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255)
         chosen = step == moment.step
         frame.set_title(
             "t" if chosen else f"t {step - moment.step:+d}",
@@ -149,7 +152,9 @@ def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game:
     figure = new_figure(10, 5.6, f"{game_title(game)}: the backward sweep along {moment.name}")
     shown = _spaced(moment, 8)
     grid = figure.add_gridspec(2, len(shown), height_ratios=[3.0, 1.5])
-    axes = plain(figure.add_subplot(grid[0, :]), "steps before and after the point", "Q-value of the action taken")
+    axes = plain(
+        figure.add_subplot(grid[0, :]), "steps before and after the point", "Q-value of the action taken [reward]"
+    )
     axes.fill_between(offsets, before, after, color=BLUE, alpha=0.12, lw=0)
     axes.plot(offsets, before, "o-", color=GRAY, ms=3, lw=1.2, label="the network's estimate when it played")
     axes.plot(offsets, after, "o-", color=BLUE, ms=3, lw=1.8, label=f"after the sweep (discount {discount:g})")
@@ -175,6 +180,8 @@ def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game:
         picture = bare(figure.add_subplot(grid[1, column]))
         picture.imshow(experience.states[step, lane].max(axis=-1), cmap="gray", vmin=0, vmax=255)
         picture.set_title(f"{step - moment.step:+d}" if step != moment.step else "0", fontsize=9)
+        if column == 0:
+            picture.set_ylabel("frame and trace", fontsize=9)
     return figure
 
 
@@ -193,7 +200,7 @@ def q_value_histogram(experience: Experience, targets: Targets, game: str) -> Fi
     before = np.take_along_axis(experience.q_values, taken, 2)[..., 0][played]
     after = np.take_along_axis(targets.q_values, taken, 2)[..., 0][played]
     figure = new_figure(8, 4, f"{game_title(game)}: Q-values of the actions taken, {len(before):,} states")
-    axes = plain(figure.subplots(), "Q-value", "states")
+    axes = plain(figure.subplots(), "Q-value [reward]", "states")
     bins = np.linspace(min(before.min(), after.min()), max(before.max(), after.max(), before.min() + 1e-6), 61)
     axes.hist(before, list(bins), color=GRAY, alpha=0.45, label=f"estimated when played, mean {before.mean():.3f}")
     axes.hist(after, list(bins), histtype="step", color=BLUE, lw=1.8, label=f"after the sweep, mean {after.mean():.3f}")
@@ -206,7 +213,7 @@ def error_histogram(targets: Targets, game: str, threshold: float) -> Figure:
     errors = targets.estimation_errors.ravel()
     share = float((errors >= threshold).mean())
     figure = new_figure(8, 4, f"{game_title(game)}: estimation errors, {len(errors):,} states")
-    axes = plain(figure.subplots(), "estimation error |after - before|", "states (log scale)")
+    axes = plain(figure.subplots(), "estimation error |after - before| [reward]", "states (log scale)")
     axes.hist(errors, list(np.linspace(0, max(float(errors.max()), 1e-6), 61)), color=BLUE, alpha=0.8)
     axes.set_yscale("log")
     axes.axvline(

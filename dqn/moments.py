@@ -53,7 +53,10 @@ def find_moments(experience: Experience) -> tuple[list[Moment], list[str]]:
             continue
         candidates = np.argwhere(value == value.max())
         moments = [_around(experience, name, lane, step, before, after) for step, lane in candidates.tolist()[:500]]
-        found.append(max(moments, key=lambda moment: len(moment.steps)))
+        best = max(moments, key=lambda moment: len(moment.steps))
+        # What the episode or the cycle lacks on one side is shown on the other.
+        early, late = best.steps[0] - (best.step + before), best.step + after - best.steps[-1]
+        found.append(_around(experience, name, best.lane, best.step, before - late, after + early))
     return found, missing
 
 

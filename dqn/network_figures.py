@@ -63,6 +63,7 @@ def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: i
             image = cell.imshow(outputs[channel], cmap="viridis", vmin=0, vmax=top, aspect="auto")
     bar = right.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.015)
     bar.set_label("activation after ReLU", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return figure
 
@@ -94,6 +95,7 @@ def weights_figure(network: QNetwork, layer: int, channel: int, game: str) -> Fi
             _outline(cell)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, pad=0.015)
     bar.set_label(f"weight (mean {filters.mean():+.4f}, sd {filters.std():.4f})", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return figure
 

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from dqn.config import TrainConfig
 from dqn.environments import Lanes, open_screens
 from dqn.episodes import first_histories
-from dqn.evaluation import Protocol, games_seed
+from dqn.evaluation import Protocol, games_seed, policy_draws
 from dqn.motion_tracer import motion
 from dqn.policy import epsilon_greedy
-from dqn.randomness import episode_seeds, generator
+from dqn.randomness import episode_seeds
 
 WIDTH, HEIGHT = 1040, 480  # of a picture, in pixels; both even, as video codecs want
 FRAMES_PER_SECOND = 15  # of the screen's 60, an agent sees every fourth
@@ -52,7 +52,7 @@ def record_episode(
     seed = games_seed(protocol)
     lanes = Lanes.of(config, first_histories(1), game=protocol.game, seed=seed, threads=1)
     screens = _Screens(open_screens(config, protocol.game), int(episode_seeds(seed, np.zeros(1, np.int64))[0]))
-    draws = generator(protocol.seed, "evaluation")
+    draws = policy_draws(protocol)
     score, step = 0.0, 0
     try:
         while not lanes.episodes.any():
@@ -111,7 +111,8 @@ def _draw_bars(
     low, high = span
     row = min(36.0, (_PICTURE[1] - 30) / len(action_names))
     size = max(8, min(14, int(row * 0.6)))
-    start, full = left + int(size * 7.5), WIDTH - 80 - left - int(size * 7.5)
+    start = left + 8 + int(max(pen.textlength(name, _font(size)) for name in action_names))
+    full = WIDTH - 80 - start
     pen.text((left, _TOP), "Q-value of each action", _SOFT, _font(14))
     for number, (name, value) in enumerate(zip(action_names, shot.q_values, strict=True)):
         top = _TOP + 30 + number * row

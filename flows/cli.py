@@ -219,7 +219,10 @@ def share(
     _quiet_prefect()
     from flows.agents import open_agent
     from flows.export import share_agent, sharing_text
+    from storage.registry import SCHEME
 
+    if run.startswith(SCHEME):
+        raise ValueError(f"{run} is shared already; give a run, and `dqn runs` lists them")
     result = share_agent(open_agent(run, checkpoint), replace)
     print(json.dumps(result, indent=1) if as_json else sharing_text(result))
 

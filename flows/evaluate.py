@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 from prefect import flow
@@ -49,7 +50,8 @@ def evaluate_agent(
         ValueError: an argument is out of range, or the game has other actions.
     """
     protocol = agent.protocol(episodes, epsilon, game, seed)
-    evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, agent.facts.counters, agent.learner, protocol)
+    cores, counters = len(os.sched_getaffinity(0)), agent.facts.counters
+    evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, counters, agent.learner, protocol, cores)
     return {
         "run": agent.run.run_id,
         "name": agent.name,

@@ -97,15 +97,16 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
-    """What is stored of `cycle`, or of the newest cycle that was played and not pruned.
+    """What is stored of `cycle`, or of the newest cycle that is done and not pruned.
 
     Raises:
         ValueError: nothing is.
         StorageError: a unit is broken.
     """
     stored = {kind: cycles_in(run.directory(kind)) for kind in ("experience", "targets", "checkpoint")}
-    if cycle is None:
-        cycle = next(iter(stored["experience"] or stored["checkpoint"]), 0)
+    if cycle is None:  # in a run that is going on, the newest one may have no checkpoint yet
+        whole = [number for number in stored["experience"] if number in stored["checkpoint"]]
+        cycle = next(iter(whole or stored["experience"] or stored["checkpoint"]), 0)
     if not any(cycle in cycles for cycles in stored.values()):
         kept = ", ".join(map(str, sorted({*stored["experience"], *stored["checkpoint"]}))) or "nothing"
         raise ValueError(
@@ -143,11 +144,15 @@ def _facts(about: Inspection) -> dict[str, str]:
 def _training(about: Inspection) -> None:
     curves = about.run.tracking.curves(about.run.run_id, CURVES)
     pictures = []
-    if "loss/mean" in curves:
-        pictures = [
-            Picture("score-curve", score_curve(curves, about.game), "Scores against states played."),
-            Picture("q-value-curves", q_value_curves(curves, about.game), "Q-values, errors and loss against states."),
-        ]
+    if "score/episode" in curves or "evaluation/mean" in curves:
+        pictures.append(Picture("score-curve", score_curve(curves, about.game), "Scores against states played."))
+    else:
+        about.page.notes.append("There are no scores to show: no episode of the run has ended yet.")
+    if "loss/mean" in curves and len(curves["loss/mean"].values) > 1:
+        caption = "Q-values, errors and loss against states."
+        pictures.append(Picture("q-value-curves", q_value_curves(curves, about.game), caption))
+    else:
+        about.page.notes.append("There are no curves of Q-values to show: they begin with the second cycle.")
     try:
         evaluation = read_evaluation(about.run.unit(EVALUATION, about.cycle).directory)
         pictures.append(Picture("scores", score_histogram(evaluation), "The evaluation of this cycle's checkpoint."))
@@ -180,6 +185,10 @@ _SAYINGS = {
 }
 
 
+_OUTPUTS = "Each channel is bright where its filter found what it looks for; all on one scale."
+_WEIGHTS = "One square for each output channel. Red adds to it, blue takes away from it, and white is zero."
+
+
 def _sweep(about: Inspection, experience: Experience, targets: Targets) -> None:
     config, pictures = about.facts.config, []
     if stretch := stretch_to_a_point(experience):
@@ -206,7 +215,7 @@ def _network(about: Inspection, network: QNetwork, state: str | None, channel: i
         shown: np.ndarray = about.experience.states[_chosen_state(about.experience, state)]
         outputs = convolution_outputs(network, shown)
         pictures += [
-            Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, about.game), "")
+            Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, about.game), _OUTPUTS)
             for number, output in enumerate(outputs, 1)
         ]
     elif state:
@@ -214,7 +223,7 @@ def _network(about: Inspection, network: QNetwork, state: str | None, channel: i
     first = [(1, source) for source in range(about.facts.config.state_channels)]
     wanted = [*first, *((number, channel) for number in range(2, layers + 1))]
     pictures += [
-        Picture(f"weights-{number}-{source}", weights_figure(network, number, source, about.game), "")
+        Picture(f"weights-{number}-{source}", weights_figure(network, number, source, about.game), _WEIGHTS)
         for number, source in wanted
     ]
     about.page.add("The network", "What each convolution puts out for one state, and its weights.", pictures)

@@ -33,7 +33,7 @@ def record(
         ValueError: the path is no .mp4 in a directory that exists, or an argument is out of range.
         OSError: it cannot be written.
     """
-    if path.suffix != ".mp4" or not path.absolute().parent.is_dir():
+    if path.suffix != ".mp4" or path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"cannot record to {path}; it must be a file .mp4 in a directory that exists")
     protocol = agent.protocol(1, epsilon, game, seed)
     shots = record_episode(agent.learner.estimate, protocol, agent.facts.config)
@@ -56,9 +56,7 @@ def _encode(path: Path, shots: Iterable[Shot], action_names: tuple[str, ...]) ->
     values = np.array([shot.q_values for shot in first])
     span = float(values.min()), float(values.max())
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream: Any = container.add_stream(
-            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast"}
-        )
+        stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=QUALITY)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for shot in chain(first, coming):
             picture = av.VideoFrame.from_ndarray(draw_shot(shot, action_names, span), format="rgb24")

@@ -13,6 +13,7 @@ from typing import Any
 from prefect import State, flow, get_run_logger
 from prefect.deployments import run_deployment
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
 
 from dqn.config import Preset, TrainConfig, make_config
@@ -158,8 +159,9 @@ def run_cycles(run: StoredRun) -> bool:
     done, found = facts.counters, run.tracking.client.get_run(run.run_id)
     text = found.data.tags.get(TARGET, "")
     target = Target.parse(text)
-    describe(run, facts.config.game, str(target), flow_run.ui_url)
-    address = f"{run.settings.mlflow_address}/#/experiments/{found.info.experiment_id}/runs/{run.run_id}"
+    describe(run, facts.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
+    place = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    address = f"{run.settings.mlflow_address}/#/{place}"
     fraction, cycle = target.fraction(done.states, done.cycle), done.cycle
     log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, facts.config.game, cycle, address)
     report = TrainingReport(run.run_id, run.name, address, fraction)

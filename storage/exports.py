@@ -11,12 +11,12 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from dqn.evaluation import Evaluation
-from dqn.exported import Exported
+from dqn.exported import Exported, network_weights, plain_weights
 from storage.checkpoints import facts_as_json, facts_from_json
 from storage.errors import CorruptUnitError
 
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
-FORMAT = 1
+FORMAT = 2
 
 
 def write_export(directory: Path, exported: Exported, play: dict[str, Any], card: str) -> None:
@@ -25,7 +25,7 @@ def write_export(directory: Path, exported: Exported, play: dict[str, Any], card
     Raises:
         OSError: a full disk, or any other failure to write.
     """
-    weights = safetensors.torch.save(exported.weights)
+    weights = safetensors.torch.save(plain_weights(exported.weights, play["layers"]))
     about = {
         "format": FORMAT,
         "game": exported.facts.config.game,
@@ -59,8 +59,17 @@ def read_export(directory: Path) -> Exported:
             run_name=str(about["run"]["name"]),
             checkpoint=str(about["run"]["checkpoint"]),
             facts=facts_from_json(about, path),
-            weights=safetensors.torch.load(weights),
+            weights=network_weights(safetensors.torch.load(weights), about["play"]["layers"]),
             evaluation=Evaluation.from_dict(about["evaluation"]) if about["evaluation"] else None,
         )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise CorruptUnitError(f"{directory} is not an agent of this version: {error}") from None

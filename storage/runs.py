@@ -156,9 +156,10 @@ class StoredRun:
             ValueError: there is no such checkpoint; says which there are.
             StorageError: it is broken.
         """
-        if which == "latest":
-            return self.newest_checkpoint()
-        cycles, best = cycles_in(self.directory("checkpoint")), self.best_cycle()
+        cycles = cycles_in(self.directory("checkpoint"))
+        if which == "latest":  # a broken one is not passed over: scores would silently be those of another
+            return self.unit("checkpoint", cycles[0]) if cycles else self.newest_checkpoint()
+        best = self.best_cycle()
         there = f"run {self.name} has the checkpoints {', '.join(map(str, sorted(cycles)))}"
         if which == "best":
             if best is None:

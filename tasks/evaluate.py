@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 import dqn.evaluation
 from dqn.checkpoint import Counters
-from dqn.evaluation import Evaluation, Protocol, evaluation_lanes
+from dqn.evaluation import Evaluation, Protocol, evaluation_groups
 from dqn.optimization import Learner
 from storage.evaluations import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
@@ -28,13 +28,14 @@ def evaluate(run_id: str, cycle: int) -> UnitReference:
         run.publish(unit)
         return reference(unit)
     checkpoint, learner = take_learner(run, start)
-    _, unit = evaluate_checkpoint(run, start.digest, checkpoint.facts.counters, learner, Protocol.of(checkpoint.config))
+    config, counters = checkpoint.config, checkpoint.facts.counters
+    _, unit = evaluate_checkpoint(run, start.digest, counters, learner, Protocol.of(config), config.threads)
     keep_learner(start, checkpoint, learner)
     return reference(unit)
 
 
 def evaluate_checkpoint(
-    run: StoredRun, checkpoint: str, counters: Counters, learner: Learner, protocol: Protocol
+    run: StoredRun, checkpoint: str, counters: Counters, learner: Learner, protocol: Protocol, threads: int
 ) -> tuple[Evaluation, Unit]:
     """Evaluate a checkpoint by any protocol; commit and publish the scores with their histogram.
 
@@ -44,11 +45,12 @@ def evaluate_checkpoint(
         counters: what the run had done then.
         learner: restored from it.
         protocol: the run's own is logged as `evaluation`, any other one with its name.
+        threads: CPU threads to play with; the scores do not depend on it.
     """
     own = protocol == Protocol.of(learner.config)
     kind, name = (EVALUATION, EVALUATION) if own else (f"{EVALUATION}-{protocol}", f"{EVALUATION}/{protocol}")
     with run.commit(kind, counters.cycle, {"checkpoint": checkpoint}, made_by()) as draft:
-        evaluation, states_per_second = play_evaluation(learner, protocol, counters.cycle)
+        evaluation, states_per_second = play_evaluation(learner, protocol, threads, counters.cycle)
         draft.speed[name] = states_per_second
         draft.metrics += evaluation.metrics(name, counters.states)
         write_evaluation(draft.directory, evaluation)
@@ -64,14 +66,14 @@ def evaluate_checkpoint(
     return evaluation, unit
 
 
-def play_evaluation(learner: Learner, protocol: Protocol, cycle: int) -> tuple[Evaluation, float]:
-    """Play the protocol's episodes; the evaluation and its states per second."""
-    lanes = evaluation_lanes(protocol, learner.config)
-    try:
-        began = perf_counter()
-        evaluation = dqn.evaluation.evaluate(
-            lanes, learner.estimate, protocol, lambda done, episodes: report("evaluate", cycle, done, episodes)
-        )
-        return evaluation, sum(evaluation.steps) / (perf_counter() - began)
-    finally:
-        lanes.close()
+def play_evaluation(learner: Learner, protocol: Protocol, threads: int, cycle: int = 0) -> tuple[Evaluation, float]:
+    """Play the protocol's episodes; the evaluation and its states per second, from opening the games on."""
+    began = perf_counter()
+    evaluation = dqn.evaluation.evaluate(
+        evaluation_groups(protocol, learner.config, threads),
+        learner.estimate,
+        protocol,
+        threads,
+        lambda done, episodes: report("evaluate", cycle, done, episodes),
+    )
+    return evaluation, sum(evaluation.steps) / (perf_counter() - began)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dqn.config import make_config
-from dqn.evaluation import Evaluation, Protocol, evaluate, evaluation_lanes
+from dqn.evaluation import Evaluation, Protocol, evaluate, evaluation_groups
 from dqn.human_scores import human_normalized
 
 
@@ -36,13 +36,16 @@ class ScriptedLanes:
         self.episodes = self.episodes + lanes * ended
         return SimpleNamespace(rewards=rewards, terminated=terminated, truncated=truncated, life_lost=terminated)
 
+    def close(self) -> None:
+        pass
+
 
 def no_preference(states: np.ndarray) -> np.ndarray:
     return np.zeros((len(states), 4), np.float32)
 
 
 def scores_of(lanes: Any, episodes: int, **options: Any) -> Evaluation:
-    return evaluate(lanes, no_preference, Protocol("ALE/Breakout-v5", episodes, 0.01, 5), **options)
+    return evaluate([lambda: lanes], no_preference, Protocol("ALE/Breakout-v5", episodes, 0.01, 5), **options)
 
 
 LENGTHS = [9, 1, 1, 4, 2, 1, 3]
@@ -84,26 +87,51 @@ def test_policy_uses_the_network_and_epsilon() -> None:
     for epsilon in (0.0, 1.0):
         lanes: Any = Recording(2, [200, 200])
         chosen.clear()
-        evaluate(lanes, prefers_2, Protocol("ALE/Breakout-v5", 2, epsilon))
+        evaluate([lambda lanes=lanes: lanes], prefers_2, Protocol("ALE/Breakout-v5", 2, epsilon))
         shares.append(float((np.stack(chosen) == 2).mean()))
     assert shares[0] == 1 and 0.1 < shares[1] < 0.4
 
 
-def test_evaluation_of_real_games_is_repeatable() -> None:
-    def once(seed: int, limit: int) -> Evaluation:
-        protocol = Protocol("ALE/Breakout-v5", 3, 0.9, seed)
-        config = make_config("fast", {"episode_frames_limit": limit, "threads": 2})
-        lanes = evaluation_lanes(protocol, config, most=2)
-        evaluation = evaluate(lanes, no_preference, protocol)
-        lanes.close()
-        return evaluation
+def test_evaluation_of_real_games_is_repeatable_with_any_number_of_threads() -> None:
+    def once(seed: int, limit: int, threads: int) -> Evaluation:
+        protocol = Protocol("ALE/Breakout-v5", 4, 0.9, seed)
+        config = make_config("fast", {"episode_frames_limit": limit})
+        return evaluate(evaluation_groups(protocol, config, threads), no_preference, protocol, threads)
 
-    first = once(1, 108_000)
-    assert first == once(1, 108_000)
-    assert first.cut_off == 0 and len(first.scores) == 3 and min(first.steps) > 50
-    assert first != once(2, 108_000)
-    limited = once(1, 200)
-    assert limited.cut_off == 3 and limited.steps == [50, 50, 50]
+    first = once(1, 108_000, 1)
+    assert first == once(1, 108_000, 2)
+    assert first.cut_off == 0 and len(set(first.steps)) > 2 and min(first.steps) > 50
+    assert first != once(2, 108_000, 1)
+    limited = once(1, 200, 2)
+    assert limited.cut_off == 4 and limited.steps == [50] * 4
+
+
+@pytest.mark.parametrize(("episodes", "lanes"), [(1, [[0]]), (3, [[0, 1], [2]]), (30, [[*range(5)], [*range(5, 10)]])])
+def test_groups_share_the_episodes(episodes: int, lanes: list[list[int]]) -> None:
+    groups = evaluation_groups(Protocol("ALE/Breakout-v5", episodes, 0.01), make_config(), 2)
+    opened = [group() for group in groups]
+    assert [found.episodes.tolist() for found in opened] == lanes
+    for found in opened:
+        found.close()
+
+
+def test_a_failure_in_one_group_stops_the_others_and_is_told() -> None:
+    class Endless(ScriptedLanes):
+        closed = False
+
+        def step(self, actions: np.ndarray) -> SimpleNamespace:
+            return SimpleNamespace(**{**vars(super().step(actions)), "terminated": np.zeros(len(actions), bool)})
+
+        def close(self) -> None:
+            self.closed = True
+
+    def broken() -> Any:
+        raise OSError("no emulator")
+
+    endless: Any = Endless(1, [10**9])
+    with pytest.raises(OSError, match="no emulator"):
+        evaluate([lambda: endless, broken], no_preference, Protocol("ALE/Breakout-v5", 2, 0.01), threads=2)
+    assert endless.closed
 
 
 @pytest.mark.parametrize(
@@ -156,7 +184,7 @@ def test_states_are_estimated_only_where_an_episode_is_wanted() -> None:
         return no_preference(states)
 
     lanes: Any = ScriptedLanes(2, LENGTHS)
-    evaluate(lanes, counting, Protocol("ALE/Breakout-v5", 2, 0.01))
+    evaluate([lambda: lanes], counting, Protocol("ALE/Breakout-v5", 2, 0.01))
     assert asked == [2] + [1] * 8
 
 

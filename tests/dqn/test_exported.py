@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import nn
 from dqn.checkpoint import Counters, Facts
 from dqn.config import TrainConfig, make_config
 from dqn.evaluation import Evaluation, Protocol
-from dqn.exported import Exported, model_card, recipe_to_play
+from dqn.exported import Exported, model_card, network_weights, plain_weights, recipe_to_play
 from dqn.networks import QNetwork
 
 NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)
@@ -26,17 +26,17 @@ def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, no
     config = make_config("fast", fields)
     original = QNetwork(config, 4)
     how = json.loads(json.dumps(recipe_to_play(Facts(config, ACTIONS), original)))
-    parts: dict[str, Any] = {}
-    for part in ("convolutions", "dense"):
-        parts[part] = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how[part]))
-    rebuilt = nn.ModuleDict(parts)
-    rebuilt.load_state_dict(original.state_dict())
+    rebuilt = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how["layers"]))
+    plain = plain_weights(original.state_dict(), how["layers"])
+    rebuilt.load_state_dict(plain)
     states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *original.state_shape), dtype=np.uint8))
     with torch.no_grad():
-        features = rebuilt["convolutions"](states.permute(0, 3, 1, 2).float() * how["pixel_scale"])
-        q_values = rebuilt["dense"](features.permute(0, 2, 3, 1).flatten(1))
+        q_values = rebuilt(states.permute(0, 3, 1, 2).float() * how["pixel_scale"])
         expected = original(states)
     assert torch.allclose(q_values, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    back = network_weights(plain, how["layers"])
+    assert back.keys() == original.state_dict().keys()
+    assert all(torch.equal(back[name], weight) for name, weight in original.state_dict().items())
 
 
 def test_a_card_tells_recipe_protocol_scores_and_how_to_load_it() -> None:

@@ -46,7 +46,7 @@ def test_an_episode_is_recorded_to_its_end_and_no_further() -> None:
 
 @pytest.mark.parametrize("actions", [3, 18])
 def test_the_chosen_action_has_a_bar_of_its_own_colour_and_bars_grow_with_values(actions: int) -> None:
-    names = tuple(f"ACTION{number}" for number in range(actions))
+    names = tuple(f"DOWNRIGHTFIRE{number}" for number in range(actions))
     values = np.linspace(0, 1, actions, dtype=np.float32)
     shot = Shot(np.zeros((210, 160, 3), np.uint8), np.zeros((105, 80), np.uint8), values, 1, 12.0, 7)
     picture = draw_shot(shot, names, (0.0, 1.0)).astype(int)
@@ -55,3 +55,5 @@ def test_the_chosen_action_has_a_bar_of_its_own_colour_and_bars_grow_with_values
     bars = (picture == (0xA9, 0xC4, 0xDD)).all(2)
     lengths = [length for length in (chosen | bars).sum(1) if length]
     assert chosen.any() and lengths == sorted(lengths)
+    first = int(np.flatnonzero((chosen | bars).any(0))[0])
+    assert (picture[60:, first - 3 : first] == 255).all(), "no name reaches into a bar"

@@ -61,6 +61,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["export", "latest"], "Missing option '--out'"),
         (["export", "latest", "-o", "missing/agent"], "cannot export to missing/agent"),
         (["share", "nothing"], "no run 'nothing'"),
+        (["share", "models:/Breakout@champion"], "models:/Breakout@champion is shared already; give a run"),
         (["share", "latest"], "was not evaluated yet; `dqn evaluate for-the-commands` does it"),
         (["compare"], "Missing argument 'RUN RUN ...'"),
         (["compare", "latest"], "compare takes 2 to 8 runs, each once"),

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dqn.environments import action_names
 from dqn.experience import Experience
 from dqn.moments import find_moments, stretch_to_a_point
 from flows.inspect import inspect_run
-from storage.runs import StoredRun, open_run
+from flows.parameters import requested_config
+from storage.runs import StoredRun, create_run, open_run
 from storage.units import discard
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -52,6 +54,14 @@ def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
         inspect_run(run, 3, state="0:0")
 
 
+def test_a_run_that_has_just_begun_has_no_empty_pictures() -> None:
+    begun = create_run(requested_config("fast", {"lanes": 2}), action_names("ALE/Breakout-v5"), "just-begun", {})
+    begun.tracking.client.log_metric(begun.run_id, "loss/mean", 0.5, step=4096)
+    text = inspect_run(begun).read_text()
+    assert "no episode of the run has ended yet" in text and "they begin with the second cycle" in text
+    assert 'alt="weights-1-0"' in text and "-curve" not in text
+
+
 def test_moments_are_where_they_were_put_and_never_in_a_truncated_row() -> None:
     experience = Experience.empty(12, 2, 3)
     experience.q_values[..., 1] = 0.5
@@ -69,7 +79,9 @@ def test_moments_are_where_they_were_put_and_never_in_a_truncated_row() -> None:
     assert at["highest Q-value"] == at["largest spread of Q-values"] == (4, 1)
     assert at["smallest spread of Q-values"] == (6, 0)
     highest = next(moment for moment in moments if moment.name == "highest Q-value")
-    assert highest.steps == range(2, 5), "another episode begins after it"
+    assert highest.steps == range(5), "another episode begins after it, so more is shown of what came before"
+    reward = next(moment for moment in moments if moment.name == "highest reward")
+    assert reward.steps == range(5, 12), "neither the episode before it nor what was not played yet"
     stretch = stretch_to_a_point(experience)
     assert stretch is not None and stretch.steps == range(5, 12)
     experience.rewards[:] = np.minimum(experience.rewards, 0)

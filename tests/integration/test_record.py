@@ -27,8 +27,9 @@ def test_a_video_has_a_frame_for_each_step_and_plays_in_browsers(trained_run: st
     assert [artifact.path for artifact in artifacts] == ["videos/episode.mp4"]
 
 
-@pytest.mark.parametrize("name", ["episode.avi", "missing/episode.mp4"])
+@pytest.mark.parametrize("name", ["episode.avi", "missing/episode.mp4", "folder.mp4"])
 def test_a_place_that_cannot_be_is_told_before_playing(trained_run: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(ValueError, match=r"cannot record to .*\.mp4 in a directory that exists"):
         record(open_agent(trained_run), tmp_path / name)
 

@@ -46,6 +46,15 @@ def test_a_damaged_unit_is_told(run: StoredRun) -> None:
         run.unit("targets", 3)
 
 
+def test_the_latest_checkpoint_is_told_when_it_is_damaged_instead_of_another_one_taken(run: StoredRun) -> None:
+    with pytest.raises(StorageError, match="has no checkpoint"):
+        run.find_checkpoint("latest")
+    commit(run, "checkpoint", 3)
+    damage(commit(run, "checkpoint", 4))
+    with pytest.raises(CorruptUnitError, match=r"checkpoints/00004/data"):
+        run.find_checkpoint("latest")
+
+
 @pytest.mark.parametrize(("kind", "cycle"), [("experience", 3), ("targets", 4)])
 def test_a_unit_in_the_place_of_another_is_told(run: StoredRun, kind: str, cycle: int) -> None:
     unit = commit(run, "targets", 3)

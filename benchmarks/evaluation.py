@@ -1,0 +1,83 @@
+"""An evaluation of 30 episodes beside play of the same network: `python -m benchmarks.evaluation RUN`.
+
+`make bench` measures it with an untrained network at epsilon 1, which needs no run; its episodes are short.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Row
+from benchmarks.speed import STEPS, Rates, take_turns
+from dqn.collection import play
+from dqn.config import make_config
+from dqn.environments import action_names, open_lanes
+from dqn.episodes import first_histories
+from dqn.evaluation import Protocol
+from dqn.experience import Experience
+from dqn.hardware import prepare, resolve
+from dqn.optimization import Learner
+from dqn.schedules import LinearSchedule
+from flows.agents import open_agent
+from tasks.evaluate import play_evaluation
+
+EPISODES, TURNS = 30, 3
+
+
+def bench_evaluation(learner: Learner, protocol: Protocol) -> Rates:
+    """States per second of an evaluation, opening its games included, and of play as in a training."""
+    cores = len(os.sched_getaffinity(0))
+    config = resolve(learner.config.model_copy(update={"threads": cores, "lane_groups": 0}))
+    prepare(config)
+    groups = open_lanes(config, first_histories(config.lanes))
+    actions = len(action_names(config.game, config.full_action_set))
+    experience = Experience.empty(STEPS, config.lanes, actions, channels=config.state_channels)
+    epsilon = LinearSchedule(start=protocol.epsilon, end=protocol.epsilon)
+    policy = [np.random.default_rng(group) for group in range(len(groups))]
+
+    def evaluate() -> int:
+        evaluation, _ = play_evaluation(learner, protocol, cores)
+        return sum(evaluation.steps)
+
+    def collect() -> int:
+        play(groups, learner.estimate, experience, epsilon, 0, policy)
+        return experience.actions.size
+
+    try:
+        return take_turns({"evaluation": evaluate, "play": collect}, TURNS)
+    finally:
+        for lanes in groups:
+            lanes.close()
+
+
+def row(rates: Rates, of: str) -> Row:
+    """The figures for people."""
+    return Row(
+        f"evaluation of {EPISODES} episodes, {of}",
+        f"{rates['evaluation']:,.0f} states/s",
+        f"{rates['evaluation'] / rates['play']:.0%} of play of the same network ({rates['play']:,.0f})",
+        "both cores",
+    )
+
+
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """Measure an untrained network; fills `results`."""
+    config = resolve(make_config())
+    learner = Learner(config, len(action_names(config.game)), prepare(config))
+    rates = results["evaluation"] = bench_evaluation(learner, Protocol(config.game, EPISODES, 1.0))
+    yield row(rates, "untrained, epsilon 1")
+
+
+def main() -> None:
+    """Measure the latest checkpoint of a run."""
+    agent = open_agent(sys.argv[1])
+    print(row(bench_evaluation(agent.learner, agent.protocol(EPISODES)), f"run {agent.name}"))
+
+
+if __name__ == "__main__":
+    main()
