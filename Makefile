@@ -1,6 +1,7 @@
 # make train   set everything up and train on Breakout
 # make test    set everything up and pass the tests
 # make crash-test   an hour of kills, failures and damage into docs/reliability.md; `make test` runs a sample of each
+# make operate-test   minutes of killing what runs below `make serve`; `make test` kills a flow process
 # make bench   how fast it is on this machine, into docs/performance.md
 # make check   formatting, lint, types, import directions
 # make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C
@@ -15,13 +16,16 @@ FIGURES := $(CURDIR)/build/figures
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test crash-test crash-kills crash-failures bench check serve ui lock clean
+.PHONY: train test operate-test crash-test crash-kills crash-failures bench check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+operate-test: $(READY)
+	$(BIN)/python -m pytest -m operate --timeout 1200 $(ARGS)
 
 # Two processes, for each trial keeps one core busy; what they find out goes into docs/reliability.md.
 crash-test: $(READY)

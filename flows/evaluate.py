@@ -9,17 +9,18 @@ from prefect import flow
 from pydantic import Field
 
 from flows.agents import Agent, open_agent
+from flows.parameters import Count, Game, Name, Seed
 from tasks.evaluate import evaluate_checkpoint
 
 
 @flow(name="dqn-evaluate", flow_run_name="evaluate-{run}", validate_parameters=True)
 def evaluate(
-    run: str,
-    checkpoint: str = "latest",
-    episodes: Annotated[int, Field(ge=1)] | None = None,
+    run: Name,
+    checkpoint: Annotated[str, Field(pattern=r"^(latest|best|\d+)$")] = "latest",
+    episodes: Count | None = None,
     epsilon: Annotated[float, Field(ge=0, le=1)] | None = None,
-    game: str | None = None,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    game: Game | None = None,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Play complete episodes with a checkpoint and log the scores to the run in MLflow.
 

@@ -1,13 +1,18 @@
-"""A command of the user's that is run when a flow run fails or crashes."""
+"""What is done when a flow run fails, crashes or is cancelled."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from typing import Any
 
 from prefect.logging import get_logger
+from prefect.logging.loggers import flow_run_logger
 
+from storage.errors import StorageError
+
+MENDABLE = (ValueError, StorageError, OSError)  # what a person can mend is told in one line, without a traceback
 COMMAND = "DQN_ON_FAILURE"
 SECONDS = 60
 
@@ -28,3 +33,18 @@ def run_command(flow: Any, flow_run: Any, state: Any) -> None:
         return
     if done.returncode:
         get_logger().warning("the command in %s ended with status %d", COMMAND, done.returncode)
+
+
+def tell_how_to_go_on(flow: Any, flow_run: Any, state: Any) -> None:
+    """Write the command that goes on into the flow run's log."""
+    flow_run_logger(flow_run, flow).info("go on with: prefect flow-run retry %s", flow_run.id)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Leave the traceback out that Prefect logs beside the message of a failed flow run."""
+    if record.exc_info and isinstance(record.exc_info[1], MENDABLE) and not os.environ.get("DQN_TRACEBACK"):
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_in_one_line)

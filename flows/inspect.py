@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from prefect import flow
+from pydantic import Field
 
 from dqn.checkpoint import Facts
 from dqn.curve_figures import q_value_curves, score_curve
@@ -18,6 +20,7 @@ from dqn.network_figures import convolution_outputs, convolutions, outputs_figur
 from dqn.networks import QNetwork
 from flows.agents import find_cycle, ready_to_play
 from flows.pages import Page, Picture
+from flows.parameters import Name
 from storage.errors import StorageError
 from storage.evaluations import read_evaluation
 from storage.experience import read_experience, read_targets
@@ -36,7 +39,12 @@ CURVES = (
 
 
 @flow(name="dqn-inspect", flow_run_name="inspect-{run}", validate_parameters=True)
-def inspect(run: str, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
+def inspect(
+    run: Name,
+    cycle: Annotated[int, Field(ge=0)] | None = None,
+    state: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None,
+    channel: Annotated[int, Field(ge=0)] = 0,
+) -> str:
     """Make pictures of a cycle from its stored experience, and a report of them, in MLflow.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dqn.config import TrainConfig, make_config
-from dqn.environments import check_game
+from dqn.environments import check_game, game_names
 from dqn.hardware import resolve
 
 DEFAULT_STATES = 5_000_000
@@ -16,6 +16,12 @@ DEFAULT_STATES = 5_000_000
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+# Two lists, for of one the server's refusal would print its hundreds of names.
+_GAMES = [
+    {"type": "string", "title": title, "enum": [name for name in game_names() if name.startswith("ALE/") == new]}
+    for title, new in (("new", True), ("old", False))
+]
+Game = Annotated[str, WithJsonSchema({"type": "string", "anyOf": _GAMES})]
 
 _NAMED = ("game", "seed")  # parameters of their own
 

@@ -116,7 +116,8 @@ class TrainingReport:
             "epochs": (summary["optimization/epochs"], ".1f"),
             "states/s": (pace, ",.0f"),
         }
-        return {name: "-" if math.isnan(value) else format(value, how) for name, (value, how) in figures.items()}
+        # Empty where there is no figure yet: a dash would be shown as the dot of a list.
+        return {name: "" if math.isnan(value) else format(value, how) for name, (value, how) in figures.items()}
 
     def _send(self, call: Callable[[], Any]) -> Any:
         try:

@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import psutil
 
 from flows.servers import answers, check_port, check_safe, mlflow_command, server_environment, start, stop, wait_until
 from storage.errors import StorageError
 from storage.settings import Settings
+
+if TYPE_CHECKING:
+    from flows.sweep import Sweeper
 
 POOL, WORKER = "local", "dqn"
 MARK = "DQN_SERVED"  # in the environment of every process below `dqn serve`, however deep: the home it serves
@@ -29,6 +32,7 @@ RETENTION = timedelta(days=30)  # of finished flow runs in the Prefect database
 EVENT_RETENTION = timedelta(days=2)
 MOST_RESTARTS = 5  # of a server within an hour
 STOP_SECONDS = 30
+SWEEP_SECONDS = 60
 
 
 @dataclass
@@ -74,7 +78,7 @@ def serve() -> None:
         try:
             _start(services, settings)
             _tell(settings)
-            _look_after(services)
+            _look_after(services, settings)
         except KeyboardInterrupt:
             pass
         finally:
@@ -125,6 +129,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(RETENTION.total_seconds())),
         "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"P{EVENT_RETENTION.days}D",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # who starts or retries something watches
         **server_environment(settings),
         "PREFECT_API_URL": f"{settings.prefect_address}/api",
         MARK: str(settings.home),
@@ -148,6 +153,7 @@ def _start(services: dict[str, Service], settings: Settings) -> None:
 
     began = datetime.now(UTC)
     pool.prepare(POOL, settings)
+    _say(_sweeper(settings).sweep(sure=True))
     process = worker.start()
     _deploy(worker.environment)
     wait_until(lambda: pool.has_worker(POOL, WORKER, began), "the worker", process, worker.said)
@@ -177,14 +183,33 @@ def _tell(settings: Settings) -> None:
     )
 
 
-def _look_after(services: dict[str, Service]) -> None:
-    """Start again what dies, until interrupted."""
+def _look_after(services: dict[str, Service], settings: Settings) -> None:
+    """Start again what dies, and mark the flow runs and trainings that died, until interrupted."""
+    sweeper, swept = _sweeper(settings), time.monotonic()
     while True:
         for service in services.values():
             if service.process and service.process.poll() is not None:
                 print(f"{service.name} ended ({service.process.returncode}); starting it again", flush=True)
+                if service is services["worker"]:
+                    # Nobody listens to its flow runs any more, or could cancel them.
+                    _end([process for process in _processes(settings) if _flow_run(process)])
+                    _say(sweeper.sweep(sure=True))
                 service.start()
+        if time.monotonic() - swept > SWEEP_SECONDS:
+            _say(sweeper.sweep())
+            swept = time.monotonic()
         time.sleep(1)
+
+
+def _sweeper(settings: Settings) -> Sweeper:
+    from flows.sweep import Sweeper  # it imports Prefect, which reads the settings then
+
+    return Sweeper(WORKER, lambda: {_flow_run(process) for process in _processes(settings)})
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
 
 
 def _stop(services: dict[str, Service], settings: Settings) -> None:
@@ -217,6 +242,13 @@ def _processes(settings: Settings) -> list[psutil.Process]:
             if process.environ().get(MARK) == str(settings.home):
                 found.append(process)
     return found
+
+
+def _flow_run(process: psutil.Process) -> str:
+    """The id of the flow run that it works at, if any."""
+    with suppress(psutil.Error):
+        return str(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    return ""
 
 
 def _group(process: psutil.Process) -> int:

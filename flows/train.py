@@ -19,10 +19,11 @@ from prefect.states import Failed
 from dqn.config import Preset, TrainConfig, make_config
 from dqn.environments import action_names, game_title
 from dqn.hardware import prepare
-from flows.failure import run_command
+from flows.failure import MENDABLE, run_command, tell_how_to_go_on
 from flows.parameters import (
     DEFAULT_STATES,
     Count,
+    Game,
     Name,
     Overrides,
     Seed,
@@ -33,7 +34,6 @@ from flows.parameters import (
 )
 from flows.reports import TrainingReport
 from storage.description import describe, link_units, system_metrics
-from storage.errors import StorageError
 from storage.run_list import run_of_flow
 from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.tracking import FLOW_RUN, TARGET
@@ -55,10 +55,16 @@ def _flow_run_name() -> str:
     return f"train {wanted}"
 
 
-@flow(name="dqn", flow_run_name=_flow_run_name, on_failure=[run_command], on_crashed=[run_command])
+@flow(
+    name="dqn",
+    flow_run_name=_flow_run_name,
+    on_failure=[run_command],
+    on_crashed=[tell_how_to_go_on, run_command],
+    on_cancellation=[tell_how_to_go_on],
+)
 def train(
     preset: Preset | None = None,
-    game: Name | None = None,
+    game: Game | None = None,
     states: Count | None = None,
     cycles: Count | None = None,
     seed: Seed | None = None,
@@ -90,7 +96,7 @@ def train(
         settings = requested_settings(game, seed, overrides)
         run = _before(preset, settings, name, resume) or _started(preset, settings, name, target)
         reached = _train(run, target)
-    except (ValueError, StorageError, OSError) as error:
+    except MENDABLE as error:
         return Failed(message=str(error), data=error)
     if not reached and deployment.id:
         _hand_over(run)

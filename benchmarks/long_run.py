@@ -1,0 +1,135 @@
+"""How large Prefect's database, MLflow's, the log and the memory get in a training of thousands of cycles.
+
+    python -m benchmarks.long_run [cycles]
+
+Play, sweep and optimization are faked; the flow, its tasks, reports, flow runs and hand-overs, the checkpoints'
+commits and MLflow are the real ones. It writes `benchmarks/results/long_run.json` and a table in `docs/operating.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+CYCLES, SAMPLE_CYCLES = 3_000, 500
+STATES = 1_024  # in a cycle
+CURVES = 45  # metrics of a cycle, about as many as a real one has
+FIELDS = {"lanes": 1, "replay_states": 1, "batch_size": 1, "threads": 1, "network": "small"}
+
+
+def main() -> None:
+    """Train, and write what was measured."""
+    cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        os.environ |= {
+            "DQN_HOME": str(home),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        }
+        os.environ.pop("PREFECT_API_URL", None)
+        samples = measure(home, cycles)
+    from benchmarks import report
+
+    result = {"machine": report.machine(), "cycles": cycles, "samples": samples}
+    (report.HERE / "results" / "long_run.json").write_text(json.dumps(result, indent=1) + "\n")
+    table = ["| cycles | " + " | ".join(list(samples[0])[1:]) + " |", "|---" * len(samples[0]) + "|"]
+    table += [f"| {' | '.join(f'{value:,.0f}' for value in sample.values())} |" for sample in samples]
+    page = report.HERE.parent / "docs" / "operating.md"
+    report.replace_table(page, "python -m benchmarks.long_run", table)
+    print("\n".join(table))
+
+
+def measure(home: Path, cycles: int) -> list[dict[str, float]]:
+    """Train with faked tasks; what was found every so many cycles."""
+    import psutil
+
+    import flows.train
+    from flows.servers import start_embedded_prefect_server
+
+    started, samples = time.monotonic(), []
+    start_embedded_prefect_server()
+    trainer = psutil.Process()
+
+    def sample(cycle: int) -> None:
+        if cycle in (1, cycles) or cycle % SAMPLE_CYCLES == 0:
+            servers = [child for child in trainer.children() if "uvicorn" in child.cmdline()]
+            samples.append(
+                {
+                    "cycles": cycle,
+                    "flow runs": rows(home, "flow_run"),
+                    "Prefect MB": size(home, "prefect.db"),
+                    "lines of log": rows(home, "log"),
+                    "MLflow MB": size(home, "mlflow.db"),
+                    "trainer MB": trainer.memory_info().rss / 1e6,
+                    "server MB": servers[0].memory_info().rss / 1e6,
+                    "seconds": time.monotonic() - started,
+                }
+            )
+            print(samples[-1], flush=True)
+
+    flows.train.collect_episodes, flows.train.update_q_values, flows.train.optimize = fakes(sample)
+    flows.train.train_to_the_end(cycles=cycles, name="long", overrides=FIELDS)
+    return samples
+
+
+def fakes(sample: Any) -> tuple[Any, Any, Any]:
+    """The three tasks without their work; the last commits a checkpoint and publishes its metrics."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    from dqn.statistics import Metric
+    from storage.checkpoints import write_checkpoint
+    from storage.runs import open_run
+    from tasks.reference import UnitReference, made_by, reference
+
+    @task(name="collect-episodes", task_run_name="collect-episodes-{cycle:05d}", cache_policy=NO_CACHE)
+    def collect_episodes(run_id: str, cycle: int) -> None: ...
+
+    @task(name="update-q-values", task_run_name="update-q-values-{cycle:05d}", cache_policy=NO_CACHE)
+    def update_q_values(run_id: str, cycle: int) -> None: ...
+
+    @task(name="optimize", task_run_name="optimize-{cycle:05d}", cache_policy=NO_CACHE)
+    def optimize(run_id: str, cycle: int) -> UnitReference:
+        run = open_run(run_id)
+        before = run.checkpoint(run.unit("checkpoint", cycle - 1))
+        states = cycle * STATES
+        counters = replace(before.facts.counters, cycle=cycle, states=states)
+        with run.commit("checkpoint", cycle, {}, made_by()) as draft:
+            names = ["schedule/epsilon", "q_values/before_mean", "q_values/after_mean", "estimation_error/mean"]
+            names += ["loss/mean", "optimization/epochs", "score/mean_100", "counter/episodes"]
+            names += [f"other/{number}" for number in range(CURVES - len(names) - 2)]
+            draft.metrics += [Metric(name, states, 1 / cycle) for name in names]
+            draft.metrics += [Metric("counter/states", states, states), Metric("counter/cycles", states, cycle)]
+            write_checkpoint(draft.directory, replace(before, facts=replace(before.facts, counters=counters)))
+        run.publish(draft.unit)
+        run.prune(cycle, before.config.keep_cycles)
+        sample(cycle)
+        return reference(draft.unit)
+
+    return collect_episodes, update_q_values, optimize
+
+
+def size(home: Path, database: str) -> float:
+    """Megabytes of a database of SQLite's, with what is not merged into it yet."""
+    return sum(path.stat().st_size for path in home.glob(f"{database}*")) / 1e6
+
+
+def rows(home: Path, table: str) -> int:
+    """Rows of a table of Prefect's."""
+    import contextlib
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+        return int(database.execute(f"select count(*) from {table}").fetchone()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Flow runs whose process is gone, as the server remembers them after a worker died with everything it had started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
+
+from flows.sweep import Sweeper
+from storage.runs import create_run, open_tracking
+
+pytestmark = pytest.mark.usefixtures("home", "prefect_server")
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def taken(client: SyncPrefectClient, state: State, worker: str = "ours") -> FlowRun:
+    """A flow run in that state, as `worker` leaves it."""
+
+    @flow(name="swept")
+    def swept() -> None: ...
+
+    run = client.create_flow_run(swept, state=Scheduled())
+    client.set_flow_run_state(run.id, state, force=True)
+    client.update_flow_run_labels(run.id, {"prefect.worker.name": worker})
+    return run
+
+
+def state_of(client: SyncPrefectClient, run: FlowRun) -> State:
+    state = client.read_flow_run(run.id).state
+    assert state is not None
+    return state
+
+
+def test_what_died_is_marked_once_it_was_found_so_twice_and_says_how_it_goes_on(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQN_ON_FAILURE", f'echo "$DQN_FLOW_RUN $DQN_STATE" >> {tmp_path / "told"}')
+    died, cancelled, starting = (taken(client, state) for state in (Running(), Running(), Pending()))
+    client.set_flow_run_state(cancelled.id, Cancelling(), force=True)
+    alive = taken(client, Running())
+    theirs = taken(client, Running(), worker="another machine's")
+    waiting, done = taken(client, Scheduled()), taken(client, Completed())
+    at_work = {str(alive.id)}
+    sweeper = Sweeper("ours", lambda: at_work)
+    assert not [line for line in sweeper.sweep() if line.startswith("flow run")]
+    at_work.add(str(starting.id))
+    said = sweeper.sweep()
+    assert sum(line.startswith("flow run") for line in said) == 2, said
+    assert f"flow run {died.name} has died; go on with: prefect flow-run retry {died.id}" in said
+    crashed = state_of(client, died)
+    assert crashed.type == StateType.CRASHED
+    assert crashed.message == f"Its process is gone; go on with: prefect flow-run retry {died.id}"
+    assert state_of(client, cancelled).type == StateType.CANCELLED
+    left = {run.id: state_of(client, run).type.name for run in (alive, starting, theirs, waiting, done)}
+    assert list(left.values()) == ["RUNNING", "PENDING", "RUNNING", "SCHEDULED", "COMPLETED"]
+    assert (tmp_path / "told").read_text() == f"{died.id} Crashed\n"
+
+
+def test_without_a_worker_nobody_waits_for_what_is_starting(client: SyncPrefectClient) -> None:
+    starting = taken(client, Pending(), worker="dead")
+    assert [line for line in Sweeper("dead", set).sweep(sure=True) if str(starting.id) in line]
+    assert state_of(client, starting).type == StateType.CRASHED
+
+
+def test_a_training_run_without_a_writer_is_marked_as_killed(small: dict[str, object]) -> None:
+    from dqn.environments import action_names
+    from flows.parameters import requested_config
+
+    config = requested_config("fast", small)
+    run = create_run(config, action_names(config.game), "left-running", {})
+    assert f"run left-running has died; go on with: dqn train --resume {run.run_id}" in Sweeper("ours", set).sweep()
+    assert open_tracking().client.get_run(run.run_id).info.status == "KILLED"
+
+
+def test_a_server_that_is_away_is_asked_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    def away(self: object) -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", lambda *_, **__: away(None))
+    assert Sweeper("ours", set).sweep() == []

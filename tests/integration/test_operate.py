@@ -1,0 +1,100 @@
+"""All that can die below `make serve`, killed one after the other, and the one action that goes on each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from operated import FIELDS, Operated, digest, newest, wait_for_run, wait_until
+
+from flows.train import train
+from storage.runs import open_run, open_tracking
+
+CYCLES, FLOW_RUN_CYCLES = 60, 40
+
+pytestmark = [pytest.mark.operate, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    operated = Operated(tmp_path_factory.mktemp("operated"), DQN_FLOW_RUN_CYCLES=str(FLOW_RUN_CYCLES))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(operated.settings.home))
+        yield operated
+    if operated.process.poll() is None:
+        operated.stop()
+
+
+def status(name: str) -> str:
+    return str(open_tracking().find_run(name).info.status)
+
+
+def test_two_at_once_while_a_third_waits_and_one_cancelled_and_resumed(
+    operated: Operated, prefect_server: None, shared_home: Path
+) -> None:
+    one = operated.run("dqn/train", cycles=FLOW_RUN_CYCLES, name="one", overrides=FIELDS)
+    cancelled = operated.run("dqn/train", cycles=10_000, name="cancelled", overrides=FIELDS)
+    waiting = operated.run("dqn/train", cycles=10_000, name="waiting", overrides=FIELDS)
+    one_run, run = wait_for_run("one", 1), wait_for_run("cancelled", 1)
+    assert operated.state(waiting) == "SCHEDULED", "two at once"
+    operated.answer("DELETE", f"/flow_runs/{waiting}")
+    operated.prefect("flow-run", "cancel", cancelled)
+    assert operated.final(cancelled) == "CANCELLED"
+    assert status("cancelled") == "KILLED"
+    operated.wait_for_line(cancelled, f"go on with: prefect flow-run retry {cancelled}")
+    assert not operated.told.exists(), "a cancellation is no failure"
+
+    further = newest(run, "checkpoint") + 2
+    resumed = operated.run("dqn/train", resume="cancelled", cycles=further)
+    assert operated.final(one) == operated.final(resumed) == "COMPLETED"
+    found = digest(one_run, FLOW_RUN_CYCLES), digest(run, further)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(shared_home))
+        undisturbed = open_run(train(cycles=max(FLOW_RUN_CYCLES, further), name="undisturbed", overrides=FIELDS))
+        assert found == (digest(undisturbed, FLOW_RUN_CYCLES), digest(undisturbed, further))
+
+
+def test_a_killed_worker_leaves_a_flow_run_to_retry(operated: Operated) -> None:
+    flow_run = operated.run("dqn/train", cycles=CYCLES, name="worker", overrides=FIELDS)
+    run = wait_for_run("worker", 1)
+    worker = operated.service("worker", "start")
+    worker.kill()
+    assert operated.final(flow_run) == "CRASHED"
+    assert newest(run, "checkpoint") < FLOW_RUN_CYCLES
+    assert operated.flow_process(flow_run) is None
+    operated.prefect("flow-run", "retry", flow_run)
+    assert operated.final(flow_run) == "COMPLETED"
+    wait_until(lambda: status("worker") == "FINISHED", "the flow run that it was handed over to")
+    assert newest(run, "checkpoint") == CYCLES
+    trainings = operated.of_deployment(operated.deployment("dqn/train")["id"])
+    assert {"train worker", f"train {run.run_id}"} <= {one["name"] for one in trainings}
+
+
+def test_a_training_goes_on_without_its_prefect_server(operated: Operated) -> None:
+    flow_run = operated.run("dqn/train", cycles=FLOW_RUN_CYCLES, name="server", overrides=FIELDS)
+    run = wait_for_run("server", 1)
+    server = operated.service("server", "start")
+    server.kill()
+    assert operated.final(flow_run) == "COMPLETED"
+    assert newest(run, "checkpoint") == FLOW_RUN_CYCLES
+    assert "Prefect ended (-9); starting it again" in operated.output()
+
+
+def test_a_killed_dqn_serve_leaves_flow_runs_to_retry_when_it_is_back(operated: Operated) -> None:
+    flow_run = operated.run("dqn/train", cycles=FLOW_RUN_CYCLES, name="serve", overrides=FIELDS)
+    run = wait_for_run("serve", 1)
+    operated.kill()
+    operated.start()
+    assert operated.state(flow_run) == "CRASHED"
+    assert newest(run, "checkpoint") < FLOW_RUN_CYCLES
+    operated.prefect("flow-run", "retry", flow_run)
+    assert operated.final(flow_run) == "COMPLETED"
+    assert newest(run, "checkpoint") == FLOW_RUN_CYCLES
+
+
+def test_an_evaluation_beside_a_training(operated: Operated) -> None:
+    training = operated.run("dqn/train", cycles=FLOW_RUN_CYCLES, name="beside", overrides=FIELDS)
+    evaluation = operated.run("dqn-evaluate/nightly", run="serve", episodes=2, epsilon=1.0)
+    assert operated.final(evaluation) == operated.final(training) == "COMPLETED"
+    assert {run.info.status for run in open_tracking().runs()} == {"FINISHED"}

@@ -1,0 +1,140 @@
+"""What a person does below `make serve`: start trainings, watch, kill, cancel, retry, resume, and stop it all.
+
+One `dqn serve` is shared by the whole module, for it takes long to start; the last test stops it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from operated import FIELDS, Operated, digest, metric_steps, newest, run_named, wait_for_run, wait_until
+
+from flows.train import train
+from storage.runs import open_run, open_tracking
+
+CYCLES = 12
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    operated = Operated(tmp_path_factory.mktemp("operated"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(operated.settings.home))
+        yield operated
+    if operated.process.poll() is None:
+        operated.stop()
+
+
+@pytest.mark.parametrize(
+    ("deployment", "parameters", "message"),
+    [
+        ("dqn/train", {"states": -5}, "less than the minimum of 1"),
+        ("dqn/train", {"preset": "quick"}, "not one of ['fast', 'tutorial']"),
+        ("dqn/train", {"game": "ALE/Brekout-v5"}, "field 'game'"),
+        ("dqn/train", {"seed": "seven"}, "field 'seed'"),
+        ("dqn/train", {"overrides": {"lanes": 0}}, "'overrides.lanes'"),
+        ("dqn/train", {"overrides": {"lerning_rate": 1}}, "'lerning_rate' was unexpected"),
+        ("dqn-evaluate/evaluate", {"run": "latest", "epsilon": 2}, "greater than the maximum of 1"),
+        ("dqn-inspect/inspect", {"run": "latest", "cycle": -1}, "less than the minimum of 0"),
+        ("dqn-inspect/inspect", {}, "'run' is a required property"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_runs(
+    operated: Operated, deployment: str, parameters: dict[str, Any], message: str
+) -> None:
+    answer = operated.ask(deployment, **parameters)
+    assert answer.status_code == 409
+    assert message in answer.text
+    assert len(answer.text) < 300
+
+
+def test_every_parameter_is_described_in_the_form(operated: Operated) -> None:
+    for name in ("dqn/train", "dqn-evaluate/evaluate", "dqn-evaluate/nightly", "dqn-inspect/inspect"):
+        schema = operated.deployment(name)["parameter_openapi_schema"]
+        assert schema["properties"]
+        for parameter, field in schema["properties"].items():
+            assert len(field.get("description", "")) > 15, f"{name} {parameter}"
+
+
+def test_serving_twice_is_told_in_one_line(operated: Operated) -> None:
+    command = [sys.executable, "-m", "flows.cli", "serve"]
+    second = subprocess.run(command, env=operated.environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert second.stderr.count("\n") == 1
+    assert f"already serving: Prefect at {operated.settings.prefect_address}" in second.stderr
+    assert f"by process {operated.process.pid} since" in second.stderr
+
+
+def test_the_nightly_evaluation_is_scheduled_as_soon_as_it_is_turned_on(operated: Operated) -> None:
+    nightly = operated.deployment("dqn-evaluate/nightly")
+    (schedule,) = nightly["schedules"]
+    assert not schedule["active"]
+    assert nightly["parameters"] == {"run": "latest"}
+    turn = f"/deployments/{nightly['id']}/schedules/{schedule['id']}"
+    operated.answer("PATCH", turn, {"active": True})
+    runs = wait_until(lambda: operated.of_deployment(nightly["id"]), "a scheduled evaluation")
+    assert all("T03:00:00" in run["expected_start_time"] for run in runs)
+    assert {run["state_type"] for run in runs} == {"SCHEDULED"}
+    operated.answer("PATCH", turn, {"active": False})
+
+
+def test_a_killed_flow_process_is_retried_and_gives_what_an_undisturbed_one_gives(
+    operated: Operated, prefect_server: None, shared_home: Path
+) -> None:
+    flow_run = operated.run("dqn/train", cycles=CYCLES, name="killed", overrides=FIELDS)
+    run = wait_for_run("killed", 2)
+    process = operated.flow_process(flow_run)
+    assert process is not None
+    process.kill()
+    assert operated.final(flow_run) == "CRASHED"
+    assert newest(run, "checkpoint") < CYCLES
+    operated.wait_for_line(flow_run, f"go on with: prefect flow-run retry {flow_run}")
+    wait_until(operated.told.exists, "the command for failures")
+    assert operated.told.read_text() == f"{flow_run} Crashed\n"
+
+    operated.prefect("flow-run", "retry", flow_run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(shared_home))
+        undisturbed = open_run(train(cycles=CYCLES, name="undisturbed", overrides=FIELDS))
+        wanted, steps = digest(undisturbed, CYCLES), metric_steps(undisturbed)
+    assert operated.final(flow_run) == "COMPLETED"
+    assert digest(run, CYCLES) == wanted
+    assert metric_steps(run) == steps, "every point once"
+    assert [found.info.run_name for found in open_tracking().runs()] == ["killed"], "no stray run"
+    assert open_tracking().find_run("killed").info.status == "FINISHED"
+
+
+def test_what_the_user_interfaces_show_of_it(operated: Operated) -> None:
+    run = run_named("killed")
+    found = run.tracking.client.get_run(run.run_id)
+    flow_run = found.data.tags["prefect.flow_run_id"]
+    assert found.data.tags["prefect.flow_run"].endswith(flow_run)
+    assert f"dqn train --resume {run.run_id}" in found.data.tags["mlflow.note.content"]
+    experiment = run.tracking.client.get_experiment(found.info.experiment_id)
+    assert experiment.name == "Breakout"
+    assert {linked.dataset.name for linked in found.inputs.dataset_inputs} == {
+        f"{kind} of cycle {CYCLES}" for kind in ("experience", "targets")
+    }
+    assert operated.flow_run(flow_run)["name"] == "train killed"
+    kinds = {artifact["key"].split("-")[0] for artifact in operated.of("artifacts", flow_run)}
+    assert kinds == {"mlflow", "progress", "cycles", "summary"}
+    tasks = {task["name"] for task in operated.of("task_runs", flow_run)}
+    assert {f"collect-episodes-{CYCLES:05d}", f"update-q-values-{CYCLES:05d}", f"optimize-{CYCLES:05d}"} <= tasks
+
+
+def test_sigterm_ends_it_all_and_leaves_no_process(operated: Operated) -> None:
+    started = operated.processes()
+    assert len(started) >= 3
+    assert operated.stop() == 0
+    assert "Traceback" not in operated.output()
+    gone, left = psutil.wait_procs(started, timeout=10)
+    assert not left, f"of {len(gone)} these are left"
+    assert operated.processes() == []
