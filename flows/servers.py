@@ -20,7 +20,7 @@ from typing import IO, Any, NoReturn
 from storage.errors import StorageError
 from storage.settings import Settings, without_password
 
-START_SECONDS = 90
+START_SECONDS = 180
 LEAVE_SECONDS = 30  # for what Prefect's server has still to hear
 
 _guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
@@ -39,15 +39,16 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
         StorageError: the configured server does not answer.
     """
     from prefect.client import orchestration
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import get_current_settings
+
+    from flows.embedded_server import EmbeddedServer
 
     assert orchestration  # imported here, for two threads that import it stand in each other's way
     if address := get_current_settings().api.url:
         _check_answers(address)
         meanwhile()
         return
-    server = SubprocessASGIServer()
+    server = EmbeddedServer()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(server.start)
         meanwhile()
