@@ -20,16 +20,8 @@ from typing import IO, Any, NoReturn
 from storage.errors import StorageError
 from storage.settings import Settings, without_password
 
-START_SECONDS = 90
+START_SECONDS = 180
 LEAVE_SECONDS = 30  # for what Prefect's server has still to hear
-
-# What the embedded server need not do for the one training that it is for: keep every event a second time and watch
-# for automations. Of task runs it writes down a hundred events at a time, or those of five seconds, not each one.
-_EMBEDDED = {
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
-}
 
 _guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
 
@@ -47,17 +39,16 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
         StorageError: the configured server does not answer.
     """
     from prefect.client import orchestration
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import get_current_settings
+
+    from flows.embedded_server import EmbeddedServer
 
     assert orchestration  # imported here, for two threads that import it stand in each other's way
     if address := get_current_settings().api.url:
         _check_answers(address)
         meanwhile()
         return
-    for name, value in _EMBEDDED.items():
-        os.environ.setdefault(name, value)
-    server = SubprocessASGIServer()
+    server = EmbeddedServer()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(server.start)
         meanwhile()

@@ -161,7 +161,7 @@ def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[
     third = trainer("--resume", "held", "--cycles", "100000")
     wait_for_cycle(third)
     servers += servers_of(third)
-    third.send_signal(signal.SIGTERM)
+    os.killpg(third.pid, signal.SIGTERM)  # as systemd and `timeout` do: to all that it has started, too
     _, said = third.communicate(timeout=60)
     assert third.returncode == 128 + signal.SIGTERM
     run_id = open_tracking().find_run("held").info.run_id
@@ -209,7 +209,12 @@ def _in_home(home: Path) -> None:
 def trainer(*arguments: str) -> subprocess.Popen[str]:
     # A shell in the background would leave Ctrl-C ignored.
     return subprocess.Popen(
-        [*DQN, "train", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ)
+        [*DQN, "train", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=dict(os.environ),
+        start_new_session=True,  # its own process group, to which a signal can be sent
     )
 
 

@@ -1,0 +1,42 @@
+"""The Prefect server that a training starts for itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import prefect
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import get_current_settings
+
+# What it need not do for the one training that it is for: keep every event a second time and watch for automations.
+# Of task runs it writes down a hundred events at a time, or those of five seconds, not each one.
+_OF_ONE_TRAINING = {
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+}
+
+
+class EmbeddedServer(SubprocessASGIServer):
+    """Prefect's own, but as the leader of a session of its own.
+
+    Ctrl-C, and a signal to the process group, then reach the training alone, which still has to tell the server how
+    its flow run ended.
+    """
+
+    def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
+        application = [str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
+        command = [sys.executable, "-m", "uvicorn", "--app-dir", *application, "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--log-level", "error", "--lifespan", "on"]
+        environment = {
+            **_OF_ONE_TRAINING,
+            **os.environ,
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+            **get_current_settings().to_environment_variables(exclude_unset=True),
+        }
+        return subprocess.Popen(command, env=environment, start_new_session=True)
