@@ -23,7 +23,7 @@ from storage.errors import StorageError
 from storage.settings import Settings
 
 if TYPE_CHECKING:
-    from flows.sweep import Sweeper
+    from flows.reaper import Reaper
 
 POOL, WORKER = "local", "dqn"
 MARK = "DQN_SERVED"  # in the environment of every process below `dqn serve`, however deep: the home it serves
@@ -32,7 +32,7 @@ RETENTION = timedelta(days=30)  # of finished flow runs in the Prefect database
 EVENT_RETENTION = timedelta(days=2)
 MOST_RESTARTS = 5  # of a server within an hour
 STOP_SECONDS = 30
-SWEEP_SECONDS = 60
+REAP_SECONDS = 60
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _start(services: dict[str, Service], settings: Settings) -> None:
 
     began = datetime.now(UTC)
     pool.prepare(POOL, settings)
-    _say(_sweeper(settings).sweep(sure=True))
+    _say(_reaper(settings).reap(sure=True))
     process = worker.start()
     _deploy(worker.environment)
     wait_until(lambda: pool.has_worker(POOL, WORKER, began), "the worker", process, worker.said)
@@ -185,7 +185,7 @@ def _tell(settings: Settings) -> None:
 
 def _look_after(services: dict[str, Service], settings: Settings) -> None:
     """Start again what dies, and mark the flow runs and trainings that died, until interrupted."""
-    sweeper, swept = _sweeper(settings), time.monotonic()
+    reaper, reaped = _reaper(settings), time.monotonic()
     while True:
         for service in services.values():
             if service.process and service.process.poll() is not None:
@@ -193,18 +193,18 @@ def _look_after(services: dict[str, Service], settings: Settings) -> None:
                 if service is services["worker"]:
                     # Nobody listens to its flow runs any more, or could cancel them.
                     _end([process for process in _processes(settings) if _flow_run(process)])
-                    _say(sweeper.sweep(sure=True))
+                    _say(reaper.reap(sure=True))
                 service.start()
-        if time.monotonic() - swept > SWEEP_SECONDS:
-            _say(sweeper.sweep())
-            swept = time.monotonic()
+        if time.monotonic() - reaped > REAP_SECONDS:
+            _say(reaper.reap())
+            reaped = time.monotonic()
         time.sleep(1)
 
 
-def _sweeper(settings: Settings) -> Sweeper:
-    from flows.sweep import Sweeper  # it imports Prefect, which reads the settings then
+def _reaper(settings: Settings) -> Reaper:
+    from flows.reaper import Reaper  # it imports Prefect, which reads the settings then
 
-    return Sweeper(WORKER, lambda: {_flow_run(process) for process in _processes(settings)})
+    return Reaper(WORKER, lambda: {_flow_run(process) for process in _processes(settings)})
 
 
 def _say(lines: list[str]) -> None:

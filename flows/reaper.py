@@ -20,7 +20,7 @@ from storage.run_list import mark_dead_runs
 AT_WORK = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
-class Sweeper:
+class Reaper:
     """Marks what died of all that one worker has taken, and says how each goes on.
 
     `flow_runs_at_work` tells the ids of the flow runs that have a process now.
@@ -30,7 +30,7 @@ class Sweeper:
         self._worker, self._at_work = worker, flow_runs_at_work
         self._suspects: set[UUID] = set()
 
-    def sweep(self, sure: bool = False) -> list[str]:
+    def reap(self, sure: bool = False) -> list[str]:
         """Mark what died; what a person should read of it. Servers that do not answer are asked the next time.
 
         A flow run without a process may be about to get one: it counts as dead when it is found so twice, or

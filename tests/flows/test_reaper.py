@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
-from flows.sweep import Sweeper
+from flows.reaper import Reaper
 from storage.runs import create_run, open_tracking
 
 pytestmark = pytest.mark.usefixtures("home", "prefect_server")
@@ -26,10 +26,10 @@ def client() -> Iterator[SyncPrefectClient]:
 def taken(client: SyncPrefectClient, state: State, worker: str = "ours") -> FlowRun:
     """A flow run in that state, as `worker` leaves it."""
 
-    @flow(name="swept")
-    def swept() -> None: ...
+    @flow(name="reaped")
+    def reaped() -> None: ...
 
-    run = client.create_flow_run(swept, state=Scheduled())
+    run = client.create_flow_run(reaped, state=Scheduled())
     client.set_flow_run_state(run.id, state, force=True)
     client.update_flow_run_labels(run.id, {"prefect.worker.name": worker})
     return run
@@ -51,10 +51,10 @@ def test_what_died_is_marked_once_it_was_found_so_twice_and_says_how_it_goes_on(
     theirs = taken(client, Running(), worker="another machine's")
     waiting, done = taken(client, Scheduled()), taken(client, Completed())
     at_work = {str(alive.id)}
-    sweeper = Sweeper("ours", lambda: at_work)
-    assert not [line for line in sweeper.sweep() if line.startswith("flow run")]
+    reaper = Reaper("ours", lambda: at_work)
+    assert not [line for line in reaper.reap() if line.startswith("flow run")]
     at_work.add(str(starting.id))
-    said = sweeper.sweep()
+    said = reaper.reap()
     assert sum(line.startswith("flow run") for line in said) == 2, said
     assert f"flow run {died.name} has died; go on with: prefect flow-run retry {died.id}" in said
     crashed = state_of(client, died)
@@ -68,7 +68,7 @@ def test_what_died_is_marked_once_it_was_found_so_twice_and_says_how_it_goes_on(
 
 def test_without_a_worker_nobody_waits_for_what_is_starting(client: SyncPrefectClient) -> None:
     starting = taken(client, Pending(), worker="dead")
-    assert [line for line in Sweeper("dead", set).sweep(sure=True) if str(starting.id) in line]
+    assert [line for line in Reaper("dead", set).reap(sure=True) if str(starting.id) in line]
     assert state_of(client, starting).type == StateType.CRASHED
 
 
@@ -78,7 +78,7 @@ def test_a_training_run_without_a_writer_is_marked_as_killed(small: dict[str, ob
 
     config = requested_config("fast", small)
     run = create_run(config, action_names(config.game), "left-running", {})
-    assert f"run left-running has died; go on with: dqn train --resume {run.run_id}" in Sweeper("ours", set).sweep()
+    assert f"run left-running has died; go on with: dqn train --resume {run.run_id}" in Reaper("ours", set).reap()
     assert open_tracking().client.get_run(run.run_id).info.status == "KILLED"
 
 
@@ -89,4 +89,4 @@ def test_a_server_that_is_away_is_asked_the_next_time(monkeypatch: pytest.Monkey
         raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", lambda *_, **__: away(None))
-    assert Sweeper("ours", set).sweep() == []
+    assert Reaper("ours", set).reap() == []
