@@ -62,7 +62,7 @@ def test_a_killed_worker_leaves_a_flow_run_to_retry(operated: Operated) -> None:
     worker.kill()
     assert operated.final(flow_run) == "CRASHED"
     assert newest(run, "checkpoint") < FLOW_RUN_CYCLES
-    assert operated.flow_process(flow_run) is None
+    wait_until(lambda: operated.flow_process(flow_run) is None, "the end of the flow process")
     operated.prefect("flow-run", "retry", flow_run)
     assert operated.final(flow_run) == "COMPLETED"
     wait_until(lambda: status("worker") == "FINISHED", "the flow run that it was handed over to")
