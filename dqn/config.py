@@ -101,7 +101,7 @@ class TrainConfig(BaseModel):
         "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
     )
     learning_rate: LinearSchedule = Field(
-        LinearSchedule(start=2.5e-4, end=1e-5, states=5_000_000), description="Step size of the optimizer."
+        LinearSchedule(start=2.5e-4, end=1e-5, states=4_000_000), description="Step size of the optimizer."
     )
     adapt_learning_rate: bool = Field(
         False,

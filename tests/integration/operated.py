@@ -188,9 +188,9 @@ class Operated:
         """The `logs`, `artifacts` or `task_runs` of a flow run."""
         return list(self.answer("POST", f"/{what}/filter", {what: {"flow_run_id": {"any_": [flow_run]}}}))
 
-    def wait_for_line(self, flow_run: str, line: str) -> None:
-        """Until the log of a flow run has that line."""
-        wait_until(lambda: line in [said["message"] for said in self.of("logs", flow_run)], line)
+    def wait_for_line(self, flow_run: str, beginning: str) -> None:
+        """Until the log of a flow run has a line that begins so."""
+        wait_until(lambda: any(line["message"].startswith(beginning) for line in self.of("logs", flow_run)), beginning)
 
     def of_deployment(self, deployment: str) -> list[dict[str, Any]]:
         """The flow runs of a deployment, by its id."""
