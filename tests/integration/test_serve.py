@@ -100,7 +100,7 @@ def test_a_killed_flow_process_is_retried_and_gives_what_an_undisturbed_one_give
     wait_until(operated.told.exists, "the command for failures")
     assert operated.told.read_text() == f"{flow_run} Crashed\n"
 
-    operated.wait_for_line(flow_run, "Check whether the flow run")  # so says the worker when it ends what it had started
+    operated.wait_for_line(flow_run, "Check whether the flow run")  # the last that the worker says of it
     operated.prefect("flow-run", "retry", flow_run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(shared_home))
