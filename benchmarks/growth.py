@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from flows.quiet import quiet_prefect
+
 LANES, STEPS = 4, 16
 SETTINGS = {"network": "small", "lanes": LANES, "replay_states": LANES * STEPS, "batch_size": LANES * STEPS}
 SETTINGS |= {"max_epochs": 1, "threads": 1, "lane_groups": 1}
@@ -40,9 +42,8 @@ def fake_play(groups: Any, estimate: Any, experience: Any, epsilon: Any, states:
 
 def main() -> None:
     """Train for the cycles given as the one argument."""
+    quiet_prefect()
     from flows import cli
-
-    cli._quiet_prefect()  # before anything of Prefect is imported, which reads its settings then
     from tasks import collect_episodes
 
     collect_episodes.play = fake_play

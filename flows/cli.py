@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -12,6 +11,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
+
+from flows.quiet import quiet_prefect
 
 app = typer.Typer(
     name="dqn",
@@ -59,7 +60,7 @@ def train(
 ) -> None:
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or [])
-    _quiet_prefect()
+    quiet_prefect()
     import httpx
 
     from flows.parameters import Target, check_resume, requested_config, requested_settings
@@ -151,7 +152,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Play complete episodes with a checkpoint and tell the scores."""
-    _quiet_prefect()
+    quiet_prefect()
     from flows.agents import open_agent
     from flows.display import Display
     from flows.evaluate import evaluate_agent, evaluation_text
@@ -171,7 +172,7 @@ def record(
     seed: Seed = 0,
 ) -> None:
     """Play one episode with a checkpoint into a video."""
-    _quiet_prefect()
+    quiet_prefect()
     from flows.agents import open_agent
     from flows.record import record
 
@@ -184,7 +185,7 @@ def play(
     run: Player, checkpoint: Checkpoint = "latest", epsilon: Epsilon = None, game: Game = None, seed: Seed = 0
 ) -> None:
     """Watch a checkpoint play in a window, until it is closed."""
-    _quiet_prefect()
+    quiet_prefect()
     from flows.agents import open_agent
     from flows.play import play
 
@@ -201,7 +202,7 @@ def export(
     checkpoint: Checkpoint = "latest",
 ) -> None:
     """Write a checkpoint's weights as safetensors, with a JSON configuration and a model card."""
-    _quiet_prefect()
+    quiet_prefect()
     from flows.agents import open_agent
     from flows.export import export_agent
 
@@ -216,7 +217,7 @@ def share(
     as_json: AsJson = False,
 ) -> None:
     """Register a checkpoint in MLflow under its game's name, as the champion if it is the best."""
-    _quiet_prefect()
+    quiet_prefect()
     from flows.agents import open_agent
     from flows.export import share_agent, sharing_text
     from storage.registry import SCHEME
@@ -237,7 +238,7 @@ def inspect(
     channel: Annotated[int, typer.Option(help="Input channel of the later convolutions' weights.")] = 0,
 ) -> None:
     """Make a report with pictures of a cycle's play, sweep and network."""
-    _quiet_prefect()
+    quiet_prefect()
     from flows.agents import find_cycle
     from flows.inspect import inspect_run
 
@@ -378,16 +379,6 @@ def _open_all_for_training() -> None:
     for name in ("flows.display", "flows.train", "torch._dynamo"):  # the last is what the first optimizer asks for
         import_module(name)
     open_tracking()
-
-
-def _quiet_prefect() -> None:
-    """Keep Prefect's own log off this terminal, which shows the progress instead."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    logging.raiseExceptions = False  # nor what it says, in half a line, of records that its server did not take
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 def _stop_on_sigterm() -> list[int]:
