@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +100,24 @@ def test_an_evaluation_beside_a_training(operated: Operated) -> None:
     evaluation = operated.run("dqn-evaluate/nightly", run="serve", episodes=2, epsilon=1.0)
     assert operated.final(evaluation) == operated.final(training) == "COMPLETED"
     assert {run.info.status for run in open_tracking().runs()} == {"FINISHED"}
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here, Debian's package of that name")
+def test_both_user_interfaces_show_a_training_in_a_browser(operated: Operated, tmp_path: Path) -> None:
+    flow_run = operated.run("dqn/train", cycles=2, name="drawn", overrides=FIELDS)
+    assert operated.final(flow_run) == "COMPLETED"
+    found = open_tracking().find_run("drawn").info
+    prefect, mlflow = operated.settings.prefect_address, operated.settings.mlflow_address
+    pages = {
+        f"{prefect}/runs/flow-run/{flow_run}": "train drawn",
+        f"{mlflow}/#/experiments/{found.experiment_id}/runs/{found.run_id}": "Q-learning on ALE/Breakout-v5",
+    }
+    for number, (address, words) in enumerate(pages.items()):
+        picture = tmp_path / f"{number}.png"
+        options = ["--window-size=1300,1000", "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'browser'}"]
+        command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", *options]
+        done = subprocess.run(
+            [*command, f"--screenshot={picture}", address], capture_output=True, text=True, timeout=120
+        )
+        assert words in done.stdout, address
+        assert picture.stat().st_size > 20_000, "more than an empty page"
