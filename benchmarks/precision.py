@@ -62,6 +62,7 @@ def draw(curves: dict[str, dict[str, list[float]]]) -> None:
         axes.set_title(preset, fontsize=10)
         axes.set_yscale("log")
         axes.set_xlabel("batches")
+        axes.set_ylabel("loss [reward²]")
         axes.legend(frameon=False, fontsize=9)
     figure.savefig(PICTURE, dpi=100)
 
