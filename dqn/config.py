@@ -101,7 +101,7 @@ class TrainConfig(BaseModel):
         "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
     )
     learning_rate: LinearSchedule = Field(
-        LinearSchedule(start=2.5e-4, end=1e-5, states=4_000_000), description="Step size of the optimizer."
+        LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
     )
     adapt_learning_rate: bool = Field(
         False,
@@ -118,7 +118,7 @@ class TrainConfig(BaseModel):
     l2: float = Field(
         0.0, ge=0, description="Adds l2 / 2 · the sum of all squared weights to the loss, after gradients are limited."
     )
-    batch_size: int = Field(128, ge=1, description="States per optimizer step.")
+    batch_size: int = Field(256, ge=1, description="States per optimizer step.")
     balanced_sampling: bool = Field(
         False, description="Give states with a high estimation error at least half of every batch."
     )
