@@ -43,7 +43,7 @@ BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
 STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
     "one-epoch": Study(
-        "--states 4000000 --set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 --set threads=1",
+        "--set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 --set threads=1",
         (0,),
         BREAKOUT,
     ),
