@@ -108,10 +108,9 @@ class TrainConfig(BaseModel):
         description="Within a run, from the second epoch on: 1.05 times the step size if the mean loss of the epoch "
         "fell, half of it if not; the next run starts from the schedule.",
     )
-    loss: Literal["all-actions", "action-taken", "cross-entropy"] = Field(
+    loss: Literal["all-actions", "action-taken"] = Field(
         "action-taken",
-        description="Squared error summed over all actions, or half of it on the action taken, or the cross-entropy of "
-        "its value's histogram; see dqn.value_bins.",
+        description="Squared error summed over all actions, or half of it on the action taken.",
     )
     gradient_norm_limit: float = Field(
         10.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
@@ -158,11 +157,6 @@ class TrainConfig(BaseModel):
             raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
         if self.compiled == "yes" and self.dropout:
             raise ValueError("compiled is yes, but dropout is drawn on the CPU, which cannot be compiled; use no")
-        if self.loss == "cross-entropy" and not (self.rescale_values or 0 < self.reward_clip <= 1):
-            raise ValueError(
-                "loss is cross-entropy, whose histograms end at plus and minus 10; it needs reward_clip of at most 1 "
-                "or rescale_values"
-            )
         if self.lane_groups > self.lanes:
             raise ValueError(f"lane_groups is {self.lane_groups}; there are only {self.lanes} lanes")
         return self

@@ -14,7 +14,6 @@ from dqn.environments import game_title
 from dqn.evaluation import Evaluation
 from dqn.motion_tracer import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.networks import QNetwork
-from dqn.value_bins import BINS, bin_centers
 
 # What makes a layer of torch again, besides its weights
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -67,8 +66,7 @@ def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
         "motion_threshold": int(MOTION_THRESHOLD),
         "trace_decay": TRACE_DECAY,
         "pixel_scale": 1 / 255 if config.scale_input else 1.0,
-        "layers": [_layer(layer) for layer in (*network.convolutions, nn.Flatten(), *network.dense)]
-        + (_mean_of_bins(len(facts.action_names)) if config.loss == "cross-entropy" else []),
+        "layers": [_layer(layer) for layer in (*network.convolutions, nn.Flatten(), *network.dense)],
         "epsilon": config.testing_epsilon,
     }
 
@@ -76,16 +74,6 @@ def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
 def _layer(layer: nn.Module) -> tuple[str, dict[str, Any]]:
     kind = next(kind for kind in _OPTIONS if isinstance(layer, kind))
     return kind.__name__, {option: getattr(layer, option) for option in _OPTIONS[kind]}
-
-
-def _mean_of_bins(actions: int) -> Layers:
-    """The layers that make Q-values of the logits of their histograms; the weights of the linear one are the bins."""
-    return [
-        ("Unflatten", {"dim": 1, "unflattened_size": (actions, BINS)}),
-        ("Softmax", {"dim": 2}),
-        ("Linear", {"in_features": BINS, "out_features": 1, "bias": False}),
-        ("Flatten", {"start_dim": 1}),
-    ]
 
 
 def plain_weights(weights: dict[str, Tensor], layers: Layers) -> dict[str, Tensor]:
@@ -97,8 +85,7 @@ def plain_weights(weights: dict[str, Tensor], layers: Layers) -> dict[str, Tenso
         plain[f"{int(number) + first if part == 'dense' else number}.{kind}"] = weight
     by_pixel = plain[f"{first}.weight"]
     by_channel = by_pixel.reshape(len(by_pixel), -1, channels).transpose(1, 2).flatten(1)
-    bins = {f"{number}.weight": bin_centers()[None] for number in _bins(layers)}
-    return {**plain, f"{first}.weight": by_channel, **bins}
+    return {**plain, f"{first}.weight": by_channel}
 
 
 def network_weights(plain: dict[str, Tensor], layers: Layers) -> dict[str, Tensor]:
@@ -110,16 +97,9 @@ def network_weights(plain: dict[str, Tensor], layers: Layers) -> dict[str, Tenso
     weights = {}
     for name, weight in plain.items():
         number, kind = name.split(".")
-        if int(number) in _bins(layers):
-            continue
         part = f"dense.{int(number) - first}" if int(number) >= first else f"convolutions.{number}"
         weights[f"{part}.{kind}"] = weight
     return weights
-
-
-def _bins(layers: Layers) -> list[int]:
-    """Number of the layer that takes the mean of histograms, if there is one."""
-    return [number for number, (_, options) in enumerate(layers) if options.get("bias") is False]
 
 
 def _first_dense(layers: Layers) -> tuple[int, int]:

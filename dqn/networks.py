@@ -13,7 +13,6 @@ from torch.nn.utils import skip_init
 from dqn.config import TrainConfig
 from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
 from dqn.randomness import torch_generator
-from dqn.value_bins import BINS, cross_entropy, expected_values
 
 
 @dataclass(frozen=True)
@@ -100,15 +99,12 @@ class QNetwork(nn.Module):
     With normalization, every hidden layer is normalized before its ReLU, convolutions over channels
     and space together (Ba, Kiros and Hinton 2016; its use in place of a target network: Gallici and
     others 2024, Parallel Q-Network).
-
-    With the loss `cross-entropy` the last layer puts out a histogram of each Q-value, which is its mean.
     """
 
     def __init__(self, config: TrainConfig, actions: int) -> None:
         super().__init__()
         architecture = _ARCHITECTURES[config.network]
         self._dropout = config.dropout
-        self._bins = BINS if config.loss == "cross-entropy" else 1  # outputs for each action
         self.state_shape = height, width, channels = STATE_HEIGHT, STATE_WIDTH, config.state_channels
         layers: list[nn.Module] = []
         for convolution in architecture.convolutions:
@@ -136,19 +132,11 @@ class QNetwork(nn.Module):
                 layers.append(nn.LayerNorm(units))
             layers.append(nn.ReLU(inplace=True))
             features = units
-        self.dense = nn.Sequential(*layers, _bare(nn.Linear, features, actions * self._bins))
+        self.dense = nn.Sequential(*layers, _bare(nn.Linear, features, actions))
         self._initialize(architecture, torch_generator(config.seed, "weights"))
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Estimate Q-values (N, A) float32 of states (N, 105, 80, C) uint8."""
-        outputs = self.outputs(states)
-        return outputs if self._bins == 1 else expected_values(outputs)
-
-    def outputs(self, states: Tensor, dropout_draws: torch.Generator | None = None) -> Tensor:
-        """What a loss is of: Q-values (N, A), or the logits of their histograms (N, A, BINS).
-
-        With draws, hidden outputs are dropped.
-        """
+    def forward(self, states: Tensor, dropout_draws: torch.Generator | None = None) -> Tensor:
+        """Estimate Q-values (N, A) float32 of states (N, 105, 80, C) uint8; with draws, hidden outputs are dropped."""
         assert states.dtype == torch.uint8 and states.shape[1:] == self.state_shape
         features = self.convolutions(states.permute(0, 3, 1, 2))
         # Flattened pixel by pixel, the order they lie in memory.
@@ -157,8 +145,8 @@ class QNetwork(nn.Module):
             hidden = layer(hidden)
             if dropout_draws is not None and isinstance(layer, nn.ReLU):
                 hidden = dropped_out(hidden, self._dropout, dropout_draws)
-        outputs: Tensor = self.dense[-1](hidden.to(self.dense[-1].weight.dtype))
-        return outputs if self._bins == 1 else outputs.view(len(outputs), -1, self._bins)
+        q_values: Tensor = self.dense[-1](hidden.to(self.dense[-1].weight.dtype))
+        return q_values
 
     def in_bfloat16(self) -> QNetwork:
         """A copy that computes in bfloat16, but for its last layer, which is this one's own.
@@ -181,8 +169,6 @@ class QNetwork(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-        if self._bins > 1:
-            nn.init.zeros_(self.get_parameter(f"dense.{len(self.dense) - 1}.weight"))  # every value is 0
 
 
 def dropped_out(outputs: Tensor, share: float, draws: torch.Generator) -> Tensor:
@@ -206,17 +192,13 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def q_loss(outputs: Tensor, targets: Tensor, actions: Tensor, kind: str) -> Tensor:
-    """The loss of a network's outputs with targets (N, A) and the actions taken (N,), averaged over N.
+def q_loss(q_values: Tensor, targets: Tensor, actions: Tensor, kind: str) -> Tensor:
+    """The loss of estimates and targets (N, A) with the actions taken (N,), averaged over N.
 
     `all-actions`: squared error summed over the actions (the tutorial).
     `action-taken`: half the squared error of the action taken.
-    `cross-entropy`: that of the histograms of the action taken; see dqn.value_bins.
     """
     if kind == "all-actions":
-        return (outputs - targets).square().sum(1).mean()
+        return (q_values - targets).square().sum(1).mean()
     taken = actions[:, None]
-    values = targets.gather(1, taken)
-    if kind == "cross-entropy":
-        return cross_entropy(outputs[torch.arange(len(actions), device=actions.device), actions], values[:, 0])
-    return 0.5 * functional.mse_loss(outputs.gather(1, taken), values)
+    return 0.5 * functional.mse_loss(q_values.gather(1, taken), targets.gather(1, taken))

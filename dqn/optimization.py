@@ -71,7 +71,7 @@ class Learner:
     def _batch_loss(
         self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None
     ) -> Tensor:
-        return q_loss(self._worker.outputs(states, dropout_draws), targets, actions, self.config.loss)
+        return q_loss(self._worker(states, dropout_draws), targets, actions, self.config.loss)
 
     def _step(self, gradients: Sequence[Tensor]) -> None:
         limit = self.config.gradient_norm_limit

@@ -196,10 +196,3 @@ def test_scheduled_has_every_schedule_at_its_value() -> None:
 )
 def test_nearest_ignores_case_and_stays_silent_when_nothing_is_near(name: str, hint: str) -> None:
     assert nearest(name, ["Gamma", "Delta"]) == hint
-
-
-@pytest.mark.parametrize("reward_clip", [0, 1.5])
-def test_histograms_of_values_without_bounds_are_refused(reward_clip: float) -> None:
-    with pytest.raises(ValueError, match="needs reward_clip of at most 1 or rescale_values"):
-        make_config("fast", {"loss": "cross-entropy", "reward_clip": reward_clip})
-    assert make_config("fast", {"loss": "cross-entropy", "reward_clip": reward_clip, "rescale_values": True})

@@ -19,16 +19,12 @@ NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)
 ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
 
 
-@pytest.mark.parametrize(
-    ("network", "normalize", "loss"),
-    [(name, normal, "action-taken") for name in NETWORKS for normal in (True, False)]
-    + [("nature", True, "cross-entropy")],
-)
-def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, normalize: bool, loss: str) -> None:
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, normalize: bool) -> None:
     fields = {"network": network, "normalize": normalize, "scale_input": normalize, "frame_stack": not normalize}
-    config = make_config("fast", {**fields, "loss": loss})
+    config = make_config("fast", fields)
     original = QNetwork(config, 4)
-    torch.nn.init.normal_(original.dense[-1].weight, std=0.1, generator=torch.Generator().manual_seed(1))
     how = json.loads(json.dumps(recipe_to_play(Facts(config, ACTIONS), original)))
     rebuilt = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how["layers"]))
     plain = plain_weights(original.state_dict(), how["layers"])

@@ -11,7 +11,6 @@ from torch import nn
 from dqn import networks
 from dqn.config import make_config
 from dqn.networks import QNetwork, dropped_out, q_loss
-from dqn.value_bins import BINS, histograms
 
 
 def build(actions: int = 3, preset: str = "fast", **overrides: Any) -> QNetwork:
@@ -154,7 +153,7 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
 def test_dropout_is_on_hidden_dense_layers_alone() -> None:
     network = build(4, "tutorial", network="small", dropout=0.999999)
     with torch.no_grad():
-        found = network.outputs(some_states(3), torch.Generator().manual_seed(0))
+        found = network(some_states(3), torch.Generator().manual_seed(0))
     assert torch.equal(found, network.dense[-1].bias.expand(3, 4)), "but the last layer's own bias all is dropped"
 
 
@@ -177,30 +176,3 @@ def test_loss_moves_the_actions_it_counts(kind: str, moved: list[bool]) -> None:
     q_values = torch.zeros(1, 2, requires_grad=True)
     q_loss(q_values, torch.ones(1, 2), torch.tensor([1]), kind).backward()
     assert q_values.grad is not None and (q_values.grad[0] != 0).tolist() == moved
-
-
-def test_histograms_of_all_values_begin_flat_and_the_means_at_zero() -> None:
-    network = build(3, loss="cross-entropy")
-    with torch.no_grad():
-        logits, q_values = network.outputs(some_states(2)), network(some_states(2))
-    assert logits.shape == (2, 3, BINS) and not logits.any()
-    torch.testing.assert_close(q_values, torch.zeros(2, 3), atol=1e-5, rtol=0)
-
-
-def test_cross_entropy_counts_the_action_taken_alone() -> None:
-    logits = torch.randn(2, 3, BINS, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    targets = torch.tensor([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
-    q_loss(logits, targets, torch.tensor([2, 0]), "cross-entropy").backward()
-    assert logits.grad is not None
-    assert (logits.grad != 0).any(2).tolist() == [[False, False, True], [True, False, False]]
-    expected = logits.detach()[[0, 1], [2, 0]].softmax(1) - histograms(torch.tensor([3.0, -1.0]))
-    torch.testing.assert_close(logits.grad[[0, 1], [2, 0]], expected / 2)
-
-
-def test_bfloat16_keeps_histograms_in_float32() -> None:
-    network = build(3, loss="cross-entropy")
-    torch.nn.init.normal_(network.dense[-1].weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        q_values = network.in_bfloat16()(some_states(4))
-    assert q_values.dtype == torch.float32
-    torch.testing.assert_close(q_values, network(some_states(4)).detach(), atol=0.1, rtol=0)
