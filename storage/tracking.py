@@ -15,8 +15,6 @@ import sqlite3
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import mlflow.exceptions
 import numpy as np
@@ -31,6 +29,7 @@ from storage.errors import StorageError, UnreachableError
 from storage.made_with import made_with
 from storage.settings import Settings, without_password
 from storage.units import Unit
+from storage.urls import check_url
 
 MARK = "dqn.run"  # the tag that tells our runs from others in the same store
 FLOW_RUN = "prefect.flow_run_id"
@@ -207,19 +206,21 @@ class Tracking:
                 return run
         return None
 
-    def artifacts_of(self, run: Run) -> Path:
-        """The directory of a run's artifacts.
+    def artifacts_of(self, run: Run) -> str:
+        """The URL of a run's artifacts.
 
         Raises:
-            StorageError: they are not on a file system of this machine.
+            StorageError: units cannot be committed there.
         """
-        uri = urlparse(run.info.artifact_uri)
-        if uri.scheme not in ("", "file"):
+        url = str(run.info.artifact_uri)
+        try:
+            check_url(url)
+        except ValueError:
             raise StorageError(
-                f"the artifacts of run {run.info.run_id} are at {run.info.artifact_uri}; "
-                "checkpoints need a file system, so give its experiment an artifact location on one"
-            )
-        return Path(unquote(uri.path))
+                f"the artifacts of run {run.info.run_id} are at {without_password(url)}; checkpoints need a file "
+                "system or S3, so give its experiment an artifact location such as file:///DIRECTORY or s3://BUCKET"
+            ) from None
+        return url
 
     def _experiments(self, most: int = 1000) -> list[Experiment]:
         return list(self.client.search_experiments(max_results=most))

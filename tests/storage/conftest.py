@@ -21,6 +21,7 @@ from dqn.config import TrainConfig, make_config
 from dqn.episodes import LaneHistory
 from dqn.experience import Experience, Targets
 from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
+from storage.places import LocalPlace
 from storage.runs import StoredRun
 from storage.settings import Settings
 
@@ -167,7 +168,10 @@ def run(tmp_path: Path) -> StoredRun:
     """A run without MLflow, which nothing of units and locks has to do with."""
     settings = Settings(tmp_path, "sqlite://")
     tracking: Any = None
-    return StoredRun("0123456789abcdef", "my-run", settings, tracking, tmp_path / "artifacts" / "0123")
+    run_id = "0123456789abcdef"
+    staging = settings.staging(run_id)
+    artifacts, replay = tmp_path / "artifacts" / "0123", tmp_path / "replay" / run_id
+    return StoredRun(run_id, "my-run", settings, tracking, LocalPlace(artifacts, staging), LocalPlace(replay, staging))
 
 
 @pytest.fixture
