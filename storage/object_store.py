@@ -35,6 +35,7 @@ from storage.units import MANIFEST, Unit, check_files, cycle_name, manifest_text
 from storage.urls import bucket_and_prefix
 
 RETRY_SECONDS = 60.0  # for so long a store that is away is asked again, as MLflow is
+TIDY_SECONDS = 2.0  # and for so long to remove what is left in vain
 REQUEST_SECONDS = 300.0  # for one request with its data
 AT_ONCE = 8  # files on their way
 
@@ -58,12 +59,13 @@ class ObjectPlace(Place):
     address: str
     staging: Path
     cache: Path
+    retry_seconds: float = RETRY_SECONDS
 
     def __str__(self) -> str:
         return self.address
 
     def __truediv__(self, name: str) -> ObjectPlace:
-        return ObjectPlace(f"{self.address.rstrip('/')}/{name}", self.staging, self.cache / name)
+        return replace(self, address=f"{self.address.rstrip('/')}/{name}", cache=self.cache / name)
 
     @property
     def url(self) -> str:
@@ -96,23 +98,18 @@ class ObjectPlace(Place):
             raise
         unit = self._claim(unit, attempt, standing)
         with suppress(OSError):  # the unit is in its place, whatever becomes of the rest
-            self._delete(left)
-        entry = self._entry(unit)
-        shutil.rmtree(entry, ignore_errors=True)
-        self._keep_copy(unit.directory, entry)
-        return replace(unit, directory=entry)
+            self._tidying._delete(left)
+        return self._keep_copy(unit)
 
     def open(self, cycle: int, known: str = "", *, kept: bool = True) -> Unit | None:
         """The unit with its files in the cache, fetched unless they are there and whole."""
         tried = ""
         while found := self._read(cycle):
-            entry = self._entry(found.unit)
-            unit = replace(found.unit, directory=entry)
-            if kept and entry.is_dir() and (unit.digest == known or _is_whole(unit)):
-                return unit
+            copy = self._copy(found.unit)
+            if kept and (copy.directory.is_dir() if copy.digest == known else _is_whole(copy)):
+                return copy
             try:
-                self._fetch(unit, found.attempt)
-                return unit
+                return self._fetch(found.unit, found.attempt)
             except CorruptUnitError:
                 if tried == found.etag:  # else it may have been replaced meanwhile
                     raise
@@ -165,7 +162,7 @@ class ObjectPlace(Place):
         here = cycle_name(unit.cycle)
         text = manifest_text(unit, attempt=attempt).encode()
         mode: Any = {"e_tag": standing} if standing else "create"
-        deadline = time.monotonic() + RETRY_SECONDS
+        deadline = time.monotonic() + self.retry_seconds
         while True:
             try:
                 obstore.put(self._store, self._key(here, MANIFEST), text, mode=mode)
@@ -208,8 +205,8 @@ class ObjectPlace(Place):
             raise CorruptUnitError(f"{address} is not a manifest: it names no attempt")
         return _Standing(unit, attempt, etag)
 
-    def _fetch(self, unit: Unit, attempt: str) -> None:
-        """Bring the files of a unit into its directory, checked."""
+    def _fetch(self, unit: Unit, attempt: str) -> Unit:
+        """Bring the files of a unit into the cache, checked."""
         here = cycle_name(unit.cycle)
         place = f"{self}/{here}/{attempt}"
         stage = self.staging / f"fetch-{unit.kind}-{here}-{uuid.uuid4().hex}"
@@ -228,9 +225,9 @@ class ObjectPlace(Place):
 
         try:
             _all_at_once(get, unit.files)
-            check_files(replace(unit, directory=stage), place)
-            shutil.rmtree(unit.directory, ignore_errors=True)
-            self._keep_copy(stage, unit.directory)
+            unit = replace(unit, directory=stage)
+            check_files(unit, place)
+            return self._keep_copy(unit)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
@@ -241,31 +238,45 @@ class ObjectPlace(Place):
     def _remove_attempt(self, here: str, attempt: str) -> None:
         """Remove what is there of an attempt that cannot count; what resists is left for the next commit."""
         with suppress(OSError):
-            self._delete(self._keys(here, attempt))
+            self._tidying._delete(self._tidying._keys(here, attempt))
 
     # ---------------------------------------------------------------- the cache
 
-    def _entry(self, unit: Unit) -> Path:
-        return self.cache / f"{cycle_name(unit.cycle)}-{unit.digest}"
+    def _copy(self, unit: Unit) -> Unit:
+        """The unit with its files in the cache, where they may be or not."""
+        return replace(unit, directory=self.cache / f"{cycle_name(unit.cycle)}-{unit.digest}")
 
-    def _keep_copy(self, files: Path, entry: Path) -> None:
-        """Move checked files into the cache, and let go of what is no unit's any more."""
+    def _keep_copy(self, unit: Unit) -> Unit:
+        """Move the checked files of a unit into the cache, and let go of what is no unit's any more."""
+        copy = self._copy(unit)
         self.cache.mkdir(parents=True, exist_ok=True)
+        if not _is_whole(copy):  # another process may be reading one that is
+            if os.path.lexists(copy.directory):
+                copy.directory.rename(self.staging / f"trash-{uuid.uuid4().hex}")
+            unit.directory.rename(copy.directory)
         with suppress(OSError):
-            files.rename(entry)
-        if not entry.is_dir():  # another process had it there first, or else:
-            raise OSError(f"{entry} cannot be written; make room in the home, or see to its permissions")
-        there = set(map(cycle_name, self.cycles()))
-        for other in self.cache.iterdir():
-            cycle = other.name.partition("-")[0]
-            if other.name != entry.name and (cycle not in there or cycle == entry.name.partition("-")[0]):
-                shutil.rmtree(other, ignore_errors=True)
+            self._let_go(copy.directory.name)
+        return copy
+
+    def _let_go(self, newest: str) -> None:
+        """Remove copies of units that are not there any more, or that the one called `newest` has replaced."""
+        cycle, *there = newest.partition("-")[0], *map(cycle_name, self.cycles())
+        for name in sorted(entry.name for entry in self.cache.iterdir()):
+            its_cycle = name.partition("-")[0]
+            if name != newest and (its_cycle == cycle or its_cycle not in there):
+                shutil.rmtree(self.cache / name, ignore_errors=True)
 
     # ---------------------------------------------------------------- requests
 
     @property
+    def _tidying(self) -> ObjectPlace:
+        """This place for requests that nothing depends on."""
+        return replace(self, retry_seconds=min(self.retry_seconds, TIDY_SECONDS))
+
+    @property
     def _store(self) -> S3Store:
-        return _open_store(bucket_and_prefix(self.address)[0], os.environ.get("AWS_ENDPOINT_URL", ""), RETRY_SECONDS)
+        bucket, _ = bucket_and_prefix(self.address)
+        return _open_store(bucket, os.environ.get("AWS_ENDPOINT_URL", ""), self.retry_seconds)
 
     def _key(self, *names: str) -> str:
         return "/".join(filter(None, [bucket_and_prefix(self.address)[1], *names]))
@@ -336,6 +347,8 @@ def _flow_run(unit: Unit) -> str:
 
 
 def _is_whole(unit: Unit) -> bool:
+    if not unit.directory.is_dir():
+        return False
     try:
         check_files(unit, str(unit.directory))
     except (CorruptUnitError, OSError):

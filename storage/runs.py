@@ -268,6 +268,7 @@ def open_run(run_id: str) -> StoredRun:
 def create_run(config: TrainConfig, action_names: list[str], name: str | None, tags: Mapping[str, str]) -> StoredRun:
     """Create a training run of a resolved configuration, with the checkpoint of cycle 0."""
     tracking = open_tracking()
+    open_place(tracking.settings.replay, tracking.settings, "").names()  # whether it answers, before anything is made
     started: Any = tracking.start_run(config, name, tags)
     run = open_run(started.info.run_id)
     with run.writing(), run.commit("checkpoint", 0, {}) as draft:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.files import make_directories
-from storage.urls import check_url
+from storage.urls import check_url, directory_of, is_local
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +35,7 @@ class Settings:
         The home is created when first used.
 
         Raises:
-            OSError: the home cannot be created or written.
+            OSError: the home, or a directory in `DQN_REPLAY`, cannot be created or written.
             ValueError: a variable is no such number, or no such URL.
         """
         default = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "dqn-home"
@@ -56,7 +56,7 @@ class Settings:
         return cls(
             home,
             uri,
-            _url("DQN_REPLAY"),
+            _replay_url(),
             os.environ.get("DQN_HOST") or cls.host,
             _number("DQN_PREFECT_PORT", cls.prefect_port, most=65535),
             _number("DQN_MLFLOW_PORT", cls.mlflow_port, most=65535),
@@ -116,14 +116,20 @@ def without_password(uri: str) -> str:
     return re.sub(r"([?&;]password=)[^&;]*", r"\1***", re.sub(r"://[^/]*@", "://", uri))
 
 
-def _url(name: str) -> str:
-    url = os.environ.get(name) or ""
-    if url:
-        try:
-            check_url(url)
-        except ValueError as error:
-            raise ValueError(f"{name} is {without_password(url)!r}, {error}") from None
-    return url
+def _replay_url() -> str:
+    url = os.environ.get("DQN_REPLAY") or ""
+    if not url:
+        return ""
+    try:
+        check_url(url)
+        if is_local(url):
+            make_directories(directory_of(url))
+            return directory_of(url).as_uri()
+    except ValueError as error:
+        raise ValueError(f"DQN_REPLAY is {without_password(url)!r}, {error}") from None
+    except OSError as error:
+        raise OSError(f"DQN_REPLAY {url} cannot be written ({error.strerror}); name another place") from None
+    return url.rstrip("/")
 
 
 def _number(name: str, default: int, most: int = 10**9) -> int:

@@ -64,14 +64,20 @@ class Tracking:
         title = game_title(config.game)
         experiment = self.client.get_experiment_by_name(title)
         if experiment is None:
-            location = self.settings.artifacts(title).as_uri()
-            experiment_id = self.client.create_experiment(title, artifact_location=location)
+            experiment_id = self.client.create_experiment(title, artifact_location=self._artifact_location(title))
         else:
             experiment_id = experiment.experiment_id
         run = self.client.create_run(experiment_id, run_name=name, tags={MARK: "train", **made_with(), **tags})
         params = [Param(field, str(value)) for field, value in config.model_dump(mode="json").items()]
         self.client.log_batch(run.info.run_id, params=params)
         return run
+
+    def _artifact_location(self, experiment: str) -> str | None:
+        """Where a new experiment keeps artifacts: in the home, unless the server's own are in an object store."""
+        first = self.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
+        if first is not None and first.artifact_location.startswith("s3://"):
+            return None
+        return self.settings.artifacts(experiment).as_uri()
 
     def publish(self, run_id: str, unit: Unit) -> None:
         """Log the metrics of a committed unit: each name has one point at a step, however often it is made.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sqlalchemy
 import torch
+from s3_server import PASS, S3Server
 from watched_disk import Scene
 
 import storage.runs
@@ -39,6 +40,23 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         patch.setattr(os, "fsync", os.fstat)
         yield
     sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", relax)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A real S3 server, and the environment of its clients."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server
+    s3_server.judge = lambda method, path: PASS
 
 
 @pytest.fixture(scope="session")
