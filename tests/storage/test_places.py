@@ -170,7 +170,7 @@ def test_pruning_keeps_the_newest_and_the_spared(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "lengthened", "deleted", "swapped", "of another unit"])
 def test_damage_to_any_file_is_noticed_and_named(shelf: Shelf, how: str) -> None:
-    shelf.commit(5, {name: b"other" for name in NAMES if "/" not in name} | {"array": {"c": {"0": b""}}})
+    shelf.commit(5, {"table": b"1", "array": {"c": {"0": b"2"}, "zarr.json": b"3"}, "empty": b"4"})
     shelf.commit()
     files = shelf.files()
     for name in [*NAMES, MANIFEST]:
@@ -178,12 +178,13 @@ def test_damage_to_any_file_is_noticed_and_named(shelf: Shelf, how: str) -> None
         data = files[whole]
         if how == "deleted":
             shelf.write(whole, None)
-        elif how in ("swapped", "of another unit"):
-            other = "table" if how == "swapped" and name != "table" else "array/c/0"
-            shelf.write(whole, files[shelf.name_of(other, 4 if how == "swapped" else 5)])
+        elif how == "swapped":
+            shelf.write(whole, files[shelf.name_of("array/c/0" if name == "table" else "table")])
+        elif how == "of another unit":
+            shelf.write(whole, files[shelf.name_of(name if name != MANIFEST else "table", 5)])
         elif data or how == "lengthened":
-            changed = {"flipped": bytes([*data[:-3], data[-3] ^ 1, *data[-2:]]) if data else b"", "cut": data[:-2]}
-            shelf.write(whole, changed.get(how, data + b"x"))
+            flipped = data[:-1] + bytes([data[-1] ^ 1]) if data else b""
+            shelf.write(whole, {"flipped": flipped, "cut": data[:-2], "lengthened": data + b"x"}[how])
         else:
             continue
         if how == "deleted" and name == MANIFEST and isinstance(shelf.place, ObjectPlace):
