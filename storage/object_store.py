@@ -96,10 +96,11 @@ class ObjectPlace(Place):
         except BaseException:
             self._remove_attempt(here, attempt)
             raise
-        unit = self._claim(unit, attempt, standing)
-        with suppress(OSError):  # the unit is in its place, whatever becomes of the rest
-            self._tidying._delete(left)
-        return self._keep_copy(unit)
+        committed = self._claim(unit, attempt, standing)
+        if committed is unit:  # else the attempt that counts may be among those
+            with suppress(OSError):  # the unit is in its place, whatever becomes of the rest
+                self._tidying._delete(left)
+        return self._keep_copy(committed)
 
     def open(self, cycle: int, known: str = "", *, kept: bool = True) -> Unit | None:
         """The unit with its files in the cache, fetched unless they are there and whole."""

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ BUCKET = "units"
 
 PASS, ERROR, CUT, CUT_AFTER = "pass", "answer 500", "cut off before it is done", "cut off when it is done"
 
-Judge = Callable[[str, str], str]  # what becomes of a request, by its method and path
+Judge = Callable[[str, str], str]  # what becomes of a request, by its method, and its path with the keys it deletes
 
 
 class Door(ThreadingHTTPServer):
@@ -31,6 +31,7 @@ class Door(ThreadingHTTPServer):
 
     def __init__(self, server: S3Server) -> None:
         self.s3 = server
+        self.one_step = threading.Lock()
         super().__init__(("127.0.0.1", server.port), Guard)
         server.port = self.server_address[1]
 
@@ -55,16 +56,20 @@ class Guard(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        verdict = self.server.s3.judge(self.command, self.path) if self.server.s3.is_open else CUT
+        named = body.decode() if self.path.endswith("?delete") else ""
+        verdict = self.server.s3.judge(self.command, self.path + named) if self.server.s3.is_open else CUT
         if verdict == CUT:
             self.close_connection = True
             return
         if verdict == ERROR:
             self._answer(500, {}, b"<Error><Code>InternalError</Code><Message>told to fail</Message></Error>")
             return
-        self._behind.request(self.command, self.path, body, dict(self.headers))
-        answer = self._behind.getresponse()
-        data = answer.read()
+        # S3 looks at the condition and writes in one step; moto looks, and writes then.
+        is_conditional = self.headers.get("If-Match") or self.headers.get("If-None-Match")
+        with self.server.one_step if is_conditional else nullcontext():
+            self._behind.request(self.command, self.path, body, dict(self.headers))
+            answer = self._behind.getresponse()
+            data = answer.read()
         if verdict == CUT_AFTER:
             self.close_connection = True
             return
@@ -135,7 +140,8 @@ class S3Server:
         """From now on refuse those it does not know, which are all."""
         address = f"http://127.0.0.1:{self.moto_port}/moto-api/reset-auth"
         count = b"0" if required else b"inf"
-        urllib.request.urlopen(urllib.request.Request(address, count, method="POST")).close()
+        request = urllib.request.Request(address, count, {"Content-Type": "text/plain"}, method="POST")
+        urllib.request.urlopen(request).close()
 
     @property
     def environment(self) -> dict[str, str]:
