@@ -315,7 +315,13 @@ class ObjectPlace(Place):
 
 @lru_cache(maxsize=8)
 def _open_store(bucket: str, endpoint: str, retry_seconds: float) -> S3Store:
-    """The bucket, with the credentials of the environment."""
+    """The bucket, with the credentials of the environment.
+
+    Raises:
+        ValueError: the endpoint is no URL.
+    """
+    if endpoint and not re.match("https?://[^/]", endpoint):
+        raise ValueError(f"AWS_ENDPOINT_URL is {without_password(endpoint)!r}; write http://HOST:PORT or https://HOST")
     return S3Store(
         bucket,
         client_options={
@@ -334,13 +340,19 @@ def _open_store(bucket: str, endpoint: str, retry_seconds: float) -> S3Store:
 def _reason(error: Exception) -> str:
     """What the store said, or why nothing was heard of it, in one line and without secrets."""
     text = str(error)
-    if told := re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text, re.DOTALL):
-        return f"{told[1]}: {told[2]}"
     endpoint = without_password(os.environ.get("AWS_ENDPOINT_URL") or "the store")
     first = without_password(text.partition("\n")[0])
-    if status := re.search(r"status code: (\d+ [\w ]+)", first):
-        return f"{endpoint} answers {status[1].strip()}"
-    return f"{endpoint} does not answer ({first.rpartition(' - ')[2].strip(' .')})"
+    if told := re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text, re.DOTALL):
+        reason = f"{told[1]}: {told[2]}"
+    elif status := re.search(r"status code: (\d+ [\w ]+)", first):
+        reason = f"{endpoint} answers {status[1].strip()}"
+    elif "HTTP error" in first:
+        reason = f"{endpoint} does not answer ({first.rpartition(' - ')[2].strip(' .')})"
+    else:
+        reason = first.removeprefix("Generic S3 error: ")
+    if re.search("40[13] |Denied|AccessKey|Signature", reason):
+        reason += "; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return reason
 
 
 def _flow_run(unit: Unit) -> str:
