@@ -28,8 +28,8 @@ from storage.places import committing, open_place
 from storage.settings import Settings
 from storage.units import Unit
 
-FAULTS = int(os.environ.get("S3_FAULTS", "2"))  # at so many requests of a commit besides the one for its manifest
-RACES = int(os.environ.get("RACES", "4"))
+FAULTS = int(os.environ.get("S3_FAULTS", "1"))  # at so many requests of a commit besides the one for its manifest
+RACES = int(os.environ.get("RACES", "3"))
 
 OLD, NEW = b"old " * 9, b"new " * 10
 FILES = 3
