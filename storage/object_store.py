@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +28,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from storage.errors import CorruptUnitError, StorageError
-from storage.places import Place, cycles_in
+from storage.places import Place, cycles_in, discard
 from storage.settings import without_password
 from storage.units import MANIFEST, Unit, check_files, cycle_name, manifest_text, parse_manifest
 from storage.urls import bucket_and_prefix
 
 RETRY_SECONDS = 60.0  # for so long a store that is away is asked again, as MLflow is
 TIDY_SECONDS = 2.0  # and for so long to remove what is left in vain
+CLAIMS = 3  # requests on a condition are not repeated by obstore once they may have been heard
 REQUEST_SECONDS = 300.0  # for one request with its data
 AT_ONCE = 8  # files on their way
 
@@ -163,8 +163,7 @@ class ObjectPlace(Place):
         here = cycle_name(unit.cycle)
         text = manifest_text(unit, attempt=attempt).encode()
         mode: Any = {"e_tag": standing} if standing else "create"
-        deadline = time.monotonic() + self.retry_seconds
-        while True:
+        for tries_left in reversed(range(CLAIMS)):
             try:
                 obstore.put(self._store, self._key(here, MANIFEST), text, mode=mode)
                 return unit
@@ -178,7 +177,7 @@ class ObjectPlace(Place):
                 return unit
             if failure is None:
                 break
-            if time.monotonic() > deadline:
+            if not tries_left:
                 raise self._failed("written", failure, here, MANIFEST)
         self._remove_attempt(here, attempt)
         if found and found.unit.digest == unit.digest and _flow_run(found.unit) == _flow_run(unit):
@@ -252,9 +251,12 @@ class ObjectPlace(Place):
         copy = self._copy(unit)
         self.cache.mkdir(parents=True, exist_ok=True)
         if not _is_whole(copy):  # another process may be reading one that is
-            if os.path.lexists(copy.directory):
-                copy.directory.rename(self.staging / f"trash-{uuid.uuid4().hex}")
-            unit.directory.rename(copy.directory)
+            discard(copy.directory, self.staging)
+            try:
+                unit.directory.rename(copy.directory)
+            except OSError:  # or another one has just put it there
+                if not _is_whole(copy):
+                    raise
         with suppress(OSError):
             self._let_go(copy.directory.name)
         return copy

@@ -19,7 +19,7 @@ from typing import Any
 
 import obstore
 import pytest
-from s3_server import BUCKET, CUT, CUT_AFTER, ERROR, PASS, SECRET, S3Server
+from s3_server import BUCKET, CUT, CUT_AFTER, DENY, ERROR, PASS, SECRET, S3Server
 
 import storage.object_store
 from storage.errors import CorruptUnitError, StorageError
@@ -411,6 +411,24 @@ def test_half_of_the_credentials_is_told(s3: S3Server, tmp_path: Path, monkeypat
     place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     with pytest.raises(OSError, match="Missing SecretAccessKey; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         place.cycles()
+
+
+def test_a_manifest_that_may_not_be_written_is_told_at_once(
+    s3: S3Server, make_place: Callable[..., ObjectPlace]
+) -> None:
+    place, tries = make_place(), []
+
+    def judge(method: str, path: str) -> str:
+        if method == "PUT" and path.endswith("manifest.json"):
+            tries.append(path)
+            return DENY
+        return PASS
+
+    s3.judge = judge
+    with pytest.raises(OSError, match=r"manifest\.json cannot be written: AccessDenied: told to deny; see to AWS"):
+        commit(place)
+    assert len(tries) == 3
+    assert state(place) == "none"
 
 
 def test_a_password_in_the_endpoint_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
