@@ -2,6 +2,7 @@
 # make test    set everything up and pass the tests
 # make crash-test   an hour of kills, failures and damage into docs/reliability.md; `make test` runs a sample of each
 # make operate-test   minutes of killing what runs below `make serve`; `make test` kills a flow process
+# make cluster-test   minutes on S3, PostgreSQL and an MLflow server over both; needs PostgreSQL (Debian: postgresql)
 # make bench   how fast it is on this machine, into docs/performance.md
 # make check   formatting, lint, types, import directions
 # make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C
@@ -16,7 +17,7 @@ FIGURES := $(CURDIR)/build/figures
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test operate-test crash-test crash-kills crash-failures bench check serve ui lock clean
+.PHONY: train test operate-test cluster-test crash-test crash-kills crash-failures bench check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
@@ -28,6 +29,9 @@ test: $(READY)
 operate-test: $(READY)
 	$(BIN)/python -m pytest -m operate --timeout 1200 $(ARGS)
 
+cluster-test: $(READY)
+	$(BIN)/python -m pytest -m cluster --timeout 1200 $(ARGS)
+
 # Two processes, for each trial keeps one core busy; what they find out goes into docs/reliability.md.
 crash-test: $(READY)
 	rm -rf $(FIGURES) && mkdir -p $(FIGURES)
@@ -36,7 +40,7 @@ crash-test: $(READY)
 
 crash-kills crash-failures: export FIGURES := $(FIGURES)
 crash-kills: $(READY)
-	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 \
+	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 S3_FAULTS=0 \
 		$(BIN)/python -m pytest tests/crash tests/storage --ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
 crash-failures: $(READY)
 	CRASH_OPERATIONS=0 CRASH_SIZES=50 $(BIN)/python -m pytest tests/crash/test_failures.py --timeout 86400 $(ARGS)

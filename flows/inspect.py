@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -25,7 +24,7 @@ from storage.errors import StorageError
 from storage.evaluations import read_evaluation
 from storage.experience import read_experience, read_targets
 from storage.runs import EVALUATION, StoredRun
-from storage.units import cycle_name, cycles_in
+from storage.units import cycle_name
 
 SCORES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high", "loss/mean")
 CURVES = (
@@ -57,7 +56,7 @@ def inspect(
         The path of the report.
     """
     found, its_cycle = find_cycle(run)
-    return str(inspect_run(found, its_cycle if cycle is None else cycle, state, channel))
+    return inspect_run(found, its_cycle if cycle is None else cycle, state, channel)
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Inspection:
         return game_title(self.facts.config.game)
 
 
-def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> Path:
+def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
     """Make the pictures and the report of a cycle, and keep them among the run's artifacts in MLflow.
 
     What was pruned is said in the report, and the rest is shown.
@@ -101,7 +100,7 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     for name, figure in page.figures():
         run.tracking.client.log_figure(run.run_id, figure, f"{folder}/{name}.png")
     run.tracking.client.log_text(run.run_id, page.html(), f"{folder}/report.html")
-    return run.artifacts / folder / "report.html"
+    return f"{run.artifacts}/{folder}/report.html"
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
@@ -111,7 +110,7 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
         ValueError: nothing is.
         StorageError: a unit is broken.
     """
-    stored = {kind: cycles_in(run.directory(kind)) for kind in ("experience", "targets", "checkpoint")}
+    stored = {kind: run.cycles(kind) for kind in ("experience", "targets", "checkpoint")}
     if cycle is None:  # in a run that is going on, the newest one may have no checkpoint yet
         whole = [number for number in stored["experience"] if number in stored["checkpoint"]]
         cycle = next(iter(whole or stored["experience"] or stored["checkpoint"]), 0)
