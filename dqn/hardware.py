@@ -39,7 +39,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         if device == "cuda" and not _has_compiler():
             _log.warning("there is no C++ compiler here, so nothing is compiled for the GPU; it works, but slower")
     threads = config.threads or len(os.sched_getaffinity(0))
-    most = max(1, min(threads, config.lanes // _GROUP_LANES))
+    most = max(1, min(threads, config.lanes // config.shards // _GROUP_LANES))
     groups = config.lane_groups or (min(most, _GPU_GROUPS) if device == "cuda" else most)
     chosen = {"device": device, "precision": precision, "compiled": compiled}
     return config.model_copy(update={**chosen, "threads": threads, "lane_groups": groups})

@@ -49,6 +49,9 @@ def train(
     ] = None,
     cycles: Annotated[int | None, typer.Option(help="Stop once the run has done this many cycles.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Parts of the lanes that are tasks of their own.  [default: 1]")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run in MLflow.")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run: an id, a name, or latest.")
@@ -70,7 +73,7 @@ def train(
 
     # The flow checks all this again; here it is answered before a server starts.
     Target.of(states, cycles)
-    requested = requested_settings(game, seed, overrides)
+    requested = requested_settings(game, seed, overrides, shards)
     if resume:
         check_resume(preset, requested, name)
         found = open_tracking().find_run(resume)
@@ -79,7 +82,7 @@ def train(
         requested_config(preset, requested)
     stopped = _stop_on_sigterm()
     wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
-    wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
+    wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides, "shards": shards}
     display = None
     try:
         start_embedded_prefect_server(meanwhile=_open_all_for_training)

@@ -23,7 +23,7 @@ _GAMES = [
 ]
 Game = Annotated[str, WithJsonSchema({"type": "string", "anyOf": _GAMES})]
 
-_NAMED = ("game", "seed")  # parameters of their own
+_NAMED = ("game", "seed", "shards")  # parameters of their own
 
 
 def _check(value: Any) -> Any:
@@ -87,9 +87,11 @@ class Target:
         return states / self.states if self.states else cycles / self.cycles
 
 
-def requested_settings(game: str | None, seed: int | None, overrides: dict[str, Any] | None) -> dict[str, Any]:
+def requested_settings(
+    game: str | None, seed: int | None, overrides: dict[str, Any] | None, shards: int | None = None
+) -> dict[str, Any]:
     """All fields of the configuration that were asked for, in one mapping."""
-    named = {"game": game, "seed": seed}
+    named = {"game": game, "seed": seed, "shards": shards}
     return {**(overrides or {}), **{field: value for field, value in named.items() if value is not None}}
 
 

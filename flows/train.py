@@ -42,6 +42,7 @@ from tasks.evaluate import evaluate
 from tasks.live import release
 from tasks.optimize import optimize
 from tasks.progress import report_cycle, report_run
+from tasks.reference import UnitReference
 from tasks.update_q_values import update_q_values
 
 HANDED_OVER = "SCHEDULED"  # MLflow's word for a run that waits for its next flow run
@@ -71,6 +72,7 @@ def train(
     name: Name | None = None,
     resume: Name | None = None,
     overrides: Overrides | None = None,
+    shards: Count | None = None,
 ) -> str | State[str]:
     """Learn to play an Atari game from its screen.
 
@@ -87,13 +89,14 @@ def train(
         resume: Go on with this run (an id, a name, or latest) instead of starting one.
         overrides: Other fields of the configuration by name, such as lanes or epsilon; a value that changes
             linearly with the states played is written start:end:states.
+        shards: Parts of the lanes that are tasks of their own, 1 unless told otherwise.
 
     Returns:
         The id of the MLflow run. What a person can mend is told in one line, as the message of the state.
     """
     try:
         target = Target.of(states, cycles)
-        settings = requested_settings(game, seed, overrides)
+        settings = requested_settings(game, seed, overrides, shards)
         run = _before(preset, settings, name, resume) or _started(preset, settings, name, target)
         reached = _train(run, target)
     except MENDABLE as error:
@@ -176,9 +179,13 @@ def run_cycles(run: StoredRun) -> bool:
     evaluate_if_due(run, facts.config, cycle, done.states)
     while fraction < 1 and cycle < last:
         cycle += 1
-        collect_episodes(run.run_id, cycle)
-        update_q_values(run.run_id, cycle)
-        summary |= optimize(run.run_id, cycle).figures
+        for shard in range(run.shards):
+            collect_episodes(run.run_id, cycle, shard)
+        for shard in range(run.shards):
+            update_q_values(run.run_id, cycle, shard)
+        made = optimize(run.run_id, cycle)
+        conclude(run, made)
+        summary |= made.figures
         evaluate_if_due(run, facts.config, cycle, int(summary["counter/states"]))
         fraction = target.fraction(summary["counter/states"], cycle)
         summary["fraction"] = fraction
@@ -192,7 +199,14 @@ def evaluate_if_due(run: StoredRun, config: TrainConfig, cycle: int, states: int
     """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
     every = config.evaluation_states
     if every and states // every > run.evaluated_states() // every:
-        evaluate(run.run_id, cycle)
+        conclude(run, evaluate(run.run_id, cycle))
+
+
+def conclude(run: StoredRun, made: UnitReference) -> None:
+    """Publish the metrics of a checkpoint or an evaluation, and prune after a checkpoint: as the run's one writer."""
+    run.publish(run.unit(made.kind, made.cycle, known=made.digest))
+    if made.kind == "checkpoint":
+        run.prune(made.cycle, run.config.keep_cycles, run.config.replay_cycles)
 
 
 def _next_steps(run: StoredRun, address: str) -> str:

@@ -31,6 +31,7 @@ from storage.units import (
 from storage.writer import is_held, one_writer
 
 KINDS = ("experience", "targets", "checkpoint")
+_SHARDED = KINDS[:2]
 EVALUATION = "evaluation"  # by the run's own protocol; by another one, its name follows after a dash
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class StoredRun:
     settings: Settings
     tracking: Tracking
     artifacts: Path
+    shards: int = 1
 
     @cached_property
     def config(self) -> TrainConfig:
@@ -54,6 +56,11 @@ class StoredRun:
             StorageError: no checkpoint is whole.
         """
         return self.facts(self.newest_checkpoint()).config
+
+    def kinds(self, *kinds: str) -> list[str]:
+        """The kinds of units that `kinds` come in: of experience and targets one for each of several shards."""
+        shards = [f"-{shard}" for shard in range(self.shards)] if self.shards > 1 else [""]
+        return [kind + shard for kind in kinds for shard in (shards if kind in _SHARDED else [""])]
 
     def directory(self, kind: str, cycle: int | None = None) -> Path:
         """Where the units of a kind are, or the one of a cycle."""
@@ -194,8 +201,8 @@ class StoredRun:
         cycles in its replay memory as it had.
         """
         staging, best = self.settings.staging(self.run_id), self.best_cycle()
-        for kind in KINDS:
-            keep = keep_cycles + (replay_cycles - 1 if kind == "experience" else 0)
+        for kind in self.kinds(*KINDS):
+            keep = keep_cycles + (replay_cycles - 1 if kind.startswith("experience") else 0)
             for old in cycles_in(self.directory(kind)):
                 if old <= cycle - keep and (kind, old) != ("checkpoint", best):
                     discard(self.directory(kind, old), staging)
@@ -260,7 +267,8 @@ def open_tracking() -> Tracking:
 @lru_cache(maxsize=16)
 def _stored_run(tracking: Tracking, run_id: str) -> StoredRun:
     run = tracking.client.get_run(run_id)
-    return StoredRun(run_id, str(run.info.run_name), tracking.settings, tracking, tracking.artifacts_of(run))
+    shards = int(run.data.params.get("shards", 1))
+    return StoredRun(run_id, str(run.info.run_name), tracking.settings, tracking, tracking.artifacts_of(run), shards)
 
 
 def open_run(run_id: str) -> StoredRun:
