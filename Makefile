@@ -2,6 +2,7 @@
 # make test    set everything up and pass the tests
 # make crash-test   an hour of kills, failures and damage into docs/reliability.md; `make test` runs a sample of each
 # make operate-test   minutes of killing what runs below `make serve`; `make test` kills a flow process
+# make cluster-test   minutes of training on a cluster whose workers and servers die
 # make bench   how fast it is on this machine, into docs/performance.md
 # make check   formatting, lint, types, import directions
 # make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C
@@ -16,7 +17,7 @@ FIGURES := $(CURDIR)/build/figures
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test operate-test crash-test crash-kills crash-failures bench check serve ui lock clean
+.PHONY: train test operate-test cluster-test crash-test crash-kills crash-failures bench check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
@@ -26,6 +27,9 @@ test: $(READY)
 
 operate-test: $(READY)
 	$(BIN)/python -m pytest -m operate --timeout 1200 $(ARGS)
+
+cluster-test: $(READY)
+	$(BIN)/python -m pytest -m cluster --timeout 1200 $(ARGS)
 
 # Two processes, for each trial keeps one core busy; what they find out goes into docs/reliability.md.
 crash-test: $(READY)

@@ -62,27 +62,32 @@ def train(
     ] = None,
 ) -> None:
     """Train an agent, or go on training one."""
-    overrides = _overrides(settings or [])
+    overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
     quiet_prefect()
     import httpx
 
+    from flows.cluster import check_cluster
     from flows.parameters import Target, check_resume, requested_config, requested_settings
     from flows.servers import prefect_is_away, start_embedded_prefect_server
     from storage.errors import StorageError
     from storage.runs import open_tracking
+    from storage.settings import Settings
 
     # The flow checks all this again; here it is answered before a server starts.
     Target.of(states, cycles)
-    requested = requested_settings(game, seed, overrides, shards)
+    requested = requested_settings(game, seed, overrides)
     if resume:
         check_resume(preset, requested, name)
         found = open_tracking().find_run(resume)
         resume = found.info.run_id
+    elif cluster := Settings.from_environment().cluster:
+        requested_config(preset, requested, lambda config: config)  # what it lacks, the machine that optimizes will say
+        check_cluster(cluster)
     else:
         requested_config(preset, requested)
     stopped = _stop_on_sigterm()
     wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
-    wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides, "shards": shards}
+    wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
     display = None
     try:
         start_embedded_prefect_server(meanwhile=_open_all_for_training)

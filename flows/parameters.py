@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ _GAMES = [
 ]
 Game = Annotated[str, WithJsonSchema({"type": "string", "anyOf": _GAMES})]
 
-_NAMED = ("game", "seed", "shards")  # parameters of their own
+_NAMED = ("game", "seed")  # parameters of their own
 
 
 def _check(value: Any) -> Any:
@@ -87,23 +88,23 @@ class Target:
         return states / self.states if self.states else cycles / self.cycles
 
 
-def requested_settings(
-    game: str | None, seed: int | None, overrides: dict[str, Any] | None, shards: int | None = None
-) -> dict[str, Any]:
+def requested_settings(game: str | None, seed: int | None, overrides: dict[str, Any] | None) -> dict[str, Any]:
     """All fields of the configuration that were asked for, in one mapping."""
-    named = {"game": game, "seed": seed, "shards": shards}
+    named = {"game": game, "seed": seed}
     return {**(overrides or {}), **{field: value for field, value in named.items() if value is not None}}
 
 
-def requested_config(preset: str | None, settings: dict[str, Any]) -> TrainConfig:
-    """The configuration asked for, resolved for this machine.
+def requested_config(
+    preset: str | None, settings: dict[str, Any], resolved: Callable[[TrainConfig], TrainConfig] = resolve
+) -> TrainConfig:
+    """The configuration asked for, resolved for this machine, or as `resolved` does it.
 
     Raises:
         ValueError: anything in it is wrong.
     """
-    config = resolve(make_config(preset or "fast", settings))
+    config = make_config(preset or "fast", settings)
     check_game(config.game)
-    return config
+    return resolved(config)
 
 
 def check_resume(preset: str | None, settings: dict[str, Any], name: str | None) -> None:

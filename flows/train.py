@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -16,9 +15,9 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
 
-from dqn.config import Preset, TrainConfig, make_config
+from dqn.config import Preset, make_config
 from dqn.environments import action_names, game_title
-from dqn.hardware import prepare
+from flows.cluster import Workplace, workplace
 from flows.failure import MENDABLE, run_command, tell_how_to_go_on
 from flows.parameters import (
     DEFAULT_STATES,
@@ -39,15 +38,12 @@ from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.tracking import FLOW_RUN, TARGET
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
-from tasks.live import release
 from tasks.optimize import optimize
 from tasks.progress import report_cycle, report_run
 from tasks.reference import UnitReference
 from tasks.update_q_values import update_q_values
 
 HANDED_OVER = "SCHEDULED"  # MLflow's word for a run that waits for its next flow run
-
-logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
 
 def _flow_run_name() -> str:
@@ -72,7 +68,6 @@ def train(
     name: Name | None = None,
     resume: Name | None = None,
     overrides: Overrides | None = None,
-    shards: Count | None = None,
 ) -> str | State[str]:
     """Learn to play an Atari game from its screen.
 
@@ -89,16 +84,16 @@ def train(
         resume: Go on with this run (an id, a name, or latest) instead of starting one.
         overrides: Other fields of the configuration by name, such as lanes or epsilon; a value that changes
             linearly with the states played is written start:end:states.
-        shards: Parts of the lanes that are tasks of their own, 1 unless told otherwise.
 
     Returns:
         The id of the MLflow run. What a person can mend is told in one line, as the message of the state.
     """
     try:
         target = Target.of(states, cycles)
-        settings = requested_settings(game, seed, overrides, shards)
-        run = _before(preset, settings, name, resume) or _started(preset, settings, name, target)
-        reached = _train(run, target)
+        settings = requested_settings(game, seed, overrides)
+        with workplace() as place:
+            run = _before(preset, settings, name, resume) or _started(preset, settings, name, target, place)
+            reached = _train(run, target, place)
     except MENDABLE as error:
         return Failed(message=str(error), data=error)
     if not reached and deployment.id:
@@ -118,7 +113,7 @@ def train_to_the_end(**parameters: Any) -> str:
     return run_id
 
 
-def _train(run: StoredRun, target: Target | None) -> bool:
+def _train(run: StoredRun, target: Target | None, place: Workplace) -> bool:
     """Train as the run's one writer; whether the target was reached."""
     report_run(run.run_id)
     with run.writing():
@@ -129,7 +124,7 @@ def _train(run: StoredRun, target: Target | None) -> bool:
         status = "KILLED"  # by Ctrl-C, SIGTERM or a cancellation, which are no exceptions of ours
         try:
             with system_metrics(run):
-                reached = run_cycles(run)
+                reached = run_cycles(run, place)
             run.publish_waiting()
             status = "FINISHED" if reached else HANDED_OVER
             link_units(run)
@@ -137,7 +132,6 @@ def _train(run: StoredRun, target: Target | None) -> bool:
             status = "FAILED"
             raise
         finally:
-            release()
             run.tracking.set_status(run.run_id, status)
     return reached
 
@@ -155,7 +149,7 @@ def _hand_over(run: StoredRun) -> None:
     get_run_logger().info("the training goes on in flow run %s (%s)", successor.name, successor.id)
 
 
-def run_cycles(run: StoredRun) -> bool:
+def run_cycles(run: StoredRun, place: Workplace) -> bool:
     """Run cycles, going on from the newest checkpoint, until the target is reached or the flow run is large.
 
     Returns:
@@ -164,29 +158,27 @@ def run_cycles(run: StoredRun) -> bool:
     log = get_run_logger()
     newest = run.pick_up()
     facts = run.facts(newest)
-    prepare(facts.config)
+    place.begin(run)
     done, found = facts.counters, run.tracking.client.get_run(run.run_id)
     text = found.data.tags.get(TARGET, "")
     target = Target.parse(text)
     describe(run, facts.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
-    place = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
-    address = f"{run.settings.mlflow_address}/#/{place}"
+    path = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    address = f"{run.settings.mlflow_address}/#/{path}"
     fraction, cycle = target.fraction(done.states, done.cycle), done.cycle
     log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, facts.config.game, cycle, address)
     report = TrainingReport(run.run_id, run.name, address, fraction)
     summary: dict[str, float] = {}
     last = cycle + run.settings.flow_run_cycles
-    evaluate_if_due(run, facts.config, cycle, done.states)
+    evaluate_if_due(run, place, cycle, done.states)
     while fraction < 1 and cycle < last:
         cycle += 1
-        for shard in range(run.shards):
-            collect_episodes(run.run_id, cycle, shard)
-        for shard in range(run.shards):
-            update_q_values(run.run_id, cycle, shard)
-        made = optimize(run.run_id, cycle)
+        place.each_shard(collect_episodes, run, cycle)
+        place.each_shard(update_q_values, run, cycle)
+        made = place.once(optimize, run, cycle)
         conclude(run, made)
         summary |= made.figures
-        evaluate_if_due(run, facts.config, cycle, int(summary["counter/states"]))
+        evaluate_if_due(run, place, cycle, int(summary["counter/states"]))
         fraction = target.fraction(summary["counter/states"], cycle)
         summary["fraction"] = fraction
         report_cycle(summary)
@@ -195,11 +187,11 @@ def run_cycles(run: StoredRun) -> bool:
     return fraction >= 1
 
 
-def evaluate_if_due(run: StoredRun, config: TrainConfig, cycle: int, states: int) -> None:
+def evaluate_if_due(run: StoredRun, place: Workplace, cycle: int, states: int) -> None:
     """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
-    every = config.evaluation_states
+    every = run.config.evaluation_states
     if every and states // every > run.evaluated_states() // every:
-        conclude(run, evaluate(run.run_id, cycle))
+        conclude(run, place.once(evaluate, run, cycle))
 
 
 def conclude(run: StoredRun, made: UnitReference) -> None:
@@ -227,8 +219,10 @@ def _before(preset: str | None, settings: dict[str, Any], name: str | None, resu
     return None
 
 
-def _started(preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None) -> StoredRun:
-    config = requested_config(preset, settings)
+def _started(
+    preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None, place: Workplace
+) -> StoredRun:
+    config = requested_config(preset, settings, place.resolve)
     tags = {
         "dqn.preset": preset or "fast",
         TARGET: str(target or Target(states=DEFAULT_STATES)),

@@ -244,6 +244,7 @@ class StoredRun:
         with one_writer(self.settings.lock(self.run_id), self.name):
             clear_staging(self.settings.staging(self.run_id))
             yield
+            clear_staging(self.settings.staging(self.run_id))  # where a worker died that had begun a unit
 
     def is_started(self) -> bool:
         """Whether it has a checkpoint, be it whole or not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from prefect.runtime import flow_run, task_run
 
 from storage.runs import open_run
 from storage.units import Unit
+
+logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
 
 @dataclass(frozen=True)
