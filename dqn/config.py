@@ -155,6 +155,13 @@ class TrainConfig(BaseModel):
         "compiler and no dropout.",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 means one for each core.")
+    optimizer_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share every batch of an optimization run, each on a GPU of its own if device is "
+        "cuda.",
+    )
     lane_groups: int = Field(
         0,
         ge=0,
@@ -171,6 +178,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
         if self.compiled == "yes" and self.dropout:
             raise ValueError("compiled is yes, but dropout is drawn on the CPU, which cannot be compiled; use no")
+        if self.optimizer_processes > self.batch_size:
+            raise ValueError(f"optimizer_processes is {self.optimizer_processes}; a batch has {self.batch_size} states")
         if self.shards > self.lanes:
             raise ValueError(f"shards is {self.shards}; there are only {self.lanes} lanes")
         if self.lane_groups > self.lanes // self.shards:

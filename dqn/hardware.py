@@ -29,7 +29,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if config.device == "auto" else config.device
-    if lacking := _lacking(device, config.precision, config.compiled):
+    if lacking := _lacking(device, config.precision, config.compiled, config.optimizer_processes):
         raise ValueError(f"{lacking}; use another value or auto")
     precision, compiled = config.precision, config.compiled
     if precision == "auto":
@@ -63,7 +63,7 @@ def prepare(config: TrainConfig) -> torch.device:
     Raises:
         ValueError: the run was started with a device, a precision or a compiler that this machine lacks.
     """
-    if lacking := _lacking(config.device, config.precision, config.compiled):
+    if lacking := _lacking(config.device, config.precision, config.compiled, config.optimizer_processes):
         raise ValueError(f"this run cannot go on here as it began: {lacking}; go on elsewhere, or start a new run")
     if config.device == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -76,10 +76,12 @@ def prepare(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _lacking(device: str, precision: str, compiled: str) -> str:
+def _lacking(device: str, precision: str, compiled: str, processes: int) -> str:
     """What of these this machine does not have, in words; empty if it has all."""
     if device == "cuda" and not torch.cuda.is_available():
         return "device is cuda, and torch finds no CUDA device"
+    if device == "cuda" and processes > 1 and torch.cuda.device_count() < processes:
+        return f"optimizer_processes is {processes}, and torch finds {torch.cuda.device_count()} CUDA devices"
     if precision == "bfloat16" and not _multiplies_bfloat16(device):
         return "precision is bfloat16, and this processor would take hundreds of times longer to emulate it"
     if compiled == "yes" and not _has_compiler():

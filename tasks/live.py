@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
+from dqn.data_parallel import Processes
 from dqn.environments import Lanes, open_lanes
 from dqn.experience import Experience, Targets
 from dqn.hardware import prepare
@@ -23,6 +24,7 @@ _LEARNER, _PLAYER = "learner", "player"
 # One of each, with the unit that describes it: a learner, and a player where that is another one; experience and
 # targets of each shard under their kinds; and the shard's games.
 _held: dict[str, tuple[Unit, Any]] = {}
+_processes: Processes | None = None
 
 
 def unit_at_hand(run: StoredRun, kind: str, cycle: int) -> Unit:
@@ -104,6 +106,23 @@ def take_experience(experience: list[Unit], targets: list[Unit]) -> tuple[Experi
     )
 
 
+def processes_of(checkpoint: Checkpoint) -> Processes:
+    """The processes that share optimization runs of the checkpoint's configuration, started when first asked for."""
+    global _processes
+    about = checkpoint.config, len(checkpoint.facts.action_names)
+    if _processes is None or not _processes.are_for(*about):
+        _end_processes()
+        _processes = Processes(*about)
+    return _processes
+
+
+def _end_processes() -> None:
+    global _processes
+    if _processes is not None:
+        _processes.close()
+    _processes = None
+
+
 def let_go_of_experience() -> None:
     """Do not hold experience and targets any more: what reads more cycles than one needs the memory."""
     _take("experience", "")
@@ -114,6 +133,7 @@ def release() -> None:
     """Let go of everything: the run is over."""
     for what in list(_held):
         _take(what, "")
+    _end_processes()
 
 
 def _lanes(kind: str) -> str:

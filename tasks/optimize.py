@@ -22,7 +22,7 @@ from storage.errors import StorageError
 from storage.experience import read_all_targets, read_experiences
 from storage.runs import StoredRun, open_run
 from storage.units import Unit, cycle_name
-from tasks.live import keep_learner, let_go_of_experience, take_experience, take_learner, unit_at_hand
+from tasks.live import keep_learner, let_go_of_experience, processes_of, take_experience, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference
 
@@ -48,7 +48,9 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
         memory = ReplayMemory.of(experience, targets)
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        result = dqn.optimization.optimize(
+        processes = checkpoint.config.optimizer_processes
+        train = dqn.optimization.optimize if processes == 1 else processes_of(checkpoint).optimize
+        result = train(
             learner,
             memory,
             cycle,
