@@ -103,10 +103,9 @@ def train(
         raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
     except httpx.TransportError:
         away = prefect_is_away(os.environ.get("PREFECT_API_URL"))
-        kept = (
-            f"; what was trained is stored: dqn train --resume {display.run_id}" if display and display.run_id else ""
-        )
-        raise StorageError(away + kept) from None
+        raise StorageError(away + _how_to_go_on(display)) from None
+    except OSError as error:
+        raise StorageError(_one_line(error) + _how_to_go_on(display)) from None
     run = open_tracking().client.get_run(run_id)
     score = run.data.metrics.get("score/mean_100")
     print(
@@ -359,6 +358,10 @@ def _one_line(error: Exception) -> str:
         return f"{where}{error.strerror or error}"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no details'}"
+
+
+def _how_to_go_on(display: Any) -> str:
+    return f"; what was trained is stored: dqn train --resume {display.run_id}" if display and display.run_id else ""
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dqn.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
@@ -56,11 +55,11 @@ class Contender:
         }
 
 
-def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], Path]:
+def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], str]:
     """Compare runs of one game; the report and its figures are kept among the artifacts of each of them.
 
     Returns:
-        The figures of each run, and the path of the report.
+        The figures of each run, and where the report is.
 
     Raises:
         ValueError: the runs are not between two and eight different ones of one game.
@@ -80,7 +79,7 @@ def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], Path]:
         for name, figure in page.figures():
             run.tracking.client.log_figure(run.run_id, figure, f"{folder}/{name}.png")
         run.tracking.client.log_text(run.run_id, page.html(), f"{folder}/report.html")
-    return figures, runs[0].artifacts / folder / "report.html"
+    return figures, f"{runs[0].artifacts}/{folder}/report.html"
 
 
 def table_row(figures: Mapping[str, Any]) -> list[str]:

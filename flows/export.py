@@ -24,8 +24,6 @@ from storage.registry import (
     share,
     shared_version,
 )
-from storage.runs import EVALUATION
-from storage.units import cycle_name
 
 
 def export_agent(agent: Agent, directory: Path) -> Path:
@@ -123,8 +121,11 @@ def _own(agent: Agent) -> Evaluation | None:
 def _evaluations(agent: Agent) -> list[Evaluation]:
     """All evaluations of its checkpoint; by the run's own protocol first."""
     run, found = agent.run, []
-    for place in sorted(run.artifacts.glob(f"{EVALUATION}*/{cycle_name(agent.facts.counters.cycle)}")):
-        unit = run.unit(place.parent.name, agent.facts.counters.cycle)
+    cycle = agent.facts.counters.cycle
+    for kind in run.evaluation_kinds():
+        if cycle not in run.cycles(kind):
+            continue
+        unit = run.unit(kind, cycle)
         if unit.inputs == {"checkpoint": agent.checkpoint}:
             found.append(read_evaluation(unit.directory))
     return found

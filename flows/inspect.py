@@ -25,7 +25,7 @@ from storage.errors import StorageError
 from storage.evaluations import read_evaluation
 from storage.experience import read_all_targets, read_experiences
 from storage.runs import EVALUATION, KINDS, StoredRun
-from storage.units import cycle_name, cycles_in
+from storage.units import cycle_name
 
 SCORES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high", "loss/mean")
 CURVES = (
@@ -57,7 +57,7 @@ def inspect(
         The path of the report.
     """
     found, its_cycle = find_cycle(run)
-    return str(inspect_run(found, its_cycle if cycle is None else cycle, state, channel))
+    return inspect_run(found, its_cycle if cycle is None else cycle, state, channel)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Inspection:
         return game_title(self.facts.config.game)
 
 
-def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> Path:
+def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
     """Make the pictures and the report of a cycle, and keep them among the run's artifacts in MLflow.
 
     What was pruned is said in the report, and the rest is shown.
@@ -101,7 +101,7 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     for name, figure in page.figures():
         run.tracking.client.log_figure(run.run_id, figure, f"{folder}/{name}.png")
     run.tracking.client.log_text(run.run_id, page.html(), f"{folder}/report.html")
-    return run.artifacts / folder / "report.html"
+    return f"{run.artifacts}/{folder}/report.html"
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
@@ -138,7 +138,7 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
 
 def _cycles_of(run: StoredRun, kind: str) -> list[int]:
     """The cycles of which all of `kind` is stored, every shard of it, newest first."""
-    cycles = [set(cycles_in(run.directory(part))) for part in run.kinds(kind)]
+    cycles = [set(run.cycles(part)) for part in run.kinds(kind)]
     return sorted(set.intersection(*cycles), reverse=True)
 
 

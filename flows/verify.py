@@ -15,7 +15,7 @@ from storage.errors import StorageError
 from storage.evaluations import read_evaluation
 from storage.experience import read_experience, read_targets
 from storage.runs import EVALUATION, KINDS, StoredRun
-from storage.units import Unit, cycles_in
+from storage.units import Unit
 from tasks.progress import report
 
 
@@ -44,14 +44,12 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
         replay: also play the stored actions again and compare every frame.
     """
     result = Verification(run.name)
-    places = [
-        (kind, cycle) for kind in (*run.kinds(*KINDS), EVALUATION) for cycle in sorted(cycles_in(run.directory(kind)))
-    ]
+    places = [(kind, cycle) for kind in (*run.kinds(*KINDS), EVALUATION) for cycle in sorted(run.cycles(kind))]
     units: dict[tuple[str, int], Unit] = {}
     for number, (kind, cycle) in enumerate(places):
         report("verify", cycle, number, len(places))
         try:
-            units[kind, cycle] = unit = run.unit(kind, cycle)
+            units[kind, cycle] = unit = run.unit(kind, cycle, kept=False)
             _read(run, unit)
             result.units += 1
             result.bytes += unit.bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from mlflow.system_metrics import system_metrics_monitor
 
 from storage.errors import CorruptUnitError
 from storage.runs import StoredRun
-from storage.units import Unit, cycles_in
+from storage.units import Unit, cycle_name
 
 _Monitor: Any = system_metrics_monitor.SystemMetricsMonitor
 
@@ -38,11 +39,11 @@ def describe(run: StoredRun, game: str, target: str, flow_run_address: str | Non
 def link_units(run: StoredRun) -> None:
     """Link the run's newest experience and targets as its datasets."""
     units = [unit for kind in run.kinds("experience", "targets") if (unit := _newest(run, kind))]
-    run.tracking.client.log_inputs(run.run_id, [_dataset(unit) for unit in units])
+    run.tracking.client.log_inputs(run.run_id, [_dataset(run, unit) for unit in units])
 
 
 def _newest(run: StoredRun, kind: str) -> Unit | None:
-    for cycle in cycles_in(run.directory(kind)):
+    for cycle in run.cycles(kind):
         try:
             return run.unit(kind, cycle)
         except CorruptUnitError:
@@ -50,12 +51,12 @@ def _newest(run: StoredRun, kind: str) -> Unit | None:
     return None
 
 
-def _dataset(unit: Unit) -> DatasetInput:
+def _dataset(run: StoredRun, unit: Unit) -> DatasetInput:
     dataset = Dataset(
         name=f"{unit.kind} of cycle {unit.cycle}",
         digest=unit.digest[:32],  # MLflow takes 36 characters at most
         source_type="local",
-        source=f'{{"uri": "{unit.directory.as_uri()}"}}',
+        source=json.dumps({"uri": f"{run.place(unit.kind).url}/{cycle_name(unit.cycle)}"}),
         profile=f'{{"bytes": {unit.bytes}, "format": "zarr"}}',
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

@@ -7,27 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, first_checkpoint
 from dqn.config import TrainConfig
 from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
 from storage.errors import CorruptUnitError, StorageError, UnreachableError
+from storage.places import Place, committing, discard, keep_manifest, open_place
 from storage.settings import Settings
 from storage.tracking import Tracking
-from storage.units import (
-    Draft,
-    Unit,
-    clear_staging,
-    committing,
-    cycle_name,
-    cycles_in,
-    discard,
-    keep_manifest,
-    open_unit,
-    read_manifest,
-)
+from storage.units import Draft, Unit, cycle_name, read_manifest
 from storage.writer import is_held, one_writer
 
 KINDS = ("experience", "targets", "checkpoint")
@@ -45,7 +34,8 @@ class StoredRun:
     name: str
     settings: Settings
     tracking: Tracking
-    artifacts: Path
+    artifacts: Place
+    replay: Place
     shards: int = 1
 
     @cached_property
@@ -62,22 +52,27 @@ class StoredRun:
         shards = [f"-{shard}" for shard in range(self.shards)] if self.shards > 1 else [""]
         return [kind + shard for kind in kinds for shard in (shards if kind in _SHARDED else [""])]
 
-    def directory(self, kind: str, cycle: int | None = None) -> Path:
-        """Where the units of a kind are, or the one of a cycle."""
+    def place(self, kind: str) -> Place:
+        """Where the units of a kind stand."""
         if kind == "checkpoint":
-            below = self.artifacts / "checkpoints"
-        else:
-            below = (self.artifacts if kind.startswith(EVALUATION) else self.settings.replay(self.run_id)) / kind
-        return below if cycle is None else below / cycle_name(cycle)
+            return self.artifacts / "checkpoints"
+        return (self.artifacts if kind.startswith(EVALUATION) else self.replay) / kind
+
+    def cycles(self, kind: str) -> list[int]:
+        """Numbers of the cycles that have a unit of a kind, newest first."""
+        return self.place(kind).cycles()
+
+    def evaluation_kinds(self) -> list[str]:
+        """Kinds of the evaluations there are, by whatever protocol."""
+        return [name for name in self.artifacts.names() if name.startswith(EVALUATION)]
 
     @contextmanager
     def commit(
         self, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str] | None = None
     ) -> Iterator[Draft]:
-        """Commit what the block writes as this run's unit of `kind` for `cycle`; see storage.units."""
+        """Commit what the block writes as this run's unit of `kind` for `cycle`; see storage.places."""
         with committing(
-            self.directory(kind, cycle),
-            self.settings.staging(self.run_id),
+            self.place(kind),
             kind=kind,
             cycle=cycle,
             inputs=inputs,
@@ -85,23 +80,23 @@ class StoredRun:
         ) as draft:
             yield draft
 
-    def unit(self, kind: str, cycle: int, known: str = "") -> Unit:
-        """The committed unit of `kind` for `cycle`, verified unless its digest is `known`; see storage.units.
+    def unit(self, kind: str, cycle: int, known: str = "", *, kept: bool = True) -> Unit:
+        """The committed unit of `kind` for `cycle`, verified unless its digest is `known`; see storage.places.
 
         Raises:
             StorageError: there is none, or it is corrupt.
         """
-        unit = open_unit(self.directory(kind, cycle), known)
+        unit = self.place(kind).open(cycle, known, kept=kept)
         if unit is None:
             raise StorageError(f"run {self.run_id} has no {kind} of cycle {cycle}: it was pruned or never made")
         if (unit.kind, unit.cycle) != (kind, cycle):
-            raise CorruptUnitError(f"{unit.directory} is the {unit.kind} of cycle {unit.cycle}")
+            raise CorruptUnitError(f"{self.place(kind) / cycle_name(cycle)} is the {unit.kind} of cycle {unit.cycle}")
         return unit
 
     def made(self, kind: str, cycle: int, inputs: Mapping[str, str]) -> Unit | None:
         """The unit if it was committed from just these inputs; a broken one is as good as none."""
         try:
-            unit = open_unit(self.directory(kind, cycle))
+            unit = self.place(kind).open(cycle)
         except CorruptUnitError as error:
             _log.warning("%s; making it again", error)
             return None
@@ -123,7 +118,7 @@ class StoredRun:
             StorageError: there is none.
         """
         problems: list[str] = []
-        for cycle in cycles_in(self.directory("checkpoint")):
+        for cycle in self.cycles("checkpoint"):
             try:
                 return self.unit("checkpoint", cycle)
             except CorruptUnitError as error:
@@ -133,7 +128,7 @@ class StoredRun:
 
     def evaluations(self) -> Iterator[Unit]:
         """The evaluations by the run's own protocol that are whole, newest first."""
-        for cycle in cycles_in(self.directory(EVALUATION)):
+        for cycle in self.cycles(EVALUATION):
             try:
                 yield self.unit(EVALUATION, cycle)
             except StorageError as error:
@@ -149,7 +144,7 @@ class StoredRun:
         Checkpoints that were pruned are not looked at: none of them was the best.
         """
         means: dict[int, float] = {}
-        for cycle in sorted(set(cycles_in(self.directory("checkpoint"))) & set(cycles_in(self.directory(EVALUATION)))):
+        for cycle in sorted(set(self.cycles("checkpoint")) & set(self.cycles(EVALUATION))):
             try:
                 means[cycle] = self.unit(EVALUATION, cycle).metric(f"{EVALUATION}/mean")
             except StorageError as error:
@@ -163,7 +158,7 @@ class StoredRun:
             ValueError: there is no such checkpoint; says which there are.
             StorageError: it is broken.
         """
-        cycles = cycles_in(self.directory("checkpoint"))
+        cycles = self.cycles("checkpoint")
         if which == "latest":  # a broken one is not passed over: scores would silently be those of another
             return self.unit("checkpoint", cycles[0]) if cycles else self.newest_checkpoint()
         best = self.best_cycle()
@@ -200,12 +195,10 @@ class StoredRun:
         Experience is kept for longer, so that from every checkpoint left the run can go on with as many
         cycles in its replay memory as it had.
         """
-        staging, best = self.settings.staging(self.run_id), self.best_cycle()
+        best = self.best_cycle()
         for kind in self.kinds(*KINDS):
             keep = keep_cycles + (replay_cycles - 1 if kind.startswith("experience") else 0)
-            for old in cycles_in(self.directory(kind)):
-                if old <= cycle - keep and (kind, old) != ("checkpoint", best):
-                    discard(self.directory(kind, old), staging)
+            self.place(kind).prune(cycle - keep + 1, best if kind == "checkpoint" else None)
 
     def publish(self, unit: Unit) -> None:
         """Log a committed unit's metrics in MLflow, once however often it is called.
@@ -242,13 +235,17 @@ class StoredRun:
             StorageError: another process is; the message says which.
         """
         with one_writer(self.settings.lock(self.run_id), self.name):
-            clear_staging(self.settings.staging(self.run_id))
+            self._clear_staging()
             yield
-            clear_staging(self.settings.staging(self.run_id))  # where a worker died that had begun a unit
+            self._clear_staging()  # for a worker may have died that had begun a unit
+
+    def _clear_staging(self) -> None:
+        for place in (self.artifacts, self.replay):
+            place.clear_staging()
 
     def is_started(self) -> bool:
         """Whether it has a checkpoint, be it whole or not."""
-        return bool(cycles_in(self.directory("checkpoint")))
+        return bool(self.cycles("checkpoint"))
 
     def is_held(self) -> bool:
         """Whether some process is the run's writer now."""
@@ -268,8 +265,10 @@ def open_tracking() -> Tracking:
 @lru_cache(maxsize=16)
 def _stored_run(tracking: Tracking, run_id: str) -> StoredRun:
     run = tracking.client.get_run(run_id)
-    shards = int(run.data.params.get("shards", 1))
-    return StoredRun(run_id, str(run.info.run_name), tracking.settings, tracking, tracking.artifacts_of(run), shards)
+    settings, shards = tracking.settings, int(run.data.params.get("shards", 1))
+    artifacts = open_place(tracking.artifacts_of(run), settings, run_id)
+    replay = open_place(f"{settings.replay.rstrip('/')}/{run_id}", settings, run_id)
+    return StoredRun(run_id, str(run.info.run_name), settings, tracking, artifacts, replay, shards)
 
 
 def open_run(run_id: str) -> StoredRun:
@@ -280,6 +279,7 @@ def open_run(run_id: str) -> StoredRun:
 def create_run(config: TrainConfig, action_names: list[str], name: str | None, tags: Mapping[str, str]) -> StoredRun:
     """Create a training run of a resolved configuration, with the checkpoint of cycle 0."""
     tracking = open_tracking()
+    open_place(tracking.settings.replay, tracking.settings, "").names()  # whether it answers, before anything is made
     started: Any = tracking.start_run(config, name, tags)
     run = open_run(started.info.run_id)
     with run.writing(), run.commit("checkpoint", 0, {}) as draft:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.files import make_directories
+from storage.urls import check_url, directory_of, is_local
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +21,7 @@ class Settings:
 
     home: Path
     tracking_uri: str
+    replay_url: str = ""  # of experience and targets; in the home unless set
     host: str = "127.0.0.1"
     prefect_port: int = 4200
     mlflow_port: int = 5000
@@ -29,13 +31,13 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """`DQN_HOME`, by default `dqn-home` in the checkout, `MLFLOW_TRACKING_URI`, and the `DQN_` variables below.
+        """`DQN_HOME`, by default `dqn-home` in the checkout, `MLFLOW_TRACKING_URI`, and other `DQN_` variables.
 
         The home is created when first used.
 
         Raises:
-            OSError: the home cannot be created or written.
-            ValueError: a variable is no such number.
+            OSError: the home, or a directory in `DQN_REPLAY`, cannot be created or written.
+            ValueError: a variable is no such number, or no such URL.
         """
         default = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "dqn-home"
         wanted = os.environ.get("DQN_HOME") or default
@@ -55,6 +57,7 @@ class Settings:
         return cls(
             home,
             uri,
+            _replay_url(),
             os.environ.get("DQN_HOST") or cls.host,
             _number("DQN_PREFECT_PORT", cls.prefect_port, most=65535),
             _number("DQN_MLFLOW_PORT", cls.mlflow_port, most=65535),
@@ -88,13 +91,18 @@ class Settings:
         """Where the artifacts of a new MLflow experiment go."""
         return self.home / "artifacts" / experiment
 
-    def replay(self, run_id: str) -> Path:
-        """Experience and targets of a run."""
-        return self.home / "replay" / run_id
+    @property
+    def replay(self) -> str:
+        """URL of the experience and the targets of all runs."""
+        return self.replay_url or (self.home / "replay").as_uri()
 
     def staging(self, run_id: str) -> Path:
         """Units of a run that are not committed yet, or not any more."""
         return self.home / "staging" / run_id
+
+    def cache(self, run_id: str) -> Path:
+        """Copies of a run's units that stand in an object store."""
+        return self.home / "cache" / run_id
 
     def unpublished(self, run_id: str) -> Path:
         """Metrics of a run that MLflow could not take yet."""
@@ -115,6 +123,22 @@ def _cluster() -> str:
     if address and not re.fullmatch(r"(tcp|tls|ws|wss)://[^/\s]+:\d{1,5}", address):
         raise ValueError(f"DQN_CLUSTER is {address!r}; it must be a Dask scheduler, such as tcp://host:8786")
     return address
+
+
+def _replay_url() -> str:
+    url = os.environ.get("DQN_REPLAY") or ""
+    if not url:
+        return ""
+    try:
+        check_url(url)
+        if is_local(url):
+            make_directories(directory_of(url))
+            return directory_of(url).as_uri()
+    except ValueError as error:
+        raise ValueError(f"DQN_REPLAY is {without_password(url)!r}, {error}") from None
+    except OSError as error:
+        raise OSError(f"DQN_REPLAY {url} cannot be written ({error.strerror}); name another place") from None
+    return url.rstrip("/")
 
 
 def _number(name: str, default: int, most: int = 10**9) -> int:

@@ -15,8 +15,6 @@ import sqlite3
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import mlflow.exceptions
 import numpy as np
@@ -31,6 +29,7 @@ from storage.errors import StorageError, UnreachableError
 from storage.made_with import made_with
 from storage.settings import Settings, without_password
 from storage.units import Unit
+from storage.urls import check_url
 
 MARK = "dqn.run"  # the tag that tells our runs from others in the same store
 FLOW_RUN = "prefect.flow_run_id"
@@ -65,14 +64,20 @@ class Tracking:
         title = game_title(config.game)
         experiment = self.client.get_experiment_by_name(title)
         if experiment is None:
-            location = self.settings.artifacts(title).as_uri()
-            experiment_id = self.client.create_experiment(title, artifact_location=location)
+            experiment_id = self.client.create_experiment(title, artifact_location=self._artifact_location(title))
         else:
             experiment_id = experiment.experiment_id
         run = self.client.create_run(experiment_id, run_name=name, tags={MARK: "train", **made_with(), **tags})
         params = [Param(field, str(value)) for field, value in config.model_dump(mode="json").items()]
         self.client.log_batch(run.info.run_id, params=params)
         return run
+
+    def _artifact_location(self, experiment: str) -> str | None:
+        """Where a new experiment keeps artifacts: in the home, unless the server's own are in an object store."""
+        first = self.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
+        if first is not None and first.artifact_location.startswith("s3://"):
+            return None
+        return self.settings.artifacts(experiment).as_uri()
 
     def publish(self, run_id: str, unit: Unit) -> None:
         """Log the metrics of a committed unit: each name has one point at a step, however often it is made.
@@ -207,19 +212,21 @@ class Tracking:
                 return run
         return None
 
-    def artifacts_of(self, run: Run) -> Path:
-        """The directory of a run's artifacts.
+    def artifacts_of(self, run: Run) -> str:
+        """The URL of a run's artifacts.
 
         Raises:
-            StorageError: they are not on a file system of this machine.
+            StorageError: units cannot be committed there.
         """
-        uri = urlparse(run.info.artifact_uri)
-        if uri.scheme not in ("", "file"):
+        url = str(run.info.artifact_uri)
+        try:
+            check_url(url)
+        except ValueError:
             raise StorageError(
-                f"the artifacts of run {run.info.run_id} are at {run.info.artifact_uri}; "
-                "checkpoints need a file system, so give its experiment an artifact location on one"
-            )
-        return Path(unquote(uri.path))
+                f"the artifacts of run {run.info.run_id} are at {without_password(url)}; checkpoints need a file "
+                "system or S3, so give its experiment an artifact location such as file:///DIRECTORY or s3://BUCKET"
+            ) from None
+        return url
 
     def _experiments(self, most: int = 1000) -> list[Experiment]:
         return list(self.client.search_experiments(max_results=most))

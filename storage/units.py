@@ -1,8 +1,7 @@
 """Committed units: directories that exist whole and verified, or not at all.
 
-A unit is staged under a unique name, every file and directory of it is fsynced, and one rename
-publishes it. Its manifest names every file with its size and SHA-256, so that whatever happens to it
-later is noticed when it is opened.
+A unit's manifest names every file with its size and SHA-256, so that whatever happens to it later is noticed
+when it is opened. Where units stand, and how they come there, is told in storage.places.
 """
 
 from __future__ import annotations
@@ -10,20 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shutil
 import stat
 import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dqn.statistics import Metric
 from storage.errors import CorruptUnitError
-from storage.files import fail, sync, sync_tree
+from storage.files import fail
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -83,66 +78,17 @@ class Draft:
         return self._unit
 
 
-@contextmanager
-def committing(
-    directory: Path,
-    staging: Path,
-    *,
-    kind: str,
-    cycle: int,
-    inputs: Mapping[str, str],
-    made_by: Mapping[str, str],
-) -> Iterator[Draft]:
-    """Commit what the block writes as the unit at `directory`, or nothing if anything fails.
-
-    A unit that stands there already is replaced. `staging` must be on the same file system.
-
-    Raises:
-        OSError: a full disk, or any other failure to write or to fsync; nothing was published.
-    """
-    stage = staging / f"{kind}-{cycle:05d}-{uuid.uuid4().hex}"
-    stage.mkdir(parents=True)
-    try:
-        draft = Draft(stage)
-        yield draft
-        unit = Unit(
-            directory=directory,
-            kind=kind,
-            cycle=cycle,
-            inputs=dict(inputs),
-            files={name: _size_and_digest(stage / name) for name in _file_names(stage)},
-            metrics=[Metric(name, int(step), float(value)) for name, step, value in draft.metrics],
-            made={"created_ms": time.time_ns() // 1_000_000, "by": dict(made_by), "speed": draft.speed},
-        )
-        (stage / MANIFEST).write_text(_manifest_text(unit))
-        sync_tree(stage)
-        _publish(stage, directory, staging)
-        draft._unit = unit
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _publish(stage: Path, directory: Path, staging: Path) -> None:
-    """Put the unit at `stage` in its place durably, or, if that fails, everything back."""
-    top = Path(os.path.commonpath([directory, staging]))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    trash = _take_away(directory, staging)
-    try:
-        stage.rename(directory)
-        # A killed writer may have made these directories without making them durable.
-        for folder in directory.parents:
-            sync(folder)
-            if folder == top:
-                break
-    except BaseException:
-        if directory.exists():
-            directory.rename(stage)
-        if trash:
-            trash.rename(directory)
-        raise
-    if trash:
-        with suppress(OSError):  # the new unit is in its place, whatever becomes of the old one
-            _remove(trash)
+def describe(draft: Draft, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]) -> Unit:
+    """The unit that the files of a draft are, made now."""
+    return Unit(
+        directory=draft.directory,
+        kind=kind,
+        cycle=cycle,
+        inputs=dict(inputs),
+        files={name: _size_and_digest(draft.directory / name) for name in _file_names(draft.directory)},
+        metrics=[Metric(name, int(step), float(value)) for name, step, value in draft.metrics],
+        made={"created_ms": time.time_ns() // 1_000_000, "by": dict(made_by), "speed": draft.speed},
+    )
 
 
 def open_unit(directory: Path, known: str = "") -> Unit | None:
@@ -156,78 +102,33 @@ def open_unit(directory: Path, known: str = "") -> Unit | None:
     if not os.path.lexists(directory):
         return None
     unit = read_manifest(directory)
-    if unit.digest == known:
-        return unit
-    found = set(_file_names(directory)) - {MANIFEST}
-    for name in sorted(found ^ set(unit.files)):
-        problem = "is not named by the manifest" if name in found else "is missing"
-        raise CorruptUnitError(f"{directory / name} {problem}")
-    for name, expected in unit.files.items():
-        if _size_and_digest(directory / name) != expected:
-            raise CorruptUnitError(f"{directory / name} is not what was committed: its SHA-256 differs")
+    if unit.digest != known:
+        check_files(unit, str(directory))
     return unit
 
 
-def keep_manifest(unit: Unit, directory: Path, staging: Path) -> None:
-    """Keep a copy of the manifest of `unit` in `directory`, for `read_manifest` to read when the unit is gone.
+def check_files(unit: Unit, address: str) -> None:
+    """Check every file in the directory of `unit` against its manifest.
 
     Raises:
-        OSError: a full disk, or any other failure; nothing was kept.
+        CorruptUnitError: one differs; it is named as one of the unit at `address`.
     """
-    stage = staging / f"manifest-{uuid.uuid4().hex}"
-    stage.mkdir(parents=True)
-    try:
-        (stage / MANIFEST).write_text(_manifest_text(unit))
-        sync_tree(stage)
-        _publish(stage, directory, staging)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def discard(directory: Path, staging: Path) -> None:
-    """Remove the unit at `directory`, if any: out of its place at once, then from the disk."""
-    trash = _take_away(directory, staging)
-    if trash:
-        _remove(trash)
-
-
-def _take_away(directory: Path, staging: Path) -> Path | None:
-    """Move what is at `directory` into the staging area; where it is now, if there was anything."""
-    if not os.path.lexists(directory):
-        return None
-    staging.mkdir(parents=True, exist_ok=True)
-    trash = staging / f"trash-{uuid.uuid4().hex}"
-    directory.rename(trash)
-    return trash
-
-
-def _remove(trash: Path) -> None:
-    """Remove a file, a link or a directory; what resists is left for `clear_staging`."""
-    if trash.is_symlink() or not trash.is_dir():
-        trash.unlink()
-    else:
-        shutil.rmtree(trash, ignore_errors=True)
-
-
-def cycles_in(directory: Path) -> list[int]:
-    """Numbers of the cycles that have a unit below `directory`, newest first."""
-    if not directory.is_dir():
-        return []
-    names = {entry.name for entry in directory.iterdir() if re.fullmatch("[0-9]{5,18}", entry.name)}
-    return sorted((int(name) for name in names if name == cycle_name(int(name))), reverse=True)
+    found = set(_file_names(unit.directory)) - {MANIFEST}
+    for name in sorted(found ^ set(unit.files)):
+        problem = "is not named by the manifest" if name in found else "is missing"
+        raise CorruptUnitError(f"{address}/{name} {problem}")
+    for name, expected in unit.files.items():
+        if _size_and_digest(unit.directory / name) != expected:
+            raise CorruptUnitError(f"{address}/{name} is not what was committed: its SHA-256 differs")
 
 
 def cycle_name(cycle: int) -> str:
-    """The name of a cycle's unit in the directory of its kind."""
+    """The name of a cycle's unit in the place of its kind."""
     return f"{cycle:05d}"
 
 
-def clear_staging(staging: Path) -> None:
-    """Remove what killed writers left behind; only the run's one writer may."""
-    shutil.rmtree(staging, ignore_errors=True)
-
-
-def _manifest_text(unit: Unit) -> str:
+def manifest_text(unit: Unit, **more: str) -> str:
+    """The manifest of `unit`, with what else its place must know of it."""
     manifest = {
         "format": FORMAT,
         "kind": unit.kind,
@@ -238,7 +139,7 @@ def _manifest_text(unit: Unit) -> str:
         "metrics": unit.metrics,
         "made": unit.made,
     }
-    return json.dumps(manifest, indent=1) + "\n"
+    return json.dumps({**manifest, **more}, indent=1) + "\n"
 
 
 def read_manifest(directory: Path) -> Unit:
@@ -250,10 +151,19 @@ def read_manifest(directory: Path) -> Unit:
     path = directory / MANIFEST
     if directory.is_symlink() or path.is_symlink() or not path.is_file():
         raise CorruptUnitError(f"{path} is missing or not a plain file")
+    return parse_manifest(path.read_bytes(), directory, str(path))[0]
+
+
+def parse_manifest(text: bytes, directory: Path, address: str) -> tuple[Unit, dict[str, Any]]:
+    """The unit that the manifest at `address` describes, with its files in `directory`; and all that it says.
+
+    Raises:
+        CorruptUnitError: it is not a manifest, or was changed.
+    """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(text)
         if manifest["format"] != FORMAT:
-            raise CorruptUnitError(f"{path} has format {manifest['format']}; this version reads {FORMAT}")
+            raise CorruptUnitError(f"{address} has format {manifest['format']}; this version reads {FORMAT}")
         unit = Unit(
             directory=directory,
             kind=str(manifest["kind"]),
@@ -264,12 +174,12 @@ def read_manifest(directory: Path) -> Unit:
             made=dict(manifest["made"]),
         )
         if unit.digest != manifest["digest"]:
-            raise CorruptUnitError(f"{path} was changed after it was committed")
+            raise CorruptUnitError(f"{address} was changed after it was committed")
         if unit.created_ms <= 0:
             raise ValueError(f"it was made at {unit.created_ms}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CorruptUnitError(f"{path} is not a manifest: {error or 'unreadable'}") from None
-    return unit
+        raise CorruptUnitError(f"{address} is not a manifest: {error or 'unreadable'}") from None
+    return unit, manifest
 
 
 def _safe(name: str) -> str:

@@ -58,8 +58,7 @@ def evaluate_checkpoint(
         # Before the commit, after which nobody would draw it again; and whole, or not at all.
         drawn = draft.directory.with_suffix(".png")
         score_histogram(evaluation).savefig(drawn)
-        (run.artifacts / "figures").mkdir(exist_ok=True)
-        drawn.replace(run.artifacts / "figures" / f"{kind}-{counters.cycle:05d}.png")
+        run.artifacts.keep(f"figures/{kind}-{counters.cycle:05d}.png", drawn)
     return evaluation, draft.unit
 
 

@@ -33,7 +33,9 @@ KIND = "checkpoint"
 def optimize(run_id: str, cycle: int) -> UnitReference:
     """Train towards the targets of cycle `cycle`, and commit the checkpoint after it with the metrics of the cycle."""
     run = open_run(run_id)
-    played, swept = ([unit_at_hand(run, kind, cycle) for kind in run.kinds(what)] for what in ("experience", "targets"))
+    # What is at hand of shards is not all that is in their files, which are read below and so must be checked.
+    open_unit = unit_at_hand if run.shards == 1 else StoredRun.unit
+    played, swept = ([open_unit(run, kind, cycle) for kind in run.kinds(what)] for what in ("experience", "targets"))
     older = older_cycles(run, cycle)
     inputs = {**played[0].inputs, **{unit.kind: unit.digest for unit in (*played, *swept)}}
     inputs |= {f"{unit.kind}-{cycle_name(unit.cycle)}": unit.digest for shards in older for unit in shards}

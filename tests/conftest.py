@@ -4,7 +4,8 @@ import os
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-for name in ("DQN_HOME", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+AWS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "ENDPOINT_URL", "REGION", "DEFAULT_REGION", "PROFILE")
+for name in ("DQN_HOME", "DQN_REPLAY", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", *(f"AWS_{name}" for name in AWS)):
     os.environ.pop(name, None)
 
 import json

@@ -22,7 +22,7 @@ import torch
 from prefect.logging import disable_run_logger
 
 import dqn.environments
-import storage.units
+import storage.places
 import tasks.optimize
 from flows.train import conclude, requested_config
 from storage.errors import StorageError
@@ -102,7 +102,7 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
 
 def _tell_phases(say: Callable[[object], None]) -> None:
     """Let what belongs to no stage alone tell when it begins; a commit says of what."""
-    write, sync = tasks.optimize.write_checkpoint, storage.units.sync_tree
+    write, sync = tasks.optimize.write_checkpoint, storage.places.sync_tree
 
     def write_checkpoint(*arguments: Any) -> None:
         say("checkpoint")
@@ -112,7 +112,7 @@ def _tell_phases(say: Callable[[object], None]) -> None:
         say(f"commit {stage.name.rpartition('-')[0]}")
         sync(stage)
 
-    tasks.optimize.write_checkpoint, storage.units.sync_tree = write_checkpoint, sync_tree
+    tasks.optimize.write_checkpoint, storage.places.sync_tree = write_checkpoint, sync_tree
 
 
 def warm() -> None:

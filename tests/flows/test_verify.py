@@ -16,7 +16,6 @@ import pytest
 from flows import cli
 from storage.experience import read_experience, write_experience
 from storage.runs import StoredRun, open_run
-from storage.units import cycles_in
 
 DOUBLE = "insert into metrics select key, value, timestamp + 1, run_uuid, step, is_nan from metrics where {}"
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("home")
 def run(home: Path, trained_run: str) -> Iterator[StoredRun]:
     """A run to do harm to: afterwards it is as it was before."""
     run = open_run(trained_run)
-    places = [run.settings.replay(run.run_id), run.artifacts]
+    places = [run.replay.directory, run.artifacts.directory]
     kept = [Path(shutil.copytree(place, home / f"kept{number}")) for number, place in enumerate(places)]
     with closing(sqlite3.connect(home / "mlflow.db")) as store, closing(sqlite3.connect(":memory:")) as backup:
         store.backup(backup)
@@ -58,14 +57,14 @@ def test_a_whole_run_is_told_with_its_digest(run: StoredRun, capsys: pytest.Capt
     assert (status, errors, told["problems"]) == (0, "", [])
     newest = run.newest_checkpoint()
     assert (told["digest"], told["cycle"]) == (newest.digest, newest.cycle)
-    assert told["frames"] == len(cycles_in(run.directory("experience"))) * 256
+    assert told["frames"] == len(run.cycles("experience")) * 256
     assert verify(run.name) == 0
     assert newest.digest in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["experience", "targets", "checkpoint", "evaluation"])
 def test_a_damaged_file_is_named_with_status_1(run: StoredRun, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    unit = run.unit(kind, cycles_in(run.directory(kind))[0])
+    unit = run.unit(kind, run.cycles(kind)[0])
     path = unit.directory / max(unit.files)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -88,7 +87,7 @@ def test_a_damaged_file_is_named_with_status_1(run: StoredRun, kind: str, capsys
 def test_a_metric_that_mlflow_has_not_exactly_once_is_named(
     run: StoredRun, change: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cycle = cycles_in(run.directory("targets"))[1]
+    cycle = run.cycles("targets")[1]
     step = run.unit("targets", cycle).metrics[0].step
     where = f"key = 'q_values/after_mean' and step = {step} and run_uuid = '{run.run_id}'"
     with closing(sqlite3.connect(run.settings.home / "mlflow.db")) as store:
@@ -103,7 +102,7 @@ def test_a_metric_that_mlflow_has_not_exactly_once_is_named(
 def test_a_frame_that_the_stored_actions_do_not_show_is_named(
     run: StoredRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cycle = cycles_in(run.directory("experience"))[0]
+    cycle = run.cycles("experience")[0]
     unit = run.unit("experience", cycle)
     experience = read_experience(unit.directory)
     experience.states[17, 3, 50, 40, 0] ^= 1

@@ -18,7 +18,6 @@ from served import free_port
 
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings
-from storage.units import cycles_in
 
 FIELDS = {"lanes": 4, "replay_states": 256, "batch_size": 16, "threads": 1, "network": "nips", "keep_cycles": 10_000}
 SECONDS = 240  # the longest that anything may take on a busy machine
@@ -42,7 +41,7 @@ def run_named(name: str) -> StoredRun:
 
 def newest(run: StoredRun, kind: str) -> int:
     """The newest cycle of which the run has a unit of that kind."""
-    return max(cycles_in(run.directory(kind)), default=0)
+    return max(run.cycles(kind), default=0)
 
 
 def wait_for_run(name: str, cycle: int) -> StoredRun:

@@ -9,7 +9,6 @@ import pytest
 from flows.agents import open_agent
 from flows.evaluate import evaluate_agent
 from storage.runs import EVALUATION, StoredRun, open_run
-from storage.units import cycles_in
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -29,7 +28,7 @@ def test_a_run_is_evaluated_every_so_many_states_and_its_best_checkpoint_is_kept
     assert run.find_checkpoint("best").cycle == best
     means = {unit.cycle: unit.metric("evaluation/mean") for unit in run.evaluations()}
     assert best in means and means[best] == max(means.values())
-    assert set(cycles_in(run.directory("checkpoint"))) == {best, 3, 4}, "keep_cycles is 2"
+    assert set(run.cycles("checkpoint")) == {best, 3, 4}, "keep_cycles is 2"
 
 
 def test_evaluating_again_gives_the_same_to_the_last_digit(run: StoredRun) -> None:

@@ -11,7 +11,6 @@ from dqn.moments import find_moments, stretch_to_a_point
 from flows.inspect import inspect_run
 from flows.parameters import requested_config
 from storage.runs import StoredRun, create_run, open_run
-from storage.units import discard
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -22,7 +21,7 @@ def run(trained_run: str, home: object) -> StoredRun:
 
 
 def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: StoredRun) -> None:
-    report = inspect_run(run, state="1:2", channel=3)
+    report = Path(inspect_run(run, state="1:2", channel=3))
     text = report.read_text()
     listed = {Path(file.path).name for file in run.tracking.client.list_artifacts(run.run_id, "inspection/00004")}
     assert {"report.html", "highest-Q-value.png", "q-values.png", "outputs-3.png", "weights-2-3.png"} <= listed
@@ -46,8 +45,8 @@ def test_what_is_not_there_is_told(run: StoredRun, options: dict[str, object], m
 
 def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
     for kind in ("experience", "targets"):
-        discard(run.directory(kind, 3), run.settings.staging(run.run_id))
-    text = inspect_run(run, 3).read_text()
+        run.place(kind).discard(3)
+    text = Path(inspect_run(run, 3)).read_text()
     assert "The experience of cycle 3 cannot be shown" in text and "The checkpoint of cycle 3 cannot" not in text
     assert 'alt="weights-1-0"' in text and 'alt="outputs-1"' not in text
     with pytest.raises(ValueError, match="leave out --state"):
@@ -57,7 +56,7 @@ def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
 def test_a_run_that_has_just_begun_has_no_empty_pictures() -> None:
     begun = create_run(requested_config("fast", {"lanes": 2}), action_names("ALE/Breakout-v5"), "just-begun", {})
     begun.tracking.client.log_metric(begun.run_id, "loss/mean", 0.5, step=4096)
-    text = inspect_run(begun).read_text()
+    text = Path(inspect_run(begun)).read_text()
     assert "no episode of the run has ended yet" in text and "they begin with the second cycle" in text
     assert 'alt="weights-1-0"' in text and "-curve" not in text
 

@@ -21,7 +21,7 @@ def trained(**parameters: Any) -> StoredRun:
 
 
 def checkpoint_bytes(run: StoredRun, cycle: int) -> dict[str, bytes]:
-    directory = run.directory("checkpoint", cycle)
+    directory = run.place("checkpoint").directory / f"{cycle:05d}"
     return {name: (directory / name).read_bytes() for name in DATA}
 
 
@@ -49,13 +49,12 @@ def test_two_cycles_and_a_third_by_resuming_are_three_in_one_go(small: dict[str,
 def test_zarr_mlflow_and_prefect_show_what_was_done(small: dict[str, object]) -> None:
     run = trained(cycles=3, name="shown", overrides={**small, "keep_cycles": 2})
 
-    group = zarr.open_group(run.directory("experience", 3) / "experience.zarr", mode="r")
+    group = zarr.open_group(run.unit("experience", 3).directory / "experience.zarr", mode="r")
     assert group["states"].shape == (16, 4, 105, 80, 2)
     assert group["states"][...].max() > 0
     assert group["q_values"].shape == (16, 4, 4)
     assert np.ptp(group["q_values"][...]) > 0
-    assert not run.directory("experience", 1).exists(), "only keep_cycles are kept"
-    assert run.directory("experience", 2).exists()
+    assert run.cycles("experience") == [3, 2], "only keep_cycles are kept"
 
     found = run.tracking.client.get_run(run.run_id)
     assert found.info.status == "FINISHED"

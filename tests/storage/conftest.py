@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sqlalchemy
 import torch
+from s3_server import PASS, S3Server
 from watched_disk import Scene
 
 import storage.runs
@@ -21,6 +22,7 @@ from dqn.config import TrainConfig, make_config
 from dqn.episodes import LaneHistory
 from dqn.experience import Experience, Targets
 from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
+from storage.places import LocalPlace
 from storage.runs import StoredRun
 from storage.settings import Settings
 
@@ -38,6 +40,23 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         patch.setattr(os, "fsync", os.fstat)
         yield
     sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", relax)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A real S3 server, and the environment of its clients."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server
+    s3_server.judge = lambda method, path: PASS
 
 
 @pytest.fixture(scope="session")
@@ -167,7 +186,10 @@ def run(tmp_path: Path) -> StoredRun:
     """A run without MLflow, which nothing of units and locks has to do with."""
     settings = Settings(tmp_path, "sqlite://")
     tracking: Any = None
-    return StoredRun("0123456789abcdef", "my-run", settings, tracking, tmp_path / "artifacts" / "0123")
+    run_id = "0123456789abcdef"
+    staging = settings.staging(run_id)
+    artifacts, replay = tmp_path / "artifacts" / "0123", tmp_path / "replay" / run_id
+    return StoredRun(run_id, "my-run", settings, tracking, LocalPlace(artifacts, staging), LocalPlace(replay, staging))
 
 
 @pytest.fixture

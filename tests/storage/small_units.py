@@ -13,7 +13,8 @@ import pytest
 from hypothesis import strategies as st
 
 from dqn.statistics import Metric
-from storage.units import MANIFEST, Unit, committing, open_unit
+from storage.places import LocalPlace, committing
+from storage.units import MANIFEST, Unit, cycle_name, open_unit
 
 Tree = dict[
     str, Any
@@ -56,11 +57,10 @@ def read_tree(directory: Path) -> Tree:
 
 def commit(home: Path, tree: Tree = FILES, metrics: Iterable[Metric] = METRICS, **changes: Any) -> Unit:
     facts = {"kind": "targets", "cycle": 4, "inputs": {"experience": "ab" * 32}, "made_by": {"mlflow_run_id": "r"}}
-    directory = changes.pop("directory", home / "replay" / "00004")
-    with committing(directory, home / "staging", **(facts | changes)) as draft:
+    with committing(LocalPlace(home / "replay", home / "staging"), **(facts | changes)) as draft:
         write_tree(draft.directory, tree)
         draft.metrics += metrics
-    unit = open_unit(directory)
+    unit = open_unit(home / "replay" / cycle_name((facts | changes)["cycle"]))
     assert unit is not None
     return unit
 

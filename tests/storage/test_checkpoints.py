@@ -27,7 +27,8 @@ from dqn.config import PRESETS, make_config
 from dqn.episodes import LaneHistory
 from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
 from storage.errors import CorruptUnitError
-from storage.units import committing, open_unit
+from storage.places import LocalPlace, committing
+from storage.units import open_unit
 
 Make = Callable[..., Checkpoint]
 Same = Callable[[object, object], bool]
@@ -116,10 +117,10 @@ def test_the_same_checkpoint_written_twice_is_the_same_bytes_and_unit(tmp_path: 
         if name == "other":  # the order in which tensors were named is no difference
             checkpoint = replace(checkpoint, weights=dict(reversed(checkpoint.weights.items())))
         place = tmp_path / name
-        with committing(place / "u", place / "s", kind="checkpoint", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalPlace(place, place / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}) as draft:
             write_checkpoint(draft.directory, checkpoint)
             contents.add(tuple((draft.directory / file).read_bytes() for file in FILES))
-        unit = open_unit(place / "u")
+        unit = open_unit(place / "00001")
         assert unit is not None
         digests.add(unit.digest)
     assert len(contents) == len(digests) == 1
@@ -157,7 +158,9 @@ def test_a_disk_that_takes_no_more_is_an_os_error_and_nothing_is_published(
     begun = []
 
     def attempt() -> None:
-        with committing(tmp_path / "u", tmp_path / "s", kind="checkpoint", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(
+            LocalPlace(tmp_path, tmp_path / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}
+        ) as draft:
             try:
                 with files_limited_to(room):
                     write_checkpoint(draft.directory, checkpoint)
@@ -167,7 +170,7 @@ def test_a_disk_that_takes_no_more_is_an_os_error_and_nothing_is_published(
     with pytest.raises(OSError, match=r"File too large"):
         attempt()
     assert set(begun) - {full_at} == set(FILES[: FILES.index("checkpoint.json") + 1]) - {full_at}
-    assert open_unit(tmp_path / "u") is None
+    assert open_unit(tmp_path / "00001") is None
     assert list((tmp_path / "s").iterdir()) == []
 
 

@@ -17,7 +17,8 @@ from dqn.statistics import Metric
 from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.errors import CorruptUnitError
 from storage.experience import read_experience, read_targets, write_experience, write_targets
-from storage.units import MANIFEST, Draft, Unit, committing, open_unit
+from storage.places import LocalPlace, committing
+from storage.units import MANIFEST, Draft, Unit, open_unit
 
 CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "200"))
 KINDS = ["experience", "targets", "checkpoint"]
@@ -90,8 +91,7 @@ def committed(
         )
 
     with committing(
-        home / kind / "00003",
-        home / "staging",
+        LocalPlace(home / kind, home / "staging"),
         kind=kind,
         cycle=3,
         inputs={"checkpoint": "ab" * 32},
@@ -196,9 +196,9 @@ def test_a_file_of_another_unit_is_noticed(
 
 
 def test_the_manifest_of_another_unit_is_noticed(committed: Committed, tmp_path: Path) -> None:
-    with committing(tmp_path / "u", tmp_path / "s", kind="targets", cycle=3, inputs={}, made_by={}) as draft:
+    with committing(LocalPlace(tmp_path, tmp_path / "s"), kind="targets", cycle=3, inputs={}, made_by={}) as draft:
         (draft.directory / "x").write_bytes(b"x")
-    committed.damage(MANIFEST, (tmp_path / "u" / MANIFEST).read_bytes())
+    committed.damage(MANIFEST, (tmp_path / "00003" / MANIFEST).read_bytes())
     with pytest.raises(CorruptUnitError):
         open_unit(committed.unit.directory)
     committed.repair()

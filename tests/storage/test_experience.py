@@ -24,7 +24,8 @@ from storage.experience import (
     write_experience,
     write_targets,
 )
-from storage.units import Unit, committing, open_unit
+from storage.places import LocalPlace, committing
+from storage.units import Unit, open_unit
 
 Make = Callable[..., Any]
 Same = Callable[[object, object], bool]
@@ -172,11 +173,11 @@ def test_identical_data_written_twice_are_identical_files_and_units(
     units: list[Unit | None] = []
     for name in ("one", "other"):
         place = tmp_path / name
-        with committing(place / "u", place / "s", kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalPlace(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
             write_experience(draft.directory, make_experience(15, 64))
             write_targets(draft.directory, make_targets())
             files = all_files(draft.directory)
-        units.append(open_unit(place / "u"))
+        units.append(open_unit(place / "00001"))
         (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(files))
     assert (tmp_path / "one.pickle").read_bytes() == (tmp_path / "other.pickle").read_bytes()
     assert units[0] is not None and units[1] is not None and units[0].digest == units[1].digest
@@ -192,9 +193,9 @@ def test_different_data_are_different_files(tmp_path: Path, make_experience: Mak
             array.reshape(-1)[-1] = not array.reshape(-1)[-1] if array.dtype == bool else array.reshape(-1)[-1] + 1
             changed = replace(experience, **{field.name: array})
         place = tmp_path / str(number)
-        with committing(place / "u", place / "s", kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalPlace(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
             write_experience(draft.directory, changed)
-        unit = open_unit(place / "u")
+        unit = open_unit(place / "00001")
         assert unit is not None
         digests.add(unit.digest)
     assert len(digests) == 1 + len(fields(experience))

@@ -13,7 +13,8 @@ from watched_disk import CHANGES, NEEDS_ROOM, Act, Disk, Scene, commit, state, s
 
 from dqn.experience import Targets
 from storage.experience import read_targets, write_targets
-from storage.units import committing, discard, open_unit
+from storage.places import LocalPlace, committing, discard
+from storage.units import open_unit
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -175,7 +176,9 @@ def test_a_full_disk_while_zarr_writes_is_told_and_nothing_is_published(
     place = Path("replay/targets/00001")
 
     def work(root: Path) -> None:
-        with committing(root / place, root / "staging", kind="targets", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(
+            LocalPlace(root / "replay/targets", root / "staging"), kind="targets", cycle=1, inputs={}, made_by={}
+        ) as draft:
             write_targets(draft.directory, targets)
 
     scene = Scene("first", tmp_path)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from watched_disk import CHANGES, Disk, Killed, Scene, commit, state, worst
 
+from storage.places import discard
 from storage.settings import Settings
-from storage.units import discard
 
 SAMPLES = int(os.environ.get("POWER_LOSSES", "2"))  # of what is left, for each operation
 

@@ -14,7 +14,6 @@ from dqn.statistics import Metric
 from storage.checkpoints import write_checkpoint
 from storage.run_list import list_runs
 from storage.runs import StoredRun, create_run, open_run, open_tracking
-from storage.units import cycles_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -107,13 +106,13 @@ def test_a_run_is_picked_up_at_its_newest_whole_checkpoint_published_once_and_pr
         with run.commit("checkpoint", cycle, {}) as draft:
             write_checkpoint(draft.directory, make_checkpoint())
             draft.metrics.append(Metric("counter/cycles", 10 * cycle, cycle))
-    (run.directory("checkpoint", 6) / "weights.safetensors").write_bytes(b"damaged")
+    (run.unit("checkpoint", 6).directory / "weights.safetensors").write_bytes(b"damaged")
     for _ in range(2):
         assert run.pick_up() == run.unit("checkpoint", 5)
     assert point_count(run) == {"counter/cycles": 1}
     assert small_config.keep_cycles == 3
-    assert cycles_in(run.directory("checkpoint")) == [6, 5, 4, 3]  # the broken one will be made again
-    assert cycles_in(run.directory("targets")) == [6, 5, 4, 3]
+    assert run.cycles("checkpoint") == [6, 5, 4, 3]  # the broken one will be made again
+    assert run.cycles("targets") == [6, 5, 4, 3]
 
 
 def test_every_run_is_listed_newest_first_with_what_it_reached(home: Path, tiny: TrainConfig) -> None:

@@ -8,7 +8,7 @@ from small_run import commit, damage
 
 from storage.errors import CorruptUnitError, StorageError
 from storage.runs import KINDS, StoredRun
-from storage.units import cycles_in
+from storage.units import cycle_name
 
 # ---------------------------------------------------------------- units
 
@@ -25,9 +25,9 @@ def test_units_of_every_kind_and_cycle_stand_side_by_side(run: StoredRun) -> Non
 
 
 def test_checkpoints_are_artifacts_and_the_rest_is_replay_memory(run: StoredRun) -> None:
-    assert run.directory("checkpoint", 3) == run.artifacts / "checkpoints" / "00003"
-    assert run.directory("targets", 3) == run.settings.home / "replay" / run.run_id / "targets" / "00003"
-    assert run.directory("experience").parent == run.settings.replay(run.run_id)
+    assert str(run.place("checkpoint")) == f"{run.settings.home}/artifacts/0123/checkpoints"
+    assert str(run.place("evaluation")) == f"{run.settings.home}/artifacts/0123/evaluation"
+    assert str(run.place("targets")) == f"{run.settings.home}/replay/{run.run_id}/targets"
 
 
 def test_a_unit_tells_which_run_made_it(run: StoredRun) -> None:
@@ -59,8 +59,9 @@ def test_the_latest_checkpoint_is_told_when_it_is_damaged_instead_of_another_one
 @pytest.mark.parametrize(("kind", "cycle"), [("experience", 3), ("targets", 4)])
 def test_a_unit_in_the_place_of_another_is_told(run: StoredRun, kind: str, cycle: int) -> None:
     unit = commit(run, "targets", 3)
-    run.directory(kind).mkdir(parents=True, exist_ok=True)
-    unit.directory.rename(run.directory(kind, cycle))
+    directory = run.place(kind).directory
+    directory.mkdir(parents=True, exist_ok=True)
+    unit.directory.rename(directory / cycle_name(cycle))
     with pytest.raises(CorruptUnitError, match="is the targets of cycle 3"):
         run.unit(kind, cycle)
     assert run.made(kind, cycle, {}) is None
@@ -116,7 +117,7 @@ def test_the_newest_checkpoint_that_is_whole_is_found_and_the_log_names_the_othe
     elif how in ("deleted", "no manifest"):
         (place / ("data" if how == "deleted" else "manifest.json")).unlink()
     else:
-        place.rename(run.directory("checkpoint") / "aside")
+        place.rename(place.with_name("aside"))
         if how == "empty":
             place.mkdir()
         elif how == "another's":
@@ -147,7 +148,7 @@ def test_without_a_checkpoint_that_is_told(run: StoredRun) -> None:
 def test_foreign_entries_do_not_hide_the_newest_checkpoint(run: StoredRun) -> None:
     unit = commit(run, "checkpoint", 4)
     for name in ("7", "notes", "000008"):
-        (run.directory("checkpoint") / name).mkdir()
+        (run.place("checkpoint").directory / name).mkdir()
     assert run.newest_checkpoint() == unit
 
 
@@ -156,14 +157,14 @@ def test_pruning_keeps_the_newest_cycles_of_every_kind(run: StoredRun, keep: int
     for kind in KINDS:
         for cycle in range(0 if kind == "checkpoint" else 1, 6):
             commit(run, kind, cycle)
-    (run.directory("targets") / "notes").mkdir()
+    (run.place("targets").directory / "notes").mkdir()
     run.prune(5, keep)
     run.prune(5, keep)
     for kind in KINDS:
-        left = sorted(path.name for path in run.directory(kind).iterdir() if path.name != "notes")
+        left = sorted(path.name for path in run.place(kind).directory.iterdir() if path.name != "notes")
         assert left == [f"{cycle:05d}" for cycle in range(6 - keep, 6)]
         assert all(run.unit(kind, int(name)) for name in left)
-    assert (run.directory("targets") / "notes").is_dir()
+    assert (run.place("targets").directory / "notes").is_dir()
     assert list(run.settings.staging(run.run_id).iterdir()) == []
 
 
@@ -172,7 +173,7 @@ def test_pruning_keeps_experience_that_the_kept_checkpoints_need_to_go_on(run: S
         for cycle in range(0 if kind == "checkpoint" else 1, 8):
             commit(run, kind, cycle)
     run.prune(7, keep_cycles=2, replay_cycles=3)
-    assert [sorted(cycles_in(run.directory(kind))) for kind in KINDS] == [[4, 5, 6, 7], [6, 7], [6, 7]]
+    assert [sorted(run.cycles(kind)) for kind in KINDS] == [[4, 5, 6, 7], [6, 7], [6, 7]]
 
 
 def test_the_units_of_shards_are_of_kinds_of_their_own_and_pruned_alike(run: StoredRun) -> None:
@@ -184,7 +185,7 @@ def test_the_units_of_shards_are_of_kinds_of_their_own_and_pruned_alike(run: Sto
         for cycle in (1, 2, 3):
             commit(run, kind, cycle)
     run.prune(3, keep_cycles=1, replay_cycles=2)
-    assert [sorted(cycles_in(run.directory(kind))) for kind in kinds] == [[2, 3], [2, 3], [3], [3], [3]]
+    assert [sorted(run.cycles(kind)) for kind in kinds] == [[2, 3], [2, 3], [3], [3], [3]]
 
 
 def test_pruning_before_there_is_anything_is_no_error(run: StoredRun) -> None:

@@ -101,7 +101,7 @@ def test_a_password_is_not_shown(tmp_path: Path, uri: str, shown: str | None) ->
 def test_every_place_is_below_the_home_and_no_two_are_one(tmp_path: Path) -> None:
     settings = Settings(tmp_path, "sqlite://")
     places = [settings.artifacts("Breakout"), settings.artifacts("Pong")]
-    places += [of(run) for of in (settings.replay, settings.staging, settings.lock) for run in ("a1", "b2")]
+    places += [of(run) for of in (settings.cache, settings.staging, settings.lock) for run in ("a1", "b2")]
     assert all(place.is_relative_to(tmp_path) for place in places)
     assert len(set(places)) == 8
     for place in places:

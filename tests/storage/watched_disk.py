@@ -16,7 +16,8 @@ import pytest
 
 from dqn.statistics import Metric
 from storage.errors import CorruptUnitError
-from storage.units import clear_staging, committing, open_unit
+from storage.places import LocalPlace, committing
+from storage.units import open_unit
 
 Act = Callable[[int, str], None]  # is told the number and the name of every operation before it is done
 
@@ -216,11 +217,12 @@ class WatchedFile(io.FileIO):
 OLD, NEW = b"old " * 99, b"new " * 100
 
 
+def place(root: Path) -> LocalPlace:
+    return LocalPlace(root / "replay" / "run" / "experience", root / "staging" / "run")
+
+
 def commit(root: Path, cycle: int = 2, data: bytes = NEW) -> None:
-    directory = root / "replay" / "run" / "experience" / f"{cycle:05d}"
-    with committing(
-        directory, root / "staging" / "run", kind="experience", cycle=cycle, inputs={}, made_by={}
-    ) as draft:
+    with committing(place(root), kind="experience", cycle=cycle, inputs={}, made_by={}) as draft:
         (draft.directory / "table").write_bytes(data)
         below = draft.directory / "array" / "c"
         below.mkdir(parents=True)
@@ -243,7 +245,7 @@ def state(root: Path, cycle: int = 2) -> str:
 
 def strays(root: Path) -> list[str]:
     """What is neither part of a unit nor cleared when the next writer begins."""
-    clear_staging(root / "staging" / "run")
+    place(root).clear_staging()
     folders = ["replay", "replay/run", "replay/run/experience", "staging"]
     units = [f"replay/run/experience/{cycle:05d}" for cycle in (1, 2)]
     found = {path.relative_to(root).as_posix() for path in root.rglob("*")} - {*folders, *units}

@@ -55,7 +55,7 @@ def test_what_is_held_does_not_suffer_from_a_disk_that_does() -> None:
     whole = go_on(started("whole"), 1)
     run = started("damaged")
     collect_episodes.fn(run.run_id, 1)
-    chunk = next(run.directory("experience", 1).glob("experience.zarr/states/c*"))
+    chunk = next(run.unit("experience", 1).directory.glob("experience.zarr/states/c*"))
     chunk.write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match=chunk.name):
         run.unit("experience", 1)
@@ -67,7 +67,7 @@ def test_what_is_not_held_is_checked() -> None:
     run = started("checked")
     collect_episodes.fn(run.run_id, 1)
     live.release()
-    next(run.directory("experience", 1).glob("experience.zarr/actions/c*")).write_bytes(b"damaged")
+    next(run.unit("experience", 1).directory.glob("experience.zarr/actions/c*")).write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match="SHA-256 differs"):
         update_q_values.fn(run.run_id, 1)
 

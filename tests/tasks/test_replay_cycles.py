@@ -22,7 +22,6 @@ from flows.verify import verify_run
 from storage.errors import StorageError
 from storage.experience import read_experience, read_targets
 from storage.runs import StoredRun, create_run
-from storage.units import cycles_in, discard
 from tasks import live
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import older_cycles, optimize, replay_of
@@ -61,7 +60,7 @@ def test_the_checkpoint_names_every_cycle_it_was_trained_from_and_goes_on_bit_fo
     inputs = run.unit("checkpoint", 4).inputs
     assert set(inputs) == {"checkpoint", "experience", "targets", "experience-00002", "experience-00003"}
     assert inputs["experience-00003"] == run.unit("experience", 3).digest
-    assert cycles_in(run.directory("experience")) == [4, 3, 2] and cycles_in(run.directory("checkpoint")) == [4]
+    assert run.cycles("experience") == [4, 3, 2] and run.cycles("checkpoint") == [4]
     assert whole == go_on(started("torn", replay_cycles=3, keep_cycles=1), 1, 2, 3, 4, held=False)
     made = run.unit("checkpoint", 4).made
     assert optimize.fn(run.run_id, 4).digest == whole and run.unit("checkpoint", 4).made == made, "it is not made again"
@@ -101,7 +100,7 @@ def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None
 def test_a_cycle_that_is_gone_is_told_in_one_line() -> None:
     run = started("gone", replay_cycles=3)
     go_on(run, 1, 2)
-    discard(run.directory("experience", 1), run.settings.staging(run.run_id))
+    run.place("experience").discard(1)
     with pytest.raises(
         StorageError, match=r"has no experience of cycle 1.*replay_cycles=3 cycle 3 cannot.*new run"
     ) as told:

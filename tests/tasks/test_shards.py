@@ -16,6 +16,7 @@ from flows.inspect import open_inspection
 from flows.parameters import requested_config
 from flows.train import conclude
 from flows.verify import verify_run
+from storage.errors import CorruptUnitError
 from storage.experience import read_experience, read_experiences
 from storage.runs import StoredRun, create_run
 from tasks import live
@@ -39,7 +40,7 @@ def _nothing_held() -> Iterator[None]:
 
 
 def started(name: str, **settings: Any) -> StoredRun:
-    config = requested_config("fast", {**SETTINGS, **settings})
+    config = requested_config("fast", SETTINGS | settings)
     return create_run(config, action_names(config.game), name, {})
 
 
@@ -86,6 +87,16 @@ def test_who_plays_a_shard_and_when_changes_nothing_and_it_is_the_training_of_al
     assert "experience-1" in problem
 
 
+def test_states_of_shards_are_checked_before_a_network_learns_from_them() -> None:
+    run = started("damaged", **IN_SHARDS, lanes=2)
+    for task in (collect_episodes, update_q_values):
+        for shard in (0, 1):
+            task.fn(run.run_id, 1, shard)
+    next(run.unit("experience-1", 1).directory.glob("experience.zarr/states/c*")).write_bytes(b"damaged")
+    with pytest.raises(CorruptUnitError, match="SHA-256 differs"):
+        optimize.fn(run.run_id, 1)
+
+
 def test_games_of_shards_that_others_play_now_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     run, closed = started("moved", **IN_SHARDS), []
     start = run.unit("checkpoint", 0)
@@ -116,7 +127,7 @@ def test_the_network_may_play_on_the_cpu_what_a_gpu_trains() -> None:
 )
 def test_lanes_are_not_split_into_more_than_there_are(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        requested_config("fast", {**SETTINGS, **settings})
+        requested_config("fast", SETTINGS | settings)
 
 
 @pytest.mark.parametrize(("lanes", "shards", "sizes"), [(8, 2, [4, 4]), (10, 4, [2, 3, 2, 3]), (3, 3, [1, 1, 1])])

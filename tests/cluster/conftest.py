@@ -1,0 +1,3 @@
+from servers import servers
+
+__all__ = ["servers"]
