@@ -1,19 +1,23 @@
-"""A training on a Dask cluster is the training of one machine, whoever of the cluster dies."""
+"""A training on a Dask cluster is the training of one machine, whatever of the cluster dies."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from distributed import Client
 from processes import DQN, Cluster, wait_until
+from s3_server import CUT, PASS
+from servers import Servers
 
 pytestmark = pytest.mark.cluster
 
-CYCLES = 3
+CYCLES, AWAY_SECONDS = 3, 10
 FIELDS = {"lanes": 8, "replay_states": 8_000, "batch_size": 64, "max_epochs": 1, "network": "small"}
 FIELDS |= {"threads": 1, "precision": "float32", "episode_frames_limit": 2_000}
 TRAIN = [*DQN, "train", "--cycles", str(CYCLES), "--shards", "2"]
@@ -26,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Cluster]:
+def dask(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), {"DQN_HOME": str(home)})
     try:
         cluster.start_servers()
@@ -36,21 +40,21 @@ def servers(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Cl
 
 
 @pytest.fixture
-def cluster(servers: Cluster) -> Iterator[Cluster]:
-    """The servers, without any workers yet."""
-    yield servers
-    for name in set(servers.running) - {"prefect", "scheduler"}:
-        servers.kill(name)
-    with Client(f"tcp://{servers.scheduler}") as client:
+def cluster(dask: Cluster) -> Iterator[Cluster]:
+    """A Prefect server and a scheduler, without any workers yet."""
+    yield dask
+    for name in set(dask.running) - {"prefect", "scheduler"}:
+        dask.kill(name)
+    with Client(f"tcp://{dask.scheduler}") as client:
         wait_until(lambda: not client.scheduler_info()["workers"], "the scheduler to notice that the workers are gone")
 
 
 @pytest.fixture(scope="module")
-def alone(servers: Cluster) -> str:
-    """The digest of the same training in one process, undisturbed."""
-    done = subprocess.run([*TRAIN, "--name", "alone"], env=servers.environment, capture_output=True, text=True)
+def alone(dask: Cluster) -> str:
+    """The digest of the same training in one process with nothing but its home, undisturbed."""
+    done = subprocess.run([*TRAIN, "--name", "alone"], env=dask.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return digest("alone", servers.environment)
+    return digest("alone", dask.environment)
 
 
 def digest(run: str, environment: Mapping[str, str]) -> str:
@@ -65,18 +69,43 @@ def playing(home: Path, cycle: int) -> set[str]:
     return {path.name.partition(f"-{cycle:05d}")[0] for path in home.glob(f"staging/*/experience-*-{cycle:05d}-*")}
 
 
-def test_a_worker_dies_while_it_plays_and_another_one_optimizes(cluster: Cluster, home: Path, alone: str) -> None:
+def test_a_worker_dies_while_it_plays_and_s3_is_away_while_it_is_written_to(
+    cluster: Cluster, servers: Servers, alone: str, tmp_path: Path
+) -> None:
+    def machine(name: str) -> dict[str, str]:
+        """The environment of a machine that shares only S3 and MLflow with the others."""
+        return {**cluster.settings, **servers.environment, "DQN_HOME": str(tmp_path / name)}
+
+    def be_away() -> None:
+        servers.s3.go_away()
+        time.sleep(AWAY_SECONDS)
+        servers.s3.come_back()
+        came_back.set()
+
+    def judge(method: str, path: str) -> str:
+        """Cut off the first writing of experience of the third cycle, and be away then."""
+        if method == "PUT" and "/experience-" in path and "/00003/" in path and outage:
+            outage.pop().start()
+            return CUT
+        return PASS
+
+    outage, came_back = [threading.Thread(target=be_away)], threading.Event()
     for name, resource in (("first", "collector"), ("second", "collector"), ("third", "optimizer")):
-        cluster.start_worker(name, resource)
-    trainer = cluster.start("trainer", *TRAIN, "--name", "disturbed", environment=cluster.settings)
-    wait_until(lambda: len(playing(home, 2)) == 2 or trainer.poll() is not None, "two shards at once", every=0.01)
-    assert trainer.poll() is None, cluster.said("trainer")
-    cluster.kill("second")
-    assert trainer.wait(300) == 0, cluster.said("trainer")
-    assert digest("disturbed", cluster.environment) == alone
+        cluster.start_worker(name, resource, machine(name))
+    servers.s3.judge = judge
+    try:
+        trainer = cluster.start("trainer", *TRAIN, "--name", "disturbed", environment=machine("trainer"))
+        wait_until(lambda: playing(tmp_path / "second", 2) or trainer.poll() is not None, "play", every=0.01)
+        assert trainer.poll() is None, cluster.said("trainer")
+        cluster.kill("second")
+        assert trainer.wait(600) == 0, cluster.said("trainer")
+    finally:
+        servers.s3.judge = lambda method, path: PASS
+    assert came_back.is_set()
+    assert digest("disturbed", machine("reader")) == alone
     with Client(f"tcp://{cluster.scheduler}") as client:
         assert {worker["id"] for worker in client.scheduler_info()["workers"].values()} == {"first", "third"}
-    assert not list(home.glob("staging/*/*")), "what the dead one had begun is cleared"
+    assert not list(tmp_path.glob("*/replay")), "nothing but S3 holds experience"
 
 
 def test_the_scheduler_dies_and_the_training_is_resumed_without_a_cluster(
