@@ -2,7 +2,8 @@
 
 Trainings of both take turns in a home of their own, with a Prefect server and a Dask scheduler on the loopback
 interface. What is measured is the stage: from the start of a cycle's first shard to the commit of its last, as their
-manifests have it, so Prefect, Dask, zarr and fsync between shards are in it. What they cost in memory is measured, too.
+manifests have it, so Prefect, Dask, zarr and fsync between shards are in it. What else the plan of docs/scaling.md
+rests on is measured, too: what Dask takes of the memory, what a cycle costs whoever plays it, and what reading costs.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import psutil
 
 from benchmarks.report import HERE, machine, replace_table
 from flows.servers import answers, start, stop, wait_until
+from storage.experience import read_experiences
 
 PAGE, RESULTS = HERE.parent / "docs" / "scaling.md", HERE / "results" / "scaling.json"
 ROUNDS, CYCLES, WARM_CYCLES = 3, 6, 2
-STATES, SHARDS = 16_384, 2
+STATES, SHARDS = 8_192, 2
 FIELDS = {"replay_states": STATES, "threads": 1, "lane_groups": 1, "max_epochs": 0.01, "keep_cycles": CYCLES}
 DQN = [sys.executable, "-m", "flows.cli"]
 
@@ -48,13 +50,18 @@ def main() -> None:
                     with workers(Path(home), environment, scheduler, count, memory):
                         speeds[count] += played(Path(home), environment, scheduler, f"{count}-{turn}")
                     print(count, [round(speed) for speed in speeds[count]], flush=True)
+        tasks = [each for run in (Path(home) / "replay").glob("*") for each in task_seconds(run)]
+        reading = read_speed(next((Path(home) / "replay").glob("*")))
     medians = {count: statistics.median(found) for count, found in speeds.items()}
     results = {"machine": machine(), "states a cycle": STATES, "shards": SHARDS, "memory": memory}
+    results |= {"task seconds": tasks, "bytes read a CPU second": reading}
     results |= {f"{count} workers": found for count, found in speeds.items()}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     rows = [
         ["play with one worker of one core", f"{medians[1]:,.0f} states/s", ""],
         ["play with two", f"{medians[2]:,.0f} states/s", f"{medians[2] / medians[1]:.2f} times; to reach: 1.7 times"],
+        ["from the end of a shard to the start of the next on a worker", f"{statistics.median(tasks):.3f} s", ""],
+        ["states read from zarr", f"{reading / 1e9:.2f} GB for a second of one core", ""],
         *([f"memory of an idle {name}", f"{size / 1e6:.0f} MB", ""] for name, size in memory.items()),
     ]
     table = ["| what | figure | against |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -126,15 +133,40 @@ def played(home: Path, environment: dict[str, str], scheduler: str, name: str) -
 
 def cycle_speed(run: Path, cycle: int) -> float:
     """States per second from the start of the first shard of a cycle to the commit of the last."""
-    begins, ends = [], []
-    for shard in range(SHARDS):
-        manifest: dict[str, Any] = json.loads(
-            (run / f"experience-{shard}" / f"{cycle:05d}" / "manifest.json").read_text()
-        )
-        end = manifest["made"]["created_ms"] / 1000
-        ends.append(end)
-        begins.append(end - STATES / SHARDS / manifest["made"]["speed"]["collect-episodes"])
+    begins, ends = zip(*spans(run, cycle), strict=True)
     return STATES / (max(ends) - min(begins))
+
+
+def spans(run: Path, cycle: int) -> list[tuple[float, float]]:
+    """When the play of each shard of a cycle began and was committed, in seconds since 1970."""
+    found = []
+    for shard in range(SHARDS):
+        path = run / f"experience-{shard}" / f"{cycle:05d}" / "manifest.json"
+        made: dict[str, Any] = json.loads(path.read_text())["made"]
+        end = made["created_ms"] / 1000
+        found.append((end - STATES / SHARDS / made["speed"]["collect-episodes"], end))
+    return found
+
+
+def task_seconds(run: Path) -> list[float]:
+    """Seconds from a shard's commit to the start of the next, where one worker plays both: Dask's and Prefect's."""
+    found = []
+    for cycle in range(WARM_CYCLES + 1, CYCLES + 1):
+        first, second = sorted(spans(run, cycle))
+        if second[0] > first[1]:
+            found.append(second[0] - first[1])
+    return found
+
+
+def read_speed(run: Path) -> float:
+    """Bytes of states that a second of one core reads into the memory of all shards; the best of five."""
+    shards = [run / f"experience-{shard}" / f"{CYCLES:05d}" for shard in range(SHARDS)]
+    best = 0.0
+    for _ in range(5):
+        began = time.process_time()
+        size = read_experiences([shards]).states.nbytes
+        best = max(best, size / (time.process_time() - began))
+    return best
 
 
 def free_port() -> int:
