@@ -39,7 +39,7 @@ crash-test: $(READY)
 
 crash-kills crash-failures: export FIGURES := $(FIGURES)
 crash-kills: $(READY)
-	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 \
+	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 S3_FAULTS=0 \
 		$(BIN)/python -m pytest tests/crash tests/storage --ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
 crash-failures: $(READY)
 	CRASH_OPERATIONS=0 CRASH_SIZES=50 $(BIN)/python -m pytest tests/crash/test_failures.py --timeout 86400 $(ARGS)

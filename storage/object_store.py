@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +28,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from storage.errors import CorruptUnitError, StorageError
-from storage.places import Place, cycles_in
+from storage.places import Place, cycles_in, discard
 from storage.settings import without_password
 from storage.units import MANIFEST, Unit, check_files, cycle_name, manifest_text, parse_manifest
 from storage.urls import bucket_and_prefix
 
 RETRY_SECONDS = 60.0  # for so long a store that is away is asked again, as MLflow is
 TIDY_SECONDS = 2.0  # and for so long to remove what is left in vain
+CLAIMS = 3  # requests on a condition are not repeated by obstore once they may have been heard
 REQUEST_SECONDS = 300.0  # for one request with its data
 AT_ONCE = 8  # files on their way
 
@@ -163,8 +163,7 @@ class ObjectPlace(Place):
         here = cycle_name(unit.cycle)
         text = manifest_text(unit, attempt=attempt).encode()
         mode: Any = {"e_tag": standing} if standing else "create"
-        deadline = time.monotonic() + self.retry_seconds
-        while True:
+        for tries_left in reversed(range(CLAIMS)):
             try:
                 obstore.put(self._store, self._key(here, MANIFEST), text, mode=mode)
                 return unit
@@ -178,7 +177,7 @@ class ObjectPlace(Place):
                 return unit
             if failure is None:
                 break
-            if time.monotonic() > deadline:
+            if not tries_left:
                 raise self._failed("written", failure, here, MANIFEST)
         self._remove_attempt(here, attempt)
         if found and found.unit.digest == unit.digest and _flow_run(found.unit) == _flow_run(unit):
@@ -252,9 +251,12 @@ class ObjectPlace(Place):
         copy = self._copy(unit)
         self.cache.mkdir(parents=True, exist_ok=True)
         if not _is_whole(copy):  # another process may be reading one that is
-            if os.path.lexists(copy.directory):
-                copy.directory.rename(self.staging / f"trash-{uuid.uuid4().hex}")
-            unit.directory.rename(copy.directory)
+            discard(copy.directory, self.staging)
+            try:
+                unit.directory.rename(copy.directory)
+            except OSError:  # or another one has just put it there
+                if not _is_whole(copy):
+                    raise
         with suppress(OSError):
             self._let_go(copy.directory.name)
         return copy
@@ -315,7 +317,13 @@ class ObjectPlace(Place):
 
 @lru_cache(maxsize=8)
 def _open_store(bucket: str, endpoint: str, retry_seconds: float) -> S3Store:
-    """The bucket, with the credentials of the environment."""
+    """The bucket, with the credentials of the environment.
+
+    Raises:
+        ValueError: the endpoint is no URL.
+    """
+    if endpoint and not re.match("https?://[^/]", endpoint):
+        raise ValueError(f"AWS_ENDPOINT_URL is {without_password(endpoint)!r}; write http://HOST:PORT or https://HOST")
     return S3Store(
         bucket,
         client_options={
@@ -334,13 +342,19 @@ def _open_store(bucket: str, endpoint: str, retry_seconds: float) -> S3Store:
 def _reason(error: Exception) -> str:
     """What the store said, or why nothing was heard of it, in one line and without secrets."""
     text = str(error)
-    if told := re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text, re.DOTALL):
-        return f"{told[1]}: {told[2]}"
     endpoint = without_password(os.environ.get("AWS_ENDPOINT_URL") or "the store")
     first = without_password(text.partition("\n")[0])
-    if status := re.search(r"status code: (\d+ [\w ]+)", first):
-        return f"{endpoint} answers {status[1].strip()}"
-    return f"{endpoint} does not answer ({first.rpartition(' - ')[2].strip(' .')})"
+    if told := re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text, re.DOTALL):
+        reason = f"{told[1]}: {told[2]}"
+    elif status := re.search(r"status code: (\d+ [\w ]+)", first):
+        reason = f"{endpoint} answers {status[1].strip()}"
+    elif "HTTP error" in first:
+        reason = f"{endpoint} does not answer ({first.rpartition(' - ')[2].strip(' .')})"
+    else:
+        reason = first.removeprefix("Generic S3 error: ")
+    if re.search("40[13] |Denied|AccessKey|Signature", reason):
+        reason += "; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return reason
 
 
 def _flow_run(unit: Unit) -> str:

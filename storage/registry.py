@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import mlflow.exceptions
 import numpy as np
 import torch
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import ModelSignature
@@ -26,6 +27,7 @@ from storage.errors import StorageError
 from storage.exports import read_export
 from storage.runs import StoredRun
 from storage.tracking import Tracking
+from storage.urls import directory_of, is_local
 
 SCHEME = "models:/"
 CHAMPION = "champion"
@@ -107,7 +109,7 @@ def open_shared(tracking: Tracking, address: str) -> Exported:
 
     Raises:
         ValueError: there is no such model.
-        StorageError: it is not on a file system of this machine, broken, or of another project.
+        StorageError: it is neither on a file system of this machine nor on S3, broken, or of another project.
     """
     if not re.fullmatch(rf"{SCHEME}[^/@]+(@[^/@]+|/\d+)", address):
         raise ValueError(f"{address!r} names no model; write it as models:/Breakout@champion or models:/Breakout/3")
@@ -115,10 +117,15 @@ def open_shared(tracking: Tracking, address: str) -> Exported:
     if version is None:
         there = ", ".join(f"{SCHEME}{model.name}" for model in tracking.client.search_registered_models())
         raise ValueError(f"there is no model {address}; there are: {there or 'none'}; `dqn share RUN` adds one")
-    source = urlparse(str(version.source))
-    if source.scheme not in ("", "file"):
-        raise StorageError(f"the model {address} is at {version.source}, which is no file system of this machine")
-    return read_export(Path(unquote(source.path)) / FOLDER)
+    source = str(version.source)
+    try:
+        local = is_local(source)
+    except ValueError:
+        raise StorageError(f"the model {address} is at {source}, which is neither a file system nor S3") from None
+    if local:
+        return read_export(directory_of(source) / FOLDER)
+    with tempfile.TemporaryDirectory() as folder:
+        return read_export(Path(download_artifacts(artifact_uri=f"{source}/{FOLDER}", dst_path=folder)))
 
 
 def _version(tracking: Tracking, address: str) -> ModelVersion | None:

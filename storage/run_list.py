@@ -32,6 +32,8 @@ def run_of_flow(flow_run_id: str) -> StoredRun | None:
 def mark_dead_runs() -> list[StoredRun]:
     """Mark runs whose writer died as killed, and remove those that never came to a checkpoint.
 
+    Runs that nothing in this home has ever written are those of other machines, which know better.
+
     Returns:
         The runs that were marked.
     """
@@ -42,7 +44,7 @@ def mark_dead_runs() -> list[StoredRun]:
         except StorageError as error:
             _log.warning("%s", error)
             continue
-        if run.is_held():
+        if run.is_held() or not run.was_written_here():
             continue
         if run.is_started():
             tracking.set_status(run.run_id, "KILLED")

@@ -247,6 +247,10 @@ class StoredRun:
         """Whether it has a checkpoint, be it whole or not."""
         return bool(self.cycles("checkpoint"))
 
+    def was_written_here(self) -> bool:
+        """Whether some process with this home has ever been the run's writer."""
+        return self.settings.lock(self.run_id).exists()
+
     def is_held(self) -> bool:
         """Whether some process is the run's writer now."""
         return is_held(self.settings.lock(self.run_id))

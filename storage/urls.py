@@ -56,7 +56,7 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
         raise ValueError("which names no bucket; write s3://BUCKET/PREFIX")
     if not _BUCKET.fullmatch(bucket):
         raise ValueError(
-            f"whose bucket {bucket!r} cannot exist: a name has 3 to 63 lower-case letters, digits, dots and hyphens; "
+            "whose bucket cannot exist: a name has 3 to 63 lower-case letters, digits, dots and hyphens; "
             "write s3://BUCKET/PREFIX"
         )
     if prefix and (re.search(r"[^\w./ -]", prefix) or {"", ".", ".."} & set(prefix.split("/"))):

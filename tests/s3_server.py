@@ -18,7 +18,8 @@ START_SECONDS = 120
 SECRET = "a-secret-that-nobody-may-see"
 BUCKET = "units"
 
-PASS, ERROR, CUT, CUT_AFTER = "pass", "answer 500", "cut off before it is done", "cut off when it is done"
+PASS, CUT, CUT_AFTER = "pass", "cut off before it is done", "cut off when it is done"
+ERROR, DENY = "answer 500", "answer 403"
 
 Judge = Callable[[str, str], str]  # what becomes of a request, by its method, and its path with the keys it deletes
 
@@ -63,6 +64,9 @@ class Guard(BaseHTTPRequestHandler):
             return
         if verdict == ERROR:
             self._answer(500, {}, b"<Error><Code>InternalError</Code><Message>told to fail</Message></Error>")
+            return
+        if verdict == DENY:
+            self._answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>told to deny</Message></Error>")
             return
         # S3 looks at the condition and writes in one step; moto looks, and writes then.
         is_conditional = self.headers.get("If-Match") or self.headers.get("If-None-Match")

@@ -115,6 +115,9 @@ def test_killed_in_mid_write_and_resumed_elsewhere_with_the_store_away_it_is_the
     for name in ("digest", "cycle", "units", "metrics", "problems"):
         assert found[name] == undisturbed[name], name
     assert not found["problems"]
+    assert third.dqn("inspect", "moved").startswith("s3://units/mlflow/")
+    assert "champion" in first.dqn("share", "moved")
+    assert "mean score" in third.dqn("evaluate", "models:/Breakout@champion", "--episodes", "1")
     assert "mean score" in third.dqn("evaluate", "moved", "--episodes", "1")
     assert SECRET.encode() not in first.text() + second.text() + third.text()
     kept = sorted(path.name for path in first.home.iterdir())

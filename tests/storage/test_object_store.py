@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import random
 import sys
 import threading
 import time
@@ -18,16 +19,17 @@ from typing import Any
 
 import obstore
 import pytest
-from s3_server import BUCKET, CUT, CUT_AFTER, ERROR, PASS, SECRET, S3Server
+from s3_server import BUCKET, CUT, CUT_AFTER, DENY, ERROR, PASS, SECRET, S3Server
 
-import storage
+import storage.object_store
 from storage.errors import CorruptUnitError, StorageError
 from storage.object_store import ObjectPlace
 from storage.places import committing, open_place
 from storage.settings import Settings
 from storage.units import Unit
 
-RACES = int(os.environ.get("RACES", "4"))
+FAULTS = int(os.environ.get("S3_FAULTS", "1"))  # at so many requests of a commit besides the one for its manifest
+RACES = int(os.environ.get("RACES", "3"))
 
 OLD, NEW = b"old " * 9, b"new " * 10
 FILES = 3
@@ -159,10 +161,17 @@ def test_a_fault_at_any_request_of_a_commit_leaves_the_old_state_or_the_new(
         return found
 
     with ThreadPoolExecutor(6) as pool:
-        tried = [(plan, at) for plan in PLANS for at in range(len(requests))]
+        tried = [(plan, at) for plan in PLANS for at in _chosen(len(requests), plan)]
         found = list(pool.map(lambda case: attempt(*case), tried))
     assert {before, "new"} <= set(found)
     figure(3, f"{len(tried)} faults at the {len(requests)} requests of a commit to S3 ({scene})", _came(found))
+
+
+def _chosen(requests: int, purpose: str) -> list[int]:
+    """The requests to try: the one for the manifest and a sample that differs by purpose, or all (S3_FAULTS=0)."""
+    manifest = 2 + FILES
+    others = [at for at in range(requests) if at != manifest]
+    return sorted([manifest, *random.Random(purpose).sample(others, min(FAULTS or requests, len(others)))])
 
 
 def _came(found: list[str]) -> str:
@@ -381,10 +390,45 @@ def test_wrong_credentials_are_told_and_not_shown(
             with pytest.raises(OSError, match=r"cannot be \w+: ") as raised:
                 work()
             assert "InvalidAccessKeyId" in str(raised.value) or "403 Forbidden" in str(raised.value)
+            assert str(raised.value).endswith("; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
             assert "\n" not in str(raised.value)
             assert SECRET not in str(raised.value)
     finally:
         s3.require_credentials(False)
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://localhost", "http://", "me@host"])
+def test_an_endpoint_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    with pytest.raises(ValueError, match=r"^AWS_ENDPOINT_URL is '.*'; write http://HOST:PORT or https://HOST$"):
+        place.cycles()
+
+
+def test_half_of_the_credentials_is_told(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setattr(storage.object_store, "_open_store", storage.object_store._open_store.__wrapped__)
+    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    with pytest.raises(OSError, match="Missing SecretAccessKey; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        place.cycles()
+
+
+def test_a_manifest_that_may_not_be_written_is_told_at_once(
+    s3: S3Server, make_place: Callable[..., ObjectPlace]
+) -> None:
+    place, tries = make_place(), []
+
+    def judge(method: str, path: str) -> str:
+        if method == "PUT" and path.endswith("manifest.json"):
+            tries.append(path)
+            return DENY
+        return PASS
+
+    s3.judge = judge
+    with pytest.raises(OSError, match=r"manifest\.json cannot be written: AccessDenied: told to deny; see to AWS"):
+        commit(place)
+    assert len(tries) == 3
+    assert state(place) == "none"
 
 
 def test_a_password_in_the_endpoint_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,14 +45,19 @@ class Shelf:
             return replace(self.place, staging=other / "staging", cache=other / "cache")
         return self.place
 
+    def names(self) -> list[str]:
+        """Whole names of all that is kept there."""
+        if isinstance(self.place, ObjectPlace):
+            return self.place._below(self.place._keys())
+        paths = [path for path in self.place.directory.rglob("*") if path.is_file()]
+        return [path.relative_to(self.place.directory).as_posix() for path in paths]
+
     def files(self) -> dict[str, bytes]:
-        """All that is kept there, by its whole name."""
+        """All that is kept there."""
         if isinstance(self.place, ObjectPlace):
             store, prefix = self.place._store, self.place._key()
-            keys = [meta["path"] for meta in obstore.list(store, prefix).collect()]
-            return {key.removeprefix(f"{prefix}/"): bytes(obstore.get(store, key).bytes()) for key in keys}
-        paths = [path for path in self.place.directory.rglob("*") if path.is_file()]
-        return {path.relative_to(self.place.directory).as_posix(): path.read_bytes() for path in paths}
+            return {name: bytes(obstore.get(store, f"{prefix}/{name}").bytes()) for name in self.names()}
+        return {name: (self.place.directory / name).read_bytes() for name in self.names()}
 
     def write(self, name: str, data: bytes | None) -> None:
         """Change what is kept under a whole name, or remove it."""
@@ -66,7 +71,7 @@ class Shelf:
 
     def name_of(self, name: str, cycle: int = 4) -> str:
         """The whole name of a unit's file."""
-        (found,) = (whole for whole in self.files() if whole.startswith(f"{cycle:05d}/") and whole.endswith(f"/{name}"))
+        (found,) = (whole for whole in self.names() if whole.startswith(f"{cycle:05d}/") and whole.endswith(f"/{name}"))
         return found
 
     def leftovers(self) -> list[str]:
@@ -75,7 +80,7 @@ class Shelf:
         units = {f"{cycle:05d}": self.place.open(cycle) for cycle in self.place.cycles()}
         sizes = {name: 1 + len(unit.files) for name, unit in units.items() if unit}
         found: dict[str, int] = {}
-        for name in self.files():
+        for name in self.names():
             found[name.partition("/")[0]] = found.get(name.partition("/")[0], 0) + 1
         return staged + [name for name, count in found.items() if count != sizes.get(name, 0)]
 
@@ -165,7 +170,7 @@ def test_pruning_keeps_the_newest_and_the_spared(shelf: Shelf) -> None:
         shelf.place.prune(4, 1)
         assert shelf.place.cycles() == [5, 4, 1]
     assert shelf.files()["notes"] == b"?"
-    assert {name.partition("/")[0] for name in shelf.files()} == {"00001", "00004", "00005", "notes"}
+    assert {name.partition("/")[0] for name in shelf.names()} == {"00001", "00004", "00005", "notes"}
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "lengthened", "deleted", "swapped", "of another unit"])

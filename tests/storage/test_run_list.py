@@ -179,3 +179,12 @@ def test_checkpoints_come_back_through_their_run(
     assert run.facts(unit) == make_checkpoint().facts
     assert torch.is_tensor(run.checkpoint(unit).weights["dense.weight"])
     assert make_config("tutorial", {"lanes": 3}).lanes == run.facts(unit).config.lanes
+
+
+def test_a_run_of_another_machine_is_left_to_it(home: Path, tiny: TrainConfig) -> None:
+    run = create_run(tiny, NAMES, "elsewhere", {})
+    run.settings.lock(run.run_id).unlink()
+    assert [row["status"] for row in list_runs()] == ["running"]
+    with run.writing():
+        pass
+    assert [row["status"] for row in list_runs()] == ["killed"]

@@ -13,6 +13,7 @@ from storage.settings import Settings, without_password
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DQN_HOME", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DQN_REPLAY", raising=False)
 
 
 def test_the_home_is_the_one_named_and_is_created_when_first_used(
@@ -79,6 +80,65 @@ def test_another_tracking_store_can_be_named(tmp_path: Path, monkeypatch: pytest
     assert Settings.from_environment().tracking_uri == "http://127.0.0.1:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert Settings.from_environment().tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_experience_is_in_the_home_unless_another_place_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "my home"))
+    assert Settings.from_environment().replay == (tmp_path / "my home" / "replay").as_uri()
+    for url, replay in {
+        "s3://bucket": "s3://bucket",
+        "s3://my.bucket-1/some/pre_fix 2/": "s3://my.bucket-1/some/pre_fix 2",
+        f"file://{tmp_path}/new%20disk": (tmp_path / "new disk").as_uri(),
+        f"{tmp_path}/plain": (tmp_path / "plain").as_uri(),
+        "": (tmp_path / "my home" / "replay").as_uri(),
+    }.items():
+        monkeypatch.setenv("DQN_REPLAY", url)
+        assert Settings.from_environment().replay == replay
+    assert (tmp_path / "new disk").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("gs://bucket/x", "scheme gs is unknown"),
+        ("http://me:secret@host/bucket", "scheme http is unknown"),
+        ("replay", "no directory"),
+        ("file://replay", "no directory"),
+        ("file://host/replay", "no directory"),
+        ("file:///replay?x=1", "no directory"),
+        ("file://[replay", "no URL"),
+        ("s3:bucket", "no bucket"),
+        ("s3://", "no bucket"),
+        ("s3:///prefix", "no bucket"),
+        ("s3://My_Bucket/x", "bucket cannot exist"),
+        ("s3://me:secret@bucket/x", "cannot exist"),
+        ("s3://bucket/a//b", "prefix 'a//b' cannot be used"),
+        ("s3://bucket/../b", "cannot be used"),
+        ("s3://bucket/a?b", "cannot be used"),
+    ],
+)
+def test_what_is_no_place_for_experience_is_told_with_what_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, told: str
+) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path))
+    monkeypatch.setenv("DQN_REPLAY", url)
+    with pytest.raises(ValueError, match=r"^DQN_REPLAY is ") as raised:
+        Settings.from_environment()
+    said = str(raised.value)
+    assert told in said and "s3://BUCKET/PREFIX" in said
+    assert "\n" not in said and "secret" not in said
+
+
+def test_a_directory_for_experience_that_cannot_be_made_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path))
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.setenv("DQN_REPLAY", f"file://{tmp_path}/file/below")
+    with pytest.raises(OSError, match=r"^DQN_REPLAY file://.*/file/below cannot be written"):
+        Settings.from_environment()
 
 
 @pytest.mark.parametrize(
