@@ -22,8 +22,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
 
+# Two processes, for much of the time a test waits for a server to start.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 operate-test: $(READY)
 	$(BIN)/python -m pytest -m operate --timeout 1200 $(ARGS)
