@@ -35,7 +35,7 @@ class Cluster:
     """A Prefect server, a Dask scheduler and workers; what they say is in the directory of logs."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
-        self.logs, self.running = logs, {}
+        self.logs = logs
         self.prefect, self.scheduler = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.environment = {
             **os.environ,
@@ -70,10 +70,10 @@ class Cluster:
         command = [sys.executable, "-m", "dask", "scheduler", "--host", host, "--port", port, "--no-dashboard"]
         self.start("scheduler", *command)
 
-    def start_worker(self, name: str, resource: str, environment: Mapping[str, str] | None = None) -> None:
+    def start_worker(self, name: str, resource: str, environment: Mapping[str, str] | None = None, *more: str) -> None:
         options = ["--nthreads", "1", "--resources", f"{resource}=1", "--name", name, "--no-dashboard"]
         options += ["--local-directory", str(self.logs / name), "--memory-limit", "0"]
-        command = [sys.executable, "-m", "dask", "worker", f"tcp://{self.scheduler}", *options]
+        command = [sys.executable, "-m", "dask", "worker", f"tcp://{self.scheduler}", *options, *more]
         self.start(name, *command, environment=environment)
 
     def said(self, name: str) -> str:

@@ -128,6 +128,23 @@ def test_the_scheduler_dies_and_the_training_is_resumed_without_a_cluster(
     assert digest("orphaned", cluster.environment) == alone
 
 
+def test_processes_of_a_worker_share_every_batch(cluster: Cluster) -> None:
+    more = ["--set", "optimizer_processes=2", "--set", "replay_states=800", "--name"]
+    alone = subprocess.run([*TRAIN, *more, "shared-alone"], env=cluster.environment, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    cluster.start_worker("first", "collector")
+    cluster.start_worker("third", "optimizer", None, "--no-nanny")
+    trainer = cluster.start("trainer", *TRAIN, *more, "shared", environment=cluster.settings)
+    assert trainer.wait(600) == 0, cluster.said("trainer")
+    assert digest("shared", cluster.environment) == digest("shared-alone", cluster.environment)
+    assert (
+        "spawn_main"
+        not in subprocess.run(
+            ["ps", "-o", "args", "-g", str(cluster.running["third"].pid)], capture_output=True, text=True
+        ).stdout
+    )
+
+
 def test_nobody_offers_to_play(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.start_worker("third", "optimizer")
     command = ["-c", "import flows.cluster; flows.cluster.WORKER_SECONDS = 2; from flows.cli import main; main()"]
