@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from distributed import Client
 from processes import DQN, Cluster, wait_until
@@ -137,12 +138,8 @@ def test_processes_of_a_worker_share_every_batch(cluster: Cluster) -> None:
     trainer = cluster.start("trainer", *TRAIN, *more, "shared", environment=cluster.settings)
     assert trainer.wait(600) == 0, cluster.said("trainer")
     assert digest("shared", cluster.environment) == digest("shared-alone", cluster.environment)
-    assert (
-        "spawn_main"
-        not in subprocess.run(
-            ["ps", "-o", "args", "-g", str(cluster.running["third"].pid)], capture_output=True, text=True
-        ).stdout
-    )
+    worker = psutil.Process(cluster.running["third"].pid)
+    assert not [each for each in worker.children(recursive=True) if "spawn_main" in " ".join(each.cmdline())]
 
 
 def test_nobody_offers_to_play(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
