@@ -2,7 +2,7 @@
 # make test    set everything up and pass the tests
 # make crash-test   an hour of kills, failures and damage into docs/reliability.md; `make test` runs a sample of each
 # make operate-test   minutes of killing what runs below `make serve`; `make test` kills a flow process
-# make cluster-test   minutes on S3, PostgreSQL and an MLflow server over both; needs PostgreSQL (Debian: postgresql)
+# make cluster-test   minutes of servers and workers that die; needs PostgreSQL (Debian: postgresql)
 # make bench   how fast it is on this machine, into docs/performance.md
 # make check   formatting, lint, types, import directions
 # make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C

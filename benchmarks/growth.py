@@ -47,7 +47,7 @@ def main() -> None:
     from tasks import collect_episodes
 
     collect_episodes.play = fake_play
-    collect_episodes.take_lanes = lambda unit, checkpoint: [FakeLanes()]
+    collect_episodes.take_lanes = lambda unit, checkpoint, shard: [FakeLanes()]
     fields = [option for name, value in SETTINGS.items() for option in ("--set", f"{name}={value}")]
     sys.argv = ["dqn", "train", "--cycles", sys.argv[1], *fields]
     cli.main()

@@ -81,7 +81,7 @@ def measure(home: Path, cycles: int) -> list[dict[str, float]]:
 
 
 def fakes(sample: Any) -> tuple[Any, Any, Any]:
-    """The three tasks without their work; the last commits a checkpoint and publishes its metrics."""
+    """The three tasks without their work; the last commits a checkpoint."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
@@ -91,10 +91,10 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     from tasks.reference import UnitReference, made_by, reference
 
     @task(name="collect-episodes", task_run_name="collect-episodes-{cycle:05d}", cache_policy=NO_CACHE)
-    def collect_episodes(run_id: str, cycle: int) -> None: ...
+    def collect_episodes(run_id: str, cycle: int, shard: int) -> None: ...
 
     @task(name="update-q-values", task_run_name="update-q-values-{cycle:05d}", cache_policy=NO_CACHE)
-    def update_q_values(run_id: str, cycle: int) -> None: ...
+    def update_q_values(run_id: str, cycle: int, shard: int) -> None: ...
 
     @task(name="optimize", task_run_name="optimize-{cycle:05d}", cache_policy=NO_CACHE)
     def optimize(run_id: str, cycle: int) -> UnitReference:
@@ -109,8 +109,6 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
             draft.metrics += [Metric(name, states, 1 / cycle) for name in names]
             draft.metrics += [Metric("counter/states", states, states), Metric("counter/cycles", states, cycle)]
             write_checkpoint(draft.directory, replace(before, facts=replace(before.facts, counters=counters)))
-        run.publish(draft.unit)
-        run.prune(cycle, before.config.keep_cycles)
         sample(cycle)
         return reference(draft.unit)
 

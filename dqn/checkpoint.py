@@ -80,21 +80,30 @@ def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
         ValueError: the weights are not those of the configuration's network.
     """
     learner = Learner(checkpoint.config, len(checkpoint.facts.action_names), device)
+    fill_learner(learner, checkpoint.weights, checkpoint.optimizer)
+    return learner
+
+
+def fill_learner(learner: Learner, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    """Make `learner` the one that these tensors are of, by `learner_tensors`; they are copied.
+
+    Raises:
+        ValueError: the weights are not those of its network.
+    """
     try:
-        learner.network.load_state_dict(checkpoint.weights)
+        learner.network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
     learner.refresh()
     state: dict[int, dict[str, Tensor]] = {}
-    weights = list(learner.network.parameters())
-    for key, tensor in checkpoint.optimizer.items():
+    own = list(learner.network.parameters())
+    for key, tensor in optimizer.items():
         index, name = key.split(".", 1)
         # A copy, in the order of memory that the optimizer itself would use.
-        like = weights[int(index)] if tensor.ndim else tensor
+        like = own[int(index)] if tensor.ndim else tensor
         state.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(tensor)
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return learner
 
 
 def histories_as_arrays(histories: list[LaneHistory]) -> dict[str, np.ndarray]:

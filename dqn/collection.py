@@ -24,6 +24,7 @@ def play(
     states: int,
     generators: Sequence[np.random.Generator],
     on_step: Callable[[int, int], None] = lambda done, steps: None,
+    lanes_in_all: int | None = None,
 ) -> None:
     """Play every lane for all steps of `experience`, and fill that.
 
@@ -38,8 +39,10 @@ def play(
         states: played by the run before this.
         generators: draws of the policy, one for each group.
         on_step: told the steps done and to do by the first group.
+        lanes_in_all: of the run, where these are some of more; each step of all of them plays so many states.
     """
     assert experience.steps >= 1
+    states_per_step = lanes_in_all or experience.actions.shape[1]
     ends = np.cumsum([len(lanes.episodes) for lanes in groups])
     slices = [slice(end - len(lanes.episodes), end) for lanes, end in zip(groups, ends.tolist(), strict=True)]
     assert slices[-1].stop == experience.actions.shape[1]
@@ -49,7 +52,7 @@ def play(
         for step in range(experience.steps):
             if stopped.is_set():
                 return
-            chance = epsilon.at(states + step * experience.actions.shape[1])
+            chance = epsilon.at(states + step * states_per_step)
             _play_step(lanes, q_values, experience, step, where, epsilon_greedy(q_values, chance, generator))
             q_values = estimate(lanes.states)
             if where.start == 0:

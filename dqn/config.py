@@ -26,6 +26,12 @@ class TrainConfig(BaseModel):
     game: str = Field("ALE/Breakout-v5", description="Gymnasium id of an Atari game.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw of the run.")
     lanes: int = Field(64, ge=1, le=4096, description="Games played side by side.")
+    shards: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Parts of the lanes, each played and swept by a task of its own: on a cluster, anywhere in it.",
+    )
     episode_frames_limit: int = Field(
         108_000, ge=8, description="Frames after which an episode is cut off; its last state bootstraps."
     )
@@ -135,6 +141,11 @@ class TrainConfig(BaseModel):
 
     # The machine; `auto` is decided once, when the run starts, and stored
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network lives.")
+    play_device: Literal["same", "cpu"] = Field(
+        "same",
+        description="Where the network lives while it plays: on cpu in float32, for machines without the GPU that "
+        "device names.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the network; the optimizer's weights are always float32."
     )
@@ -144,8 +155,18 @@ class TrainConfig(BaseModel):
         "compiler and no dropout.",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 means one for each core.")
+    optimizer_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share every batch of an optimization run, each on a GPU of its own if device is "
+        "cuda.",
+    )
     lane_groups: int = Field(
-        0, ge=0, le=1024, description="Groups of lanes that play at the same time, each in a thread; 0 means auto."
+        0,
+        ge=0,
+        le=1024,
+        description="Groups of a shard's lanes that play at the same time, each in a thread; 0 means auto.",
     )
 
     @model_validator(mode="after")
@@ -157,8 +178,13 @@ class TrainConfig(BaseModel):
             raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
         if self.compiled == "yes" and self.dropout:
             raise ValueError("compiled is yes, but dropout is drawn on the CPU, which cannot be compiled; use no")
-        if self.lane_groups > self.lanes:
-            raise ValueError(f"lane_groups is {self.lane_groups}; there are only {self.lanes} lanes")
+        if self.optimizer_processes > self.batch_size:
+            raise ValueError(f"optimizer_processes is {self.optimizer_processes}; a batch has {self.batch_size} states")
+        if self.shards > self.lanes:
+            raise ValueError(f"shards is {self.shards}; there are only {self.lanes} lanes")
+        if self.lane_groups > self.lanes // self.shards:
+            there = f"there are only {self.lanes} lanes" + (f" in {self.shards} shards" if self.shards > 1 else "")
+            raise ValueError(f"lane_groups is {self.lane_groups}; {there}")
         return self
 
     @property
@@ -166,14 +192,30 @@ class TrainConfig(BaseModel):
         """Channels of a state: a frame and its motion trace, or stacked frames."""
         return 4 if self.frame_stack else 2
 
+    def to_play(self) -> TrainConfig:
+        """The configuration of the network that plays: this one, but for `play_device`."""
+        if self.play_device == "same" or self.device == "cpu":
+            return self
+        return self.model_copy(update={"device": "cpu", "precision": "float32", "compiled": "no"})
+
     def cycle_steps(self, states: int) -> int:
         """Steps of every lane in the cycle that starts after `states` states were played; at least 1."""
         return max(1, round(self.replay_fraction.at(states) * self.replay_states / self.lanes))
 
-    def groups(self) -> list[slice]:
-        """The lanes of each group, all groups but the last of the same size."""
-        size = -(-self.lanes // max(1, self.lane_groups))
-        return [slice(start, min(start + size, self.lanes)) for start in range(0, self.lanes, size)]
+    def shard_lanes(self, shard: int) -> slice:
+        """The lanes of a shard; the shards are all lanes in order."""
+        return slice(shard * self.lanes // self.shards, (shard + 1) * self.lanes // self.shards)
+
+    def groups(self, shard: int = 0) -> list[slice]:
+        """The lanes of each group of a shard, all groups but the last of the same size."""
+        lanes = self.shard_lanes(shard)
+        size = -(-(lanes.stop - lanes.start) // max(1, self.lane_groups))
+        return [slice(start, min(start + size, lanes.stop)) for start in range(lanes.start, lanes.stop, size)]
+
+    def group_numbers(self, shard: int) -> range:
+        """The numbers of a shard's groups among those of all shards, which keys of random draws have."""
+        first = sum(len(self.groups(before)) for before in range(shard))
+        return range(first, first + len(self.groups(shard)))
 
     def scheduled(self, states: int) -> dict[str, float]:
         """Every scheduled parameter's value after `states` states were played, by field name."""

@@ -193,13 +193,18 @@ class Lanes:
         self._seeded_steps[seeded] = 0
 
 
-def open_lanes(config: TrainConfig, histories: list[LaneHistory]) -> list[Lanes]:
-    """The lanes of a run of a resolved configuration in their groups, each brought to where its histories lead.
+def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0) -> list[Lanes]:
+    """The lanes of a shard of a run in their groups, each brought to where its history leads.
+
+    Args:
+        config: of the run, resolved.
+        histories: of all lanes of the run.
+        shard: its number.
 
     Raises:
         ValueError: unknown game.
     """
-    groups = config.groups()
+    groups = config.groups(shard)
 
     def open_group(lanes: slice) -> Lanes:
         threads = max(1, config.threads // len(groups))

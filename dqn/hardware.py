@@ -29,7 +29,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if config.device == "auto" else config.device
-    if lacking := _lacking(device, config.precision, config.compiled):
+    if lacking := _lacking(device, config.precision, config.compiled, config.optimizer_processes):
         raise ValueError(f"{lacking}; use another value or auto")
     precision, compiled = config.precision, config.compiled
     if precision == "auto":
@@ -39,7 +39,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         if device == "cuda" and not _has_compiler():
             _log.warning("there is no C++ compiler here, so nothing is compiled for the GPU; it works, but slower")
     threads = config.threads or len(os.sched_getaffinity(0))
-    most = max(1, min(threads, config.lanes // _GROUP_LANES))
+    most = max(1, min(threads, config.lanes // config.shards // _GROUP_LANES))
     groups = config.lane_groups or (min(most, _GPU_GROUPS) if device == "cuda" else most)
     chosen = {"device": device, "precision": precision, "compiled": compiled}
     return config.model_copy(update={**chosen, "threads": threads, "lane_groups": groups})
@@ -63,7 +63,7 @@ def prepare(config: TrainConfig) -> torch.device:
     Raises:
         ValueError: the run was started with a device, a precision or a compiler that this machine lacks.
     """
-    if lacking := _lacking(config.device, config.precision, config.compiled):
+    if lacking := _lacking(config.device, config.precision, config.compiled, config.optimizer_processes):
         raise ValueError(f"this run cannot go on here as it began: {lacking}; go on elsewhere, or start a new run")
     if config.device == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -76,10 +76,12 @@ def prepare(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _lacking(device: str, precision: str, compiled: str) -> str:
+def _lacking(device: str, precision: str, compiled: str, processes: int) -> str:
     """What of these this machine does not have, in words; empty if it has all."""
     if device == "cuda" and not torch.cuda.is_available():
         return "device is cuda, and torch finds no CUDA device"
+    if device == "cuda" and processes > 1 and torch.cuda.device_count() < processes:
+        return f"optimizer_processes is {processes}, and torch finds {torch.cuda.device_count()} CUDA devices"
     if precision == "bfloat16" and not _multiplies_bfloat16(device):
         return "precision is bfloat16, and this processor would take hundreds of times longer to emulate it"
     if compiled == "yes" and not _has_compiler():

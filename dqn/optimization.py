@@ -112,6 +112,7 @@ def optimize(
     cycle: int,
     scheduled: dict[str, float],
     on_batch: Callable[[int, int], None] = lambda done, batches: None,
+    part: slice | None = None,
 ) -> OptimizationResult:
     """Train `learner` on `memory` for the cycle's epochs, or until the loss is low enough.
 
@@ -123,6 +124,7 @@ def optimize(
         cycle: part of the key of every draw.
         scheduled: values of learning_rate, max_epochs and loss_limit.
         on_batch: told the batches done and at most to do.
+        part: of every batch, where other processes take the rest and the learner averages; see dqn.data_parallel.
     """
     config = learner.config
     batch_size = min(config.batch_size, len(memory))
@@ -135,8 +137,10 @@ def optimize(
     losses: list[Tensor] = []
     looks, limit = _GPU_LOOKS if learner.device.type == "cuda" else 1, scheduled["loss_limit"]
     while len(losses) < most:
-        dropout = torch_generator(config.seed, "dropout", cycle, len(losses)) if config.dropout else None
-        losses.append(learner.train_batch(*memory.batch(next(batches), learner.device), dropout))
+        key = (cycle, len(losses)) if part is None else (cycle, len(losses), part.start)
+        dropout = torch_generator(config.seed, "dropout", *key) if config.dropout else None
+        chosen = next(batches) if part is None else next(batches)[part]
+        losses.append(learner.train_batch(*memory.batch(chosen, learner.device), dropout))
         if limit > 0 and len(losses) > least + 1 and len(losses) % looks == 0:
             recent = torch.stack(losses[-LOSS_WINDOW:]).sum().item() / LOSS_WINDOW
             if recent < limit:

@@ -49,6 +49,9 @@ def train(
     ] = None,
     cycles: Annotated[int | None, typer.Option(help="Stop once the run has done this many cycles.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Parts of the lanes that are tasks of their own.  [default: 1]")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run in MLflow.")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run: an id, a name, or latest.")
@@ -59,14 +62,16 @@ def train(
     ] = None,
 ) -> None:
     """Train an agent, or go on training one."""
-    overrides = _overrides(settings or [])
+    overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
     quiet_prefect()
     import httpx
 
+    from flows.cluster import check_cluster
     from flows.parameters import Target, check_resume, requested_config, requested_settings
     from flows.servers import prefect_is_away, start_embedded_prefect_server
     from storage.errors import StorageError
     from storage.runs import open_tracking
+    from storage.settings import Settings
 
     # The flow checks all this again; here it is answered before a server starts.
     Target.of(states, cycles)
@@ -75,6 +80,9 @@ def train(
         check_resume(preset, requested, name)
         found = open_tracking().find_run(resume)
         resume = found.info.run_id
+    elif cluster := Settings.from_environment().cluster:
+        requested_config(preset, requested, lambda config: config)  # what it lacks, the machine that optimizes will say
+        check_cluster(cluster)
     else:
         requested_config(preset, requested)
     stopped = _stop_on_sigterm()

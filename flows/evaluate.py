@@ -53,6 +53,7 @@ def evaluate_agent(
     protocol = agent.protocol(episodes, epsilon, game, seed)
     cores, counters = len(os.sched_getaffinity(0)), agent.facts.counters
     evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, counters, agent.learner, protocol, cores)
+    agent.run.publish(unit)
     return {
         "run": agent.run.run_id,
         "name": agent.name,

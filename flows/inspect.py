@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -22,8 +23,8 @@ from flows.pages import Page, Picture
 from flows.parameters import Name
 from storage.errors import StorageError
 from storage.evaluations import read_evaluation
-from storage.experience import read_experience, read_targets
-from storage.runs import EVALUATION, StoredRun
+from storage.experience import read_all_targets, read_experiences
+from storage.runs import EVALUATION, KINDS, StoredRun
 from storage.units import cycle_name
 
 SCORES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high", "loss/mean")
@@ -110,7 +111,7 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
         ValueError: nothing is.
         StorageError: a unit is broken.
     """
-    stored = {kind: run.cycles(kind) for kind in ("experience", "targets", "checkpoint")}
+    stored = {kind: _cycles_of(run, kind) for kind in KINDS}
     if cycle is None:  # in a run that is going on, the newest one may have no checkpoint yet
         whole = [number for number in stored["experience"] if number in stored["checkpoint"]]
         cycle = next(iter(whole or stored["experience"] or stored["checkpoint"]), 0)
@@ -125,14 +126,24 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
         network = ready_to_play(run.checkpoint(newest)).network
     about = Inspection(run, cycle, run.facts(newest), network)
     if cycle in stored["experience"]:
-        about.experience = read_experience(run.unit("experience", cycle).directory)
+        about.experience = read_experiences([_directories(run, "experience", cycle)])
     if cycle in stored["targets"]:
-        about.targets = read_targets(run.unit("targets", cycle).directory)
+        about.targets = read_all_targets(_directories(run, "targets", cycle))
     for what, thing in (("checkpoint", network), ("experience", about.experience), ("targets", about.targets)):
         if thing is None:
             why = "cycle 0 is the untrained start" if cycle == 0 else "it was pruned, or not made yet"
             about.page.notes.append(f"The {what} of cycle {cycle} cannot be shown: {why}.")
     return about
+
+
+def _cycles_of(run: StoredRun, kind: str) -> list[int]:
+    """The cycles of which all of `kind` is stored, every shard of it, newest first."""
+    cycles = [set(run.cycles(part)) for part in run.kinds(kind)]
+    return sorted(set.intersection(*cycles), reverse=True)
+
+
+def _directories(run: StoredRun, kind: str, cycle: int) -> list[Path]:
+    return [run.unit(part, cycle).directory for part in run.kinds(kind)]
 
 
 def _facts(about: Inspection) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -93,15 +94,17 @@ def requested_settings(game: str | None, seed: int | None, overrides: dict[str, 
     return {**(overrides or {}), **{field: value for field, value in named.items() if value is not None}}
 
 
-def requested_config(preset: str | None, settings: dict[str, Any]) -> TrainConfig:
-    """The configuration asked for, resolved for this machine.
+def requested_config(
+    preset: str | None, settings: dict[str, Any], resolved: Callable[[TrainConfig], TrainConfig] = resolve
+) -> TrainConfig:
+    """The configuration asked for, resolved for this machine, or as `resolved` does it.
 
     Raises:
         ValueError: anything in it is wrong.
     """
-    config = resolve(make_config(preset or "fast", settings))
+    config = make_config(preset or "fast", settings)
     check_game(config.game)
-    return config
+    return resolved(config)
 
 
 def check_resume(preset: str | None, settings: dict[str, Any], name: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -16,9 +15,9 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
 
-from dqn.config import Preset, TrainConfig, make_config
+from dqn.config import Preset, make_config
 from dqn.environments import action_names, game_title
-from dqn.hardware import prepare
+from flows.cluster import Workplace, workplace
 from flows.failure import MENDABLE, run_command, tell_how_to_go_on
 from flows.parameters import (
     DEFAULT_STATES,
@@ -39,14 +38,12 @@ from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.tracking import FLOW_RUN, TARGET
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
-from tasks.live import release
 from tasks.optimize import optimize
 from tasks.progress import report_cycle, report_run
+from tasks.reference import UnitReference
 from tasks.update_q_values import update_q_values
 
 HANDED_OVER = "SCHEDULED"  # MLflow's word for a run that waits for its next flow run
-
-logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
 
 def _flow_run_name() -> str:
@@ -94,8 +91,9 @@ def train(
     try:
         target = Target.of(states, cycles)
         settings = requested_settings(game, seed, overrides)
-        run = _before(preset, settings, name, resume) or _started(preset, settings, name, target)
-        reached = _train(run, target)
+        with workplace() as place:
+            run = _before(preset, settings, name, resume) or _started(preset, settings, name, target, place)
+            reached = _train(run, target, place)
     except MENDABLE as error:
         return Failed(message=str(error), data=error)
     if not reached and deployment.id:
@@ -115,7 +113,7 @@ def train_to_the_end(**parameters: Any) -> str:
     return run_id
 
 
-def _train(run: StoredRun, target: Target | None) -> bool:
+def _train(run: StoredRun, target: Target | None, place: Workplace) -> bool:
     """Train as the run's one writer; whether the target was reached."""
     report_run(run.run_id)
     with run.writing():
@@ -126,7 +124,7 @@ def _train(run: StoredRun, target: Target | None) -> bool:
         status = "KILLED"  # by Ctrl-C, SIGTERM or a cancellation, which are no exceptions of ours
         try:
             with system_metrics(run):
-                reached = run_cycles(run)
+                reached = run_cycles(run, place)
             run.publish_waiting()
             status = "FINISHED" if reached else HANDED_OVER
             link_units(run)
@@ -134,7 +132,6 @@ def _train(run: StoredRun, target: Target | None) -> bool:
             status = "FAILED"
             raise
         finally:
-            release()
             run.tracking.set_status(run.run_id, status)
     return reached
 
@@ -152,7 +149,7 @@ def _hand_over(run: StoredRun) -> None:
     get_run_logger().info("the training goes on in flow run %s (%s)", successor.name, successor.id)
 
 
-def run_cycles(run: StoredRun) -> bool:
+def run_cycles(run: StoredRun, place: Workplace) -> bool:
     """Run cycles, going on from the newest checkpoint, until the target is reached or the flow run is large.
 
     Returns:
@@ -161,25 +158,27 @@ def run_cycles(run: StoredRun) -> bool:
     log = get_run_logger()
     newest = run.pick_up()
     facts = run.facts(newest)
-    prepare(facts.config)
+    place.begin(run)
     done, found = facts.counters, run.tracking.client.get_run(run.run_id)
     text = found.data.tags.get(TARGET, "")
     target = Target.parse(text)
     describe(run, facts.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
-    place = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
-    address = f"{run.settings.mlflow_address}/#/{place}"
+    path = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    address = f"{run.settings.mlflow_address}/#/{path}"
     fraction, cycle = target.fraction(done.states, done.cycle), done.cycle
     log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, facts.config.game, cycle, address)
     report = TrainingReport(run.run_id, run.name, address, fraction)
     summary: dict[str, float] = {}
     last = cycle + run.settings.flow_run_cycles
-    evaluate_if_due(run, facts.config, cycle, done.states)
+    evaluate_if_due(run, place, cycle, done.states)
     while fraction < 1 and cycle < last:
         cycle += 1
-        collect_episodes(run.run_id, cycle)
-        update_q_values(run.run_id, cycle)
-        summary |= optimize(run.run_id, cycle).figures
-        evaluate_if_due(run, facts.config, cycle, int(summary["counter/states"]))
+        place.each_shard(collect_episodes, run, cycle)
+        place.each_shard(update_q_values, run, cycle)
+        made = place.once(optimize, run, cycle)
+        conclude(run, made)
+        summary |= made.figures
+        evaluate_if_due(run, place, cycle, int(summary["counter/states"]))
         fraction = target.fraction(summary["counter/states"], cycle)
         summary["fraction"] = fraction
         report_cycle(summary)
@@ -188,11 +187,18 @@ def run_cycles(run: StoredRun) -> bool:
     return fraction >= 1
 
 
-def evaluate_if_due(run: StoredRun, config: TrainConfig, cycle: int, states: int) -> None:
+def evaluate_if_due(run: StoredRun, place: Workplace, cycle: int, states: int) -> None:
     """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
-    every = config.evaluation_states
+    every = run.config.evaluation_states
     if every and states // every > run.evaluated_states() // every:
-        evaluate(run.run_id, cycle)
+        conclude(run, place.once(evaluate, run, cycle))
+
+
+def conclude(run: StoredRun, made: UnitReference) -> None:
+    """Publish the metrics of a checkpoint or an evaluation, and prune after a checkpoint: as the run's one writer."""
+    run.publish(run.unit(made.kind, made.cycle, known=made.digest))
+    if made.kind == "checkpoint":
+        run.prune(made.cycle, run.config.keep_cycles, run.config.replay_cycles)
 
 
 def _next_steps(run: StoredRun, address: str) -> str:
@@ -213,8 +219,10 @@ def _before(preset: str | None, settings: dict[str, Any], name: str | None, resu
     return None
 
 
-def _started(preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None) -> StoredRun:
-    config = requested_config(preset, settings)
+def _started(
+    preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None, place: Workplace
+) -> StoredRun:
+    config = requested_config(preset, settings, place.resolve)
     tags = {
         "dqn.preset": preset or "fast",
         TARGET: str(target or Target(states=DEFAULT_STATES)),

@@ -44,7 +44,7 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
         replay: also play the stored actions again and compare every frame.
     """
     result = Verification(run.name)
-    places = [(kind, cycle) for kind in (*KINDS, EVALUATION) for cycle in sorted(run.cycles(kind))]
+    places = [(kind, cycle) for kind in (*run.kinds(*KINDS), EVALUATION) for cycle in sorted(run.cycles(kind))]
     units: dict[tuple[str, int], Unit] = {}
     for number, (kind, cycle) in enumerate(places):
         report("verify", cycle, number, len(places))
@@ -64,9 +64,11 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
     _check_metrics(run, list(units.values()), result)
     if replay:
         for kind, cycle in units:
-            if kind == "experience" and ("checkpoint", cycle - 1) in units:
+            shards = run.kinds("experience")
+            if kind in shards and ("checkpoint", cycle - 1) in units:
                 checkpoint = run.checkpoint(units["checkpoint", cycle - 1])
-                _check_frames(checkpoint, read_experience(units[kind, cycle].directory), cycle, result)
+                experience = read_experience(units[kind, cycle].directory)
+                _check_frames(checkpoint, experience, cycle, shards.index(kind), result)
     return result
 
 
@@ -74,7 +76,7 @@ def _read(run: StoredRun, unit: Unit) -> None:
     """Read all of a unit as what it claims to be."""
     if unit.kind == "checkpoint":
         run.checkpoint(unit)
-    elif unit.kind == "experience":
+    elif unit.kind.startswith("experience"):
         read_experience(unit.directory)
     elif unit.kind == EVALUATION:
         read_evaluation(unit.directory)
@@ -88,7 +90,7 @@ def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> N
     A checkpoint has those of its cycle's experience and targets, too. One that its writer had not published yet when
     it died is published when the run goes on.
     """
-    units = [unit for unit in units if unit.kind not in ("experience", "targets")]
+    units = [unit for unit in units if not unit.kind.startswith(("experience", "targets"))]
     over = {unit.kind: unit.cycle for unit in sorted(units, key=lambda unit: unit.cycle)}
     names = {metric.name for unit in units for metric in unit.metrics}
     points: Counter[tuple[str, int]] = Counter()
@@ -111,16 +113,17 @@ def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> N
                 )
 
 
-def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, result: Verification) -> None:
-    """Play the stored actions again from the checkpoint before and compare what the games show."""
+def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, shard: int, result: Verification) -> None:
+    """Play the stored actions of a shard again from the checkpoint before and compare what the games show."""
     config = checkpoint.config
-    lanes = Lanes.of(config, checkpoint.histories, threads=config.threads)
+    where = config.shard_lanes(shard)
+    lanes = Lanes.of(config, checkpoint.histories[where], threads=config.threads, lanes_in_all=config.lanes)
     try:
         for step, actions in enumerate(experience.actions):
             report("replay", cycle, step, experience.steps)
             differing = np.flatnonzero((lanes.states != experience.states[step]).any(axis=(1, 2, 3)))
             if len(differing):
-                lane = differing[0]
+                lane = where.start + differing[0]
                 result.problems.append(f"cycle {cycle}: step {step} of lane {lane} shows another state when replayed")
                 return
             lanes.step(actions.astype(np.int64))

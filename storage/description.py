@@ -38,7 +38,7 @@ def describe(run: StoredRun, game: str, target: str, flow_run_address: str | Non
 
 def link_units(run: StoredRun) -> None:
     """Link the run's newest experience and targets as its datasets."""
-    units = [unit for kind in ("experience", "targets") if (unit := _newest(run, kind))]
+    units = [unit for kind in run.kinds("experience", "targets") if (unit := _newest(run, kind))]
     run.tracking.client.log_inputs(run.run_id, [_dataset(run, unit) for unit in units])
 
 

@@ -23,6 +23,7 @@ CHUNK_STATES = 500  # about 8 MB before compression
 _NONSENSE = (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 _TABLES = [field.name for field in fields(Experience) if field.name != "states"]
+_TARGETS = [field.name for field in fields(Targets)]
 
 
 def write_experience(directory: Path, experience: Experience) -> None:
@@ -60,21 +61,39 @@ def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
     return Experience(states=states, **tables)
 
 
-def read_experiences(directories: Sequence[Path]) -> Experience:
-    """The experience of consecutive cycles of the same lanes as one; the states are in memory once.
+def read_experiences(cycles: Sequence[Sequence[Path]], *, with_states: bool = True) -> Experience:
+    """The experience of consecutive cycles, each in shards of the same lanes, as one; the states are in memory once.
 
     Raises:
         CorruptUnitError: the files are not an experience.
     """
-    parts = [read_experience(directory, with_states=False) for directory in directories]
-    steps = np.cumsum([0, *(part.steps for part in parts)])
-    groups = [_open(directory / EXPERIENCE) for directory in directories]
-    with _readable(groups[0], "states") as first:
-        states = np.empty((steps[-1], *first.shape[1:]), np.uint8)
-    for group, start, end in zip(groups, steps, steps[1:], strict=False):
-        _read_into(group, "states", states[start:end])
-    tables = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _TABLES}
-    return Experience(**{**tables, "states": states, "bootstrap_q_values": parts[-1].bootstrap_q_values})
+    parts = [[read_experience(shard, with_states=False) for shard in shards] for shards in cycles]
+    wide = [_side_by_side(shards) for shards in parts]
+    tables = {name: np.concatenate([getattr(cycle, name) for cycle in wide]) for name in _TABLES}
+    tables |= {"states": wide[0].states, "bootstrap_q_values": wide[-1].bootstrap_q_values}
+    if with_states:
+        groups = [[_open(shard / EXPERIENCE) for shard in shards] for shards in cycles]
+        with _readable(groups[0][0], "states") as first:
+            states = np.empty((*tables["actions"].shape, *first.shape[2:]), np.uint8)
+        tables["states"] = states
+        step = 0
+        for shards, places in zip(groups, parts, strict=True):
+            lane = 0
+            for group, part in zip(shards, places, strict=True):
+                steps, lanes = part.actions.shape
+                _read_into(group, "states", states[step : step + steps, lane : lane + lanes])
+                lane += lanes
+            step += steps
+    return Experience(**tables)
+
+
+def _side_by_side(shards: Sequence[Experience]) -> Experience:
+    """The tables of shards of lanes as one, without states."""
+    tables = {
+        name: np.concatenate([getattr(shard, name) for shard in shards], axis=0 if name == "bootstrap_q_values" else 1)
+        for name in _TABLES
+    }
+    return Experience(**tables, states=np.concatenate([shard.states for shard in shards], axis=1))
 
 
 def write_targets(directory: Path, targets: Targets) -> None:
@@ -96,6 +115,16 @@ def read_targets(directory: Path) -> Targets:
     _check(group, "q_values", q_values, np.empty(shape, np.float32))
     _check(group, "estimation_errors", errors, np.empty(shape[:2], np.float32))
     return Targets(q_values, errors)
+
+
+def read_all_targets(shards: Sequence[Path]) -> Targets:
+    """The targets of all shards of lanes as one.
+
+    Raises:
+        CorruptUnitError: the files are not targets.
+    """
+    parts = [read_targets(shard) for shard in shards]
+    return Targets(*(np.concatenate([getattr(p, name) for p in parts], axis=1) for name in _TARGETS))
 
 
 def _open(directory: Path) -> zarr.Group:

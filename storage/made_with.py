@@ -13,17 +13,21 @@ import dqn
 
 def made_with() -> dict[str, str]:
     """Tags of a run that tell its versions, machine and code revision."""
-    packages = ("torch", "numpy", "gymnasium", "ale-py", "zarr", "mlflow", "prefect")
-    versions = {f"version.{name}": metadata.version(name) for name in packages}
     machine = f"{platform.node()} {platform.machine()} {_processor()} {os.cpu_count()} cores"
     revision = _revision()
     return {
-        **versions,
-        "version.dqn": dqn.__version__,
+        **versions(),
         "version.python": platform.python_version(),
         "machine": machine,
         **({"mlflow.source.git.commit": revision} if revision else {}),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of this project and of the packages that what it computes may depend on."""
+    packages = ("torch", "numpy", "gymnasium", "ale-py", "zarr", "mlflow", "prefect")
+    found = {f"version.{name}": metadata.version(name).partition("+")[0] for name in packages}
+    return {**found, "version.dqn": dqn.__version__}
 
 
 def _processor() -> str:

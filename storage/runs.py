@@ -20,6 +20,7 @@ from storage.units import Draft, Unit, cycle_name, read_manifest
 from storage.writer import is_held, one_writer
 
 KINDS = ("experience", "targets", "checkpoint")
+_SHARDED = KINDS[:2]
 EVALUATION = "evaluation"  # by the run's own protocol; by another one, its name follows after a dash
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class StoredRun:
     tracking: Tracking
     artifacts: Place
     replay: Place
+    shards: int = 1
 
     @cached_property
     def config(self) -> TrainConfig:
@@ -44,6 +46,11 @@ class StoredRun:
             StorageError: no checkpoint is whole.
         """
         return self.facts(self.newest_checkpoint()).config
+
+    def kinds(self, *kinds: str) -> list[str]:
+        """The kinds of units that `kinds` come in: of experience and targets one for each of several shards."""
+        shards = [f"-{shard}" for shard in range(self.shards)] if self.shards > 1 else [""]
+        return [kind + shard for kind in kinds for shard in (shards if kind in _SHARDED else [""])]
 
     def place(self, kind: str) -> Place:
         """Where the units of a kind stand."""
@@ -189,8 +196,8 @@ class StoredRun:
         cycles in its replay memory as it had.
         """
         best = self.best_cycle()
-        for kind in KINDS:
-            keep = keep_cycles + (replay_cycles - 1 if kind == "experience" else 0)
+        for kind in self.kinds(*KINDS):
+            keep = keep_cycles + (replay_cycles - 1 if kind.startswith("experience") else 0)
             self.place(kind).prune(cycle - keep + 1, best if kind == "checkpoint" else None)
 
     def publish(self, unit: Unit) -> None:
@@ -228,9 +235,13 @@ class StoredRun:
             StorageError: another process is; the message says which.
         """
         with one_writer(self.settings.lock(self.run_id), self.name):
-            for place in (self.artifacts, self.replay):
-                place.clear_staging()
+            self._clear_staging()
             yield
+            self._clear_staging()  # for a worker may have died that had begun a unit
+
+    def _clear_staging(self) -> None:
+        for place in (self.artifacts, self.replay):
+            place.clear_staging()
 
     def is_started(self) -> bool:
         """Whether it has a checkpoint, be it whole or not."""
@@ -258,10 +269,10 @@ def open_tracking() -> Tracking:
 @lru_cache(maxsize=16)
 def _stored_run(tracking: Tracking, run_id: str) -> StoredRun:
     run = tracking.client.get_run(run_id)
-    settings = tracking.settings
+    settings, shards = tracking.settings, int(run.data.params.get("shards", 1))
     artifacts = open_place(tracking.artifacts_of(run), settings, run_id)
     replay = open_place(f"{settings.replay.rstrip('/')}/{run_id}", settings, run_id)
-    return StoredRun(run_id, str(run.info.run_name), settings, tracking, artifacts, replay)
+    return StoredRun(run_id, str(run.info.run_name), settings, tracking, artifacts, replay, shards)
 
 
 def open_run(run_id: str) -> StoredRun:

@@ -27,6 +27,7 @@ class Settings:
     mlflow_port: int = 5000
     trainings: int = 2  # flow runs of trainings that a worker has at once
     flow_run_cycles: int = 1_000  # after so many, a flow run hands its training over to a fresh one
+    cluster: str = ""  # address of the Dask scheduler whose workers do the tasks; this process, unless set
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -62,6 +63,7 @@ class Settings:
             _number("DQN_MLFLOW_PORT", cls.mlflow_port, most=65535),
             _number("DQN_TRAININGS", cls.trainings),
             _number("DQN_FLOW_RUN_CYCLES", cls.flow_run_cycles),
+            _cluster(),
         )
 
     @property
@@ -114,6 +116,13 @@ class Settings:
 def without_password(uri: str) -> str:
     """`uri` for people to read: without the user and the password that may be in it."""
     return re.sub(r"([?&;]password=)[^&;]*", r"\1***", re.sub(r"://[^/]*@", "://", uri))
+
+
+def _cluster() -> str:
+    address = os.environ.get("DQN_CLUSTER") or ""
+    if address and not re.fullmatch(r"(tcp|tls|ws|wss)://[^/\s]+:\d{1,5}", address):
+        raise ValueError(f"DQN_CLUSTER is {address!r}; it must be a Dask scheduler, such as tcp://host:8786")
+    return address
 
 
 def _replay_url() -> str:

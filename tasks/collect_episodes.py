@@ -16,36 +16,37 @@ from storage.experience import write_experience
 from storage.runs import open_run
 from tasks.live import keep_learner, keep_played, take_lanes, take_learner, unit_at_hand
 from tasks.progress import report
-from tasks.reference import UnitReference, made_by, reference
-
-KIND = "experience"
+from tasks.reference import UnitReference, made_by, name_of_part, reference
 
 
-@task(name="collect-episodes", task_run_name="collect-episodes-{cycle:05d}", cache_policy=NO_CACHE)
-def collect_episodes(run_id: str, cycle: int) -> UnitReference:
-    """Play cycle `cycle` with the network of the cycle before and commit states and Q-values."""
+@task(name="collect-episodes", task_run_name=name_of_part("collect-episodes"), cache_policy=NO_CACHE)
+def collect_episodes(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
+    """Play the lanes of a shard for cycle `cycle` with the network of the one before; commit states and Q-values."""
     run = open_run(run_id)
+    kind = run.kinds("experience")[shard]
     start = unit_at_hand(run, "checkpoint", cycle - 1)
     inputs = {"checkpoint": start.digest}
-    if unit := run.made(KIND, cycle, inputs):
+    if unit := run.made(kind, cycle, inputs):
         return reference(unit)
-    checkpoint, learner = take_learner(run, start)
-    groups = take_lanes(start, checkpoint)
+    checkpoint, learner = take_learner(run, start, to_play=True)
+    groups = take_lanes(start, checkpoint, shard)
     config, states = checkpoint.config, checkpoint.facts.counters.states
     steps, actions = config.cycle_steps(states), len(checkpoint.facts.action_names)
-    experience = Experience.empty(steps, config.lanes, actions, channels=config.state_channels)
-    draws = [generator(config.seed, "policy", cycle, group) for group in range(len(groups))]
+    lanes = config.shard_lanes(shard)
+    experience = Experience.empty(steps, lanes.stop - lanes.start, actions, channels=config.state_channels)
+    draws = [generator(config.seed, "policy", cycle, group) for group in config.group_numbers(shard)]
 
     def on_step(done: int, steps: int) -> None:
         report("collect-episodes", cycle, done, steps)
 
-    with run.commit(KIND, cycle, inputs, made_by()) as draft:
+    with run.commit(kind, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        play(groups, learner.estimate, experience, config.epsilon, states, draws, on_step)
+        play(groups, learner.estimate, experience, config.epsilon, states, draws, on_step, config.lanes)
         write_experience(draft.directory, experience)
-        _, finished = follow(checkpoint.histories, experience, states)
-        scores, _ = score_metrics(checkpoint.facts.recent_scores, finished)
-        draft.metrics += play_metrics(config, experience, states) + scores
+        if run.shards == 1:  # those of all shards together are told by `optimize`
+            _, finished = follow(checkpoint.histories, experience, states)
+            scores, _ = score_metrics(checkpoint.facts.recent_scores, finished)
+            draft.metrics += play_metrics(config, experience, states) + scores
         draft.speed["collect-episodes"] = experience.states_played / (perf_counter() - began)
     keep_played(draft.unit, groups, experience)
     keep_learner(start, checkpoint, learner)

@@ -25,7 +25,6 @@ def evaluate(run_id: str, cycle: int) -> UnitReference:
     run = open_run(run_id)
     start = unit_at_hand(run, "checkpoint", cycle)
     if unit := run.made(EVALUATION, cycle, {"checkpoint": start.digest}):
-        run.publish(unit)
         return reference(unit)
     checkpoint, learner = take_learner(run, start)
     config, counters = checkpoint.config, checkpoint.facts.counters
@@ -37,14 +36,14 @@ def evaluate(run_id: str, cycle: int) -> UnitReference:
 def evaluate_checkpoint(
     run: StoredRun, checkpoint: str, counters: Counters, learner: Learner, protocol: Protocol, threads: int
 ) -> tuple[Evaluation, Unit]:
-    """Evaluate a checkpoint by any protocol; commit and publish the scores with their histogram.
+    """Evaluate a checkpoint by any protocol; commit the scores with their histogram. Their metrics are not published.
 
     Args:
         run: the run that it is of; the scores are kept there.
         checkpoint: digest of its unit, which may be gone.
         counters: what the run had done then.
         learner: restored from it.
-        protocol: the run's own is logged as `evaluation`, any other one with its name.
+        protocol: the run's own is called `evaluation`, any other one with its name.
         threads: CPU threads to play with; the scores do not depend on it.
     """
     own = protocol == Protocol.of(learner.config)
@@ -60,9 +59,7 @@ def evaluate_checkpoint(
         drawn = draft.directory.with_suffix(".png")
         score_histogram(evaluation).savefig(drawn)
         run.artifacts.keep(f"figures/{kind}-{counters.cycle:05d}.png", drawn)
-    unit = draft.unit
-    run.publish(unit)
-    return evaluation, unit
+    return evaluation, draft.unit
 
 
 def play_evaluation(learner: Learner, protocol: Protocol, threads: int, cycle: int = 0) -> tuple[Evaluation, float]:

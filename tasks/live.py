@@ -1,25 +1,30 @@
 """What this process still has at hand from the task before: games, a learner, experience and its targets.
 
-Each is kept under the digest of the committed unit that describes it, so it is either exactly what
+Each is kept with the committed unit that describes it and found by its digest, so it is either exactly what
 would be restored from that unit or not found. Nothing here needs to survive.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
+from dqn.data_parallel import Processes
 from dqn.environments import Lanes, open_lanes
 from dqn.experience import Experience, Targets
 from dqn.hardware import prepare
 from dqn.optimization import Learner
-from storage.experience import read_experience, read_targets
+from storage.experience import read_all_targets, read_experience, read_experiences
 from storage.runs import StoredRun
 from storage.units import Unit
 
-_LANES, _LEARNER, _EXPERIENCE, _TARGETS = "lanes", "learner", "experience", "targets"
+_LEARNER, _PLAYER = "learner", "player"
 
-_held: dict[str, tuple[str, Any]] = {}  # one of each: the digest it is kept under, and the thing
+# One of each, with the unit that describes it: a learner, and a player where that is another one; experience and
+# targets of each shard under their kinds; and the shard's games.
+_held: dict[str, tuple[Unit, Any]] = {}
+_processes: Processes | None = None
 
 
 def unit_at_hand(run: StoredRun, kind: str, cycle: int) -> Unit:
@@ -28,78 +33,120 @@ def unit_at_hand(run: StoredRun, kind: str, cycle: int) -> Unit:
     Raises:
         StorageError: there is none, or it is corrupt.
     """
-    holder = _LEARNER if kind == "checkpoint" else kind
-    return run.unit(kind, cycle, known=_held.get(holder, ("", None))[0])
+    held = _held.get(_LEARNER) or _held.get(_PLAYER) if kind == "checkpoint" else _held.get(kind)
+    return run.unit(kind, cycle, known=held[0].digest if held else "")
 
 
-def take_learner(run: StoredRun, unit: Unit) -> tuple[Checkpoint, Learner]:
-    """The checkpoint in `unit` and the learner it describes; the caller owns the learner."""
-    held: tuple[Checkpoint, Learner] | None = _take(_LEARNER, unit.digest)
+def take_learner(run: StoredRun, unit: Unit, *, to_play: bool = False) -> tuple[Checkpoint, Learner]:
+    """The checkpoint in `unit` and the learner it describes, to be trained, or to play; the caller owns the learner."""
+    what = _PLAYER if to_play and run.config.to_play() != run.config else _LEARNER
+    held: tuple[Checkpoint, Learner] | None = _take(what, unit.digest)
     if held is not None:
         return held
     checkpoint = run.checkpoint(unit)
-    return checkpoint, restore_learner(checkpoint, prepare(checkpoint.config))
+    config = checkpoint.config.to_play() if to_play else checkpoint.config
+    described = replace(checkpoint, facts=replace(checkpoint.facts, config=config))
+    return checkpoint, restore_learner(described, prepare(config))
 
 
 def keep_learner(unit: Unit, checkpoint: Checkpoint, learner: Learner) -> None:
     """Keep a learner that is just as the checkpoint in `unit` describes it."""
-    _held[_LEARNER] = unit.digest, (checkpoint, learner)
+    _held[_LEARNER if learner.config == checkpoint.config else _PLAYER] = unit, (checkpoint, learner)
 
 
 def facts_of(run: StoredRun, unit: Unit) -> Facts:
     """The small part of the checkpoint in `unit`."""
-    digest, held = _held.get(_LEARNER, ("", None))
-    return held[0].facts if digest == unit.digest else run.facts(unit)
+    for what in (_LEARNER, _PLAYER):
+        held = _held.get(what)
+        if held and held[0].digest == unit.digest:
+            facts: Facts = held[1][0].facts
+            return facts
+    return run.facts(unit)
 
 
-def take_lanes(unit: Unit, checkpoint: Checkpoint) -> list[Lanes]:
-    """The groups of lanes as they stand after the checkpoint in `unit`; the caller owns them."""
-    groups: list[Lanes] | None = _take(_LANES, unit.inputs.get("experience", ""))
-    return groups or open_lanes(checkpoint.config, checkpoint.histories)
+def take_lanes(unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes]:
+    """A shard's groups of lanes as they stand after the checkpoint in `unit`; the caller owns them.
+
+    Games of shards that other processes have played since are closed.
+    """
+    for what, (held, _) in list(_held.items()):
+        if what.startswith("lanes") and held.cycle < unit.cycle:
+            _take(what, "")
+    kind = f"experience-{shard}" if checkpoint.config.shards > 1 else "experience"
+    groups: list[Lanes] | None = _take(_lanes(kind), unit.inputs.get(kind, ""))
+    return groups or open_lanes(checkpoint.config, checkpoint.histories, shard)
 
 
 def keep_played(unit: Unit, groups: list[Lanes], experience: Experience) -> None:
-    """Keep the experience in `unit`, and the games that stand just where it leaves them."""
-    _held[_LANES] = unit.digest, groups
-    _held[_EXPERIENCE] = unit.digest, experience
+    """Keep the experience in `unit`, of a shard without its states, and the games that stand where it leaves them."""
+    if unit.kind != "experience":  # they are read from all shards into one array
+        experience = replace(experience, states=experience.states[:0].copy())
+    _held[_lanes(unit.kind)] = unit, groups
+    _held[unit.kind] = unit, experience
 
 
 def played(unit: Unit) -> Experience:
     """The experience in `unit`; without its states, if it must be read."""
-    digest, held = _held.get(_EXPERIENCE, ("", None))
-    return held if digest == unit.digest else read_experience(unit.directory, with_states=False)
+    held = _held.get(unit.kind)
+    return held[1] if held and held[0].digest == unit.digest else read_experience(unit.directory, with_states=False)
 
 
 def keep_targets(unit: Unit, targets: Targets) -> None:
     """Keep the targets in `unit`."""
-    _held[_TARGETS] = unit.digest, targets
+    _held[unit.kind] = unit, targets
 
 
-def take_experience(experience: Unit, targets: Unit) -> tuple[Experience, Targets]:
-    """The experience and the targets in two units; nothing holds on to them here any more."""
-    held: Experience | None = _take(_EXPERIENCE, experience.digest)
-    swept: Targets | None = _take(_TARGETS, targets.digest)
-    return held or read_experience(experience.directory), swept or read_targets(targets.directory)
+def take_experience(experience: list[Unit], targets: list[Unit]) -> tuple[Experience, Targets]:
+    """The experience and the targets in the units of all shards; nothing holds on to them here any more."""
+    held: Experience | None = _take("experience", experience[0].digest)
+    swept: Targets | None = _take("targets", targets[0].digest)
+    return (
+        held or read_experiences([[unit.directory for unit in experience]]),
+        swept or read_all_targets([unit.directory for unit in targets]),
+    )
+
+
+def processes_of(checkpoint: Checkpoint) -> Processes:
+    """The processes that share optimization runs of the checkpoint's configuration, started when first asked for."""
+    global _processes
+    about = checkpoint.config, len(checkpoint.facts.action_names)
+    if _processes is None or not _processes.are_for(*about):
+        _end_processes()
+        _processes = Processes(*about)
+    return _processes
+
+
+def _end_processes() -> None:
+    global _processes
+    if _processes is not None:
+        _processes.close()
+    _processes = None
 
 
 def let_go_of_experience() -> None:
     """Do not hold experience and targets any more: what reads more cycles than one needs the memory."""
-    _take(_EXPERIENCE, "")
-    _take(_TARGETS, "")
+    _take("experience", "")
+    _take("targets", "")
 
 
 def release() -> None:
     """Let go of everything: the run is over."""
     for what in list(_held):
         _take(what, "")
+    _end_processes()
+
+
+def _lanes(kind: str) -> str:
+    """What games are held as that were left where experience of `kind` ends."""
+    return kind.replace("experience", "lanes")
 
 
 def _take(what: str, digest: str) -> Any:
     """What is held under `digest`, or None; games of another digest are closed."""
-    found, held = _held.pop(what, ("", None))
-    if held is not None and found == digest:
+    unit, held = _held.pop(what, (None, None))
+    if unit is not None and unit.digest == digest:
         return held
-    if what == _LANES:
+    if what.startswith("lanes"):
         for lanes in held or ():
             lanes.close()
     return None

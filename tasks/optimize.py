@@ -1,8 +1,9 @@
-"""Train the network on one cycle's targets and commit the checkpoint."""
+"""Train the network on one cycle's targets and commit the checkpoint. Its metrics are published by the flow."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 from time import perf_counter
 
 from prefect import task
@@ -14,14 +15,14 @@ from dqn.episodes import follow
 from dqn.experience import Experience
 from dqn.optimization import Learner, OptimizationResult
 from dqn.replay import ReplayMemory, reestimated
-from dqn.statistics import optimization_metrics, score_metrics
+from dqn.statistics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
 from dqn.sweep import SweepRule, backward_sweep
 from storage.checkpoints import write_checkpoint
 from storage.errors import StorageError
-from storage.experience import read_experience, read_experiences
+from storage.experience import read_all_targets, read_experiences
 from storage.runs import StoredRun, open_run
 from storage.units import Unit, cycle_name
-from tasks.live import keep_learner, let_go_of_experience, take_experience, take_learner, unit_at_hand
+from tasks.live import keep_learner, let_go_of_experience, processes_of, take_experience, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference
 
@@ -32,12 +33,13 @@ KIND = "checkpoint"
 def optimize(run_id: str, cycle: int) -> UnitReference:
     """Train towards the targets of cycle `cycle`, and commit the checkpoint after it with the metrics of the cycle."""
     run = open_run(run_id)
-    played, swept = (unit_at_hand(run, kind, cycle) for kind in ("experience", "targets"))
+    # What is at hand of shards is not all that is in their files, which are read below and so must be checked.
+    open_unit = unit_at_hand if run.shards == 1 else StoredRun.unit
+    played, swept = ([open_unit(run, kind, cycle) for kind in run.kinds(what)] for what in ("experience", "targets"))
     older = older_cycles(run, cycle)
-    inputs = {**played.inputs, "experience": played.digest, "targets": swept.digest}
-    inputs |= {f"experience-{cycle_name(unit.cycle)}": unit.digest for unit in older}
+    inputs = {**played[0].inputs, **{unit.kind: unit.digest for unit in (*played, *swept)}}
+    inputs |= {f"{unit.kind}-{cycle_name(unit.cycle)}": unit.digest for shards in older for unit in shards}
     if unit := run.made(KIND, cycle, inputs):
-        run.publish(unit)
         return reference(unit)
     start = unit_at_hand(run, "checkpoint", cycle - 1)
     checkpoint, learner = take_learner(run, start)
@@ -48,50 +50,64 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
         memory = ReplayMemory.of(experience, targets)
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        result = dqn.optimization.optimize(
+        processes = checkpoint.config.optimizer_processes
+        train = dqn.optimization.optimize if processes == 1 else processes_of(checkpoint).optimize
+        result = train(
             learner,
             memory,
             cycle,
             checkpoint.config.scheduled(checkpoint.facts.counters.states),
             lambda done, batches: report("optimize", cycle, done, batches),
         )
-        draft.speed |= {**played.speed, **swept.speed}
+        for units in (played, swept):  # of one shard, on the average
+            draft.speed |= {name: fmean(unit.speed[name] for unit in units) for name in units[0].speed}
         draft.speed["optimize"] = result.states_trained / (perf_counter() - began)
         after = next_checkpoint(checkpoint, learner, experience, result)
-        draft.metrics += [*played.metrics, *swept.metrics, *optimization_metrics(result, after.facts.counters)]
+        draft.metrics += metrics_of_play(checkpoint, experience, played, swept)
+        draft.metrics += optimization_metrics(result, after.facts.counters)
         write_checkpoint(draft.directory, after)
     keep_learner(draft.unit, after, learner)
-    run.publish(draft.unit)
-    run.prune(cycle, checkpoint.config.keep_cycles, checkpoint.config.replay_cycles)
     return reference(draft.unit)
 
 
-def older_cycles(run: StoredRun, cycle: int) -> list[Unit]:
-    """The experience that the replay memory holds beside that of `cycle`, oldest first.
+def older_cycles(run: StoredRun, cycle: int) -> list[list[Unit]]:
+    """The experience that the replay memory holds beside that of `cycle`, oldest first, each cycle in its shards.
 
     Raises:
         StorageError: some of it is gone or corrupt.
     """
-    replayed = run.config.replay_cycles
+    replayed, kinds = run.config.replay_cycles, run.kinds("experience")
     try:
-        return [run.unit("experience", old) for old in range(max(1, cycle - replayed + 1), cycle)]
+        return [[run.unit(kind, old) for kind in kinds] for old in range(max(1, cycle - replayed + 1), cycle)]
     except StorageError as error:
         raise StorageError(
             f"{error}; with replay_cycles={replayed} cycle {cycle} cannot be optimized without it: start a new run"
         ) from None
 
 
-def replay_of(cycles: list[Unit], learner: Learner) -> tuple[Experience, ReplayMemory]:
-    """The last cycle's experience, without its states, and the replay memory of all `cycles`.
+def replay_of(cycles: list[list[Unit]], learner: Learner) -> tuple[Experience, ReplayMemory]:
+    """The last cycle's experience, without its states, and the replay memory of all `cycles`, each in its shards.
 
     `learner` played the last one; the estimates of the others are made anew, and all are swept as one.
     Every state is in memory once, so what is still held of the last cycle is let go.
     """
     let_go_of_experience()
-    played = read_experience(cycles[-1].directory, with_states=False)
-    experience = read_experiences([unit.directory for unit in cycles])
+    directories = [[unit.directory for unit in shards] for shards in cycles]
+    played = read_experiences(directories[-1:], with_states=False)
+    experience = read_experiences(directories)
     experience = reestimated(experience, experience.steps - played.steps, learner.estimate)
     return played, ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(learner.config)))
+
+
+def metrics_of_play(before: Checkpoint, experience: Experience, played: list[Unit], swept: list[Unit]) -> list[Metric]:
+    """The metrics of a cycle's play and sweep: of their units, or of all lanes where those are only shards."""
+    if len(played) == 1:
+        return [*played[0].metrics, *swept[0].metrics]
+    config, states = before.config, before.facts.counters.states
+    _, finished = follow(before.histories, experience, states)
+    scores, _ = score_metrics(before.facts.recent_scores, finished)
+    targets = read_all_targets([unit.directory for unit in swept])
+    return play_metrics(config, experience, states) + scores + sweep_metrics(config, experience, targets, states)
 
 
 def next_checkpoint(

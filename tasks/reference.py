@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from prefect.runtime import flow_run, task_run
 
+from storage.runs import open_run
 from storage.units import Unit
+
+logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,16 @@ def reference(unit: Unit) -> UnitReference:
     figures = {metric.name: metric.value for metric in unit.metrics}
     speed = {f"speed/{name}": value for name, value in unit.speed.items()}
     return UnitReference(unit.kind, unit.cycle, unit.digest, {**figures, **speed})
+
+
+def name_of_part(name: str) -> Callable[..., str]:
+    """How Prefect is to call the runs of a task that a cycle has one of for each shard."""
+
+    def named(parameters: dict[str, Any]) -> str:
+        shard = f"-{parameters['shard']}" if open_run(parameters["run_id"]).shards > 1 else ""
+        return f"{name}-{parameters['cycle']:05d}{shard}"
+
+    return named
 
 
 def made_by() -> dict[str, str]:

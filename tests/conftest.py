@@ -6,7 +6,8 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait take the cores of other tests
 AWS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "ENDPOINT_URL", "REGION", "DEFAULT_REGION", "PROFILE")
-for name in ("DQN_HOME", "DQN_REPLAY", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", *(f"AWS_{name}" for name in AWS)):
+PLACES = ("DQN_HOME", "DQN_REPLAY", "DQN_CLUSTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
+for name in (*PLACES, *(f"AWS_{name}" for name in AWS)):
     os.environ.pop(name, None)
 
 import json

@@ -24,7 +24,7 @@ from prefect.logging import disable_run_logger
 import dqn.environments
 import storage.places
 import tasks.optimize
-from flows.train import requested_config
+from flows.train import conclude, requested_config
 from storage.errors import StorageError
 from storage.run_list import list_runs
 from storage.runs import create_run, open_run
@@ -87,10 +87,14 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
         for cycle in range(newest.cycle + 1, cycles + 1):
             for name, stage in STAGES.items():
                 say(name)
-                assert stage.fn(run_id, cycle) == stage.fn(run_id, cycle), "the second time is for nothing"
+                made = stage.fn(run_id, cycle)
+                assert made == stage.fn(run_id, cycle), "the second time is for nothing"
+            conclude(run, made)
         if evaluates:
             say("evaluation")
-            assert evaluate.fn(run_id, cycles) == evaluate.fn(run_id, cycles), "the second time is for nothing"
+            made = evaluate.fn(run_id, cycles)
+            assert made == evaluate.fn(run_id, cycles), "the second time is for nothing"
+            conclude(run, made)
         release()
         run.publish_waiting()
         run.tracking.set_status(run_id, "FINISHED")

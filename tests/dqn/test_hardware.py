@@ -138,3 +138,18 @@ def test_groups_are_all_lanes_in_order(lanes: int, groups: int, sizes: list[int]
     slices = make_config("fast", {"lanes": lanes, "lane_groups": groups}).groups()
     assert [each.stop - each.start for each in slices] == sizes
     assert [lane for each in slices for lane in range(lanes)[each]] == list(range(lanes))
+
+
+def test_every_process_that_optimizes_needs_a_gpu_of_its_own(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(cuda=True, fast_bfloat16=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert hardware.resolve(make_config("fast", {"optimizer_processes": 2})).device == "cuda"
+    with pytest.raises(ValueError, match="optimizer_processes is 3, and torch finds 2 CUDA devices; use another value"):
+        hardware.resolve(make_config("fast", {"optimizer_processes": 3}))
+    assert hardware.resolve(make_config("fast", {"optimizer_processes": 3, "device": "cpu"})).device == "cpu"
+
+
+def test_groups_of_lanes_are_of_a_shard(machine: Any) -> None:
+    machine(cuda=False, fast_bfloat16=False, cores=8)
+    config = hardware.resolve(make_config("fast", {"lanes": 64, "shards": 2}))
+    assert config.lane_groups == 2 and [len(config.groups(shard)) for shard in (0, 1)] == [2, 2]

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from dqn.experience import Experience
+from dqn.experience import Experience, Targets
 from storage.errors import CorruptUnitError
 from storage.experience import (
     EXPERIENCE,
     TARGETS,
+    read_all_targets,
     read_experience,
     read_experiences,
     read_targets,
@@ -60,7 +61,7 @@ def test_states_of_stacked_frames_come_back(tmp_path: Path, same: Same) -> None:
     experience = Experience.empty(5, 2, 4, channels=4)
     experience.states[:] = np.random.default_rng(0).integers(0, 256, experience.states.shape)
     write_experience(tmp_path, experience)
-    assert same(read_experience(tmp_path), experience) and same(read_experiences([tmp_path]), experience)
+    assert same(read_experience(tmp_path), experience) and same(read_experiences([[tmp_path]]), experience)
 
 
 def test_experience_without_states_has_everything_else(tmp_path: Path, make_experience: Make, same: Same) -> None:
@@ -89,8 +90,32 @@ def test_consecutive_cycles_are_read_as_one_experience(tmp_path: Path, make_expe
     tables = {field.name: [getattr(cycle, field.name) for cycle in cycles] for field in fields(Experience)}
     last = {"bootstrap_q_values": cycles[-1].bootstrap_q_values}
     joined = Experience(**{**{name: np.concatenate(parts) for name, parts in tables.items()}, **last})
+    assert same(read_experiences([[each] for each in directories]), joined)
+    assert same(read_experiences([directories[:1]]), cycles[0])
+
+
+def test_shards_of_consecutive_cycles_are_read_as_the_experience_of_all_lanes(
+    tmp_path: Path, make_experience: Make, make_targets: Make, same: Same
+) -> None:
+    cycles, swept = [make_experience(steps, 9) for steps in (300, 2)], make_targets(5, 9)
+    directories = []
+    for number, experience in enumerate(cycles):
+        directories.append([tmp_path / f"{number}-{shard}" for shard in range(3)])
+        for shard, lanes in enumerate((slice(0, 4), slice(4, 5), slice(5, 9))):
+            directories[number][shard].mkdir()
+            tables = {field.name: getattr(experience, field.name)[:, lanes] for field in fields(Experience)}
+            tables["bootstrap_q_values"] = experience.bootstrap_q_values[lanes]
+            write_experience(directories[number][shard], Experience(**tables))
+            write_targets(
+                directories[number][shard], Targets(swept.q_values[:, lanes], swept.estimation_errors[:, lanes])
+            )
+    tables = {
+        field.name: np.concatenate([getattr(cycle, field.name) for cycle in cycles]) for field in fields(cycles[0])
+    }
+    joined = Experience(**{**tables, "bootstrap_q_values": cycles[-1].bootstrap_q_values})
     assert same(read_experiences(directories), joined)
-    assert same(read_experiences(directories[:1]), cycles[0])
+    assert same(read_experiences(directories, with_states=False), replace(joined, states=joined.states[:0]))
+    assert same(read_all_targets(directories[0]), swept)
 
 
 def test_states_of_another_shape_are_not_read_into_a_longer_memory(tmp_path: Path, make_experience: Make) -> None:
@@ -98,7 +123,7 @@ def test_states_of_another_shape_are_not_read_into_a_longer_memory(tmp_path: Pat
     states = zarr.open_group(tmp_path / EXPERIENCE)["states"]
     states.resize((3, *states.shape[1:]))
     with pytest.raises(CorruptUnitError, match=r"states is uint8 \(3, 2, .*not uint8 \(4, 2, "):
-        read_experiences([tmp_path])
+        read_experiences([[tmp_path]])
 
 
 def test_extreme_values_come_back(tmp_path: Path, make_experience: Make, same: Same) -> None:

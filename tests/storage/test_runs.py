@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 from small_run import commit, damage
@@ -173,6 +174,18 @@ def test_pruning_keeps_experience_that_the_kept_checkpoints_need_to_go_on(run: S
             commit(run, kind, cycle)
     run.prune(7, keep_cycles=2, replay_cycles=3)
     assert [sorted(run.cycles(kind)) for kind in KINDS] == [[4, 5, 6, 7], [6, 7], [6, 7]]
+
+
+def test_the_units_of_shards_are_of_kinds_of_their_own_and_pruned_alike(run: StoredRun) -> None:
+    assert run.kinds(*KINDS) == list(KINDS)
+    run = replace(run, shards=2)
+    kinds = run.kinds(*KINDS)
+    assert kinds == ["experience-0", "experience-1", "targets-0", "targets-1", "checkpoint"]
+    for kind in kinds:
+        for cycle in (1, 2, 3):
+            commit(run, kind, cycle)
+    run.prune(3, keep_cycles=1, replay_cycles=2)
+    assert [sorted(run.cycles(kind)) for kind in kinds] == [[2, 3], [2, 3], [3], [3], [3]]
 
 
 def test_pruning_before_there_is_anything_is_no_error(run: StoredRun) -> None:

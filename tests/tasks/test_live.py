@@ -11,6 +11,7 @@ from prefect.logging import disable_run_logger
 
 from dqn.environments import action_names
 from flows.parameters import requested_config
+from flows.train import conclude
 from storage.errors import CorruptUnitError
 from storage.runs import StoredRun, create_run, open_run
 from tasks import live
@@ -42,6 +43,7 @@ def go_on(run: StoredRun, cycles: int, between: Callable[[], None] = lambda: Non
         for task in TASKS:
             reference = task.fn(run.run_id, cycle)
             between()
+        conclude(run, reference)
     return reference.digest
 
 

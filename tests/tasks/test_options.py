@@ -10,6 +10,7 @@ from prefect.logging import disable_run_logger
 from dqn.environments import action_names
 from flows.inspect import inspect_run
 from flows.parameters import requested_config
+from flows.train import conclude
 from flows.verify import verify_run
 from storage.runs import StoredRun, create_run
 from tasks import live
@@ -53,6 +54,7 @@ def trained(name: str, cycles: int, held: bool) -> tuple[StoredRun, str]:
             reference = task.fn(run.run_id, cycle)
             if not held:
                 live.release()
+        conclude(run, reference)
     return run, reference.digest
 
 

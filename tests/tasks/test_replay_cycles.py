@@ -17,6 +17,7 @@ from dqn.hardware import prepare
 from dqn.replay import ReplayMemory
 from dqn.sweep import SweepRule, backward_sweep
 from flows.parameters import requested_config
+from flows.train import conclude
 from flows.verify import verify_run
 from storage.errors import StorageError
 from storage.experience import read_experience, read_targets
@@ -49,6 +50,7 @@ def go_on(run: StoredRun, *cycles: int, held: bool = True) -> str:
             reference = task.fn(run.run_id, cycle)
             if not held:
                 live.release()
+        conclude(run, reference)
     return reference.digest
 
 
@@ -72,10 +74,10 @@ def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None
     update_q_values.fn(run.run_id, 2)
     checkpoint = run.checkpoint(run.unit("checkpoint", 1))
     learner = restore_learner(checkpoint, prepare(checkpoint.config))
-    units = [*older_cycles(run, 2), run.unit("experience", 2)]
-    assert [unit.cycle for unit in units] == [1, 2]
+    units = [*older_cycles(run, 2), [run.unit("experience", 2)]]
+    assert [unit.cycle for (unit,) in units] == [1, 2]
     played, memory = replay_of(units, learner)
-    first, second = (read_experience(unit.directory) for unit in units)
+    first, second = (read_experience(unit.directory) for (unit,) in units)
     assert played.steps == 16 and len(memory) == 128
     assert np.array_equal(memory.states.numpy(), np.concatenate([first.states, second.states]).reshape(128, 105, 80, 2))
 

@@ -1,0 +1,180 @@
+"""States per second of play with one and with two Dask workers of one core each: `python -m benchmarks.scaling`.
+
+Trainings of both take turns in a home of their own, with a Prefect server and a Dask scheduler on the loopback
+interface. What is measured is the stage: from the start of a cycle's first shard to the commit of its last, as their
+manifests have it, so Prefect, Dask, zarr and fsync between shards are in it. What else the plan of docs/scaling.md
+rests on is measured, too: what Dask takes of the memory, what a cycle costs whoever plays it, and what reading costs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.report import HERE, machine, replace_table
+from flows.servers import answers, start, stop, wait_until
+from storage.experience import read_experiences
+
+PAGE, RESULTS = HERE.parent / "docs" / "scaling.md", HERE / "results" / "scaling.json"
+ROUNDS, CYCLES, WARM_CYCLES = 3, 6, 2
+STATES, SHARDS = 8_192, 2
+FIELDS = {"replay_states": STATES, "threads": 1, "lane_groups": 1, "max_epochs": 0.01, "keep_cycles": CYCLES}
+DQN = [sys.executable, "-m", "flows.cli"]
+
+
+def main() -> None:
+    """Measure, and write what was measured."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {
+            **os.environ,
+            "DQN_HOME": home,
+            "PREFECT_HOME": home,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
+        with servers(Path(home), environment) as (scheduler, memory):
+            speeds: dict[int, list[float]] = {1: [], 2: []}
+            for turn in range(ROUNDS):
+                for count in speeds:
+                    with workers(Path(home), environment, scheduler, count, memory):
+                        speeds[count] += played(Path(home), environment, scheduler, f"{count}-{turn}")
+                    print(count, [round(speed) for speed in speeds[count]], flush=True)
+        tasks = [each for run in (Path(home) / "replay").glob("*") for each in task_seconds(run)]
+        reading = read_speed(next((Path(home) / "replay").glob("*")))
+    medians = {count: statistics.median(found) for count, found in speeds.items()}
+    results = {"machine": machine(), "states a cycle": STATES, "shards": SHARDS, "memory": memory}
+    results |= {"task seconds": tasks, "bytes read a CPU second": reading}
+    results |= {f"{count} workers": found for count, found in speeds.items()}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    rows = [
+        ["play with one worker of one core", f"{medians[1]:,.0f} states/s", ""],
+        ["play with two", f"{medians[2]:,.0f} states/s", f"{medians[2] / medians[1]:.2f} times; to reach: 1.7 times"],
+        ["from the end of a shard to the start of the next on a worker", f"{statistics.median(tasks):.3f} s", ""],
+        ["states read from zarr", f"{reading / 1e9:.2f} GB for a second of one core", ""],
+        *([f"memory of an idle {name}", f"{size / 1e6:.0f} MB", ""] for name, size in memory.items()),
+    ]
+    table = ["| what | figure | against |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    replace_table(PAGE, "python -m benchmarks.scaling", table)
+    print("\n".join(table))
+
+
+@contextmanager
+def servers(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, dict[str, float]]]:
+    """A Prefect server, which `environment` then names, and a Dask scheduler: its address, and its memory."""
+    prefect, dask = free_port(), free_port()
+    environment["PREFECT_API_URL"] = f"http://127.0.0.1:{prefect}/api"
+    with ExitStack() as stack:
+        server = ["prefect", "server", "start", "--port", str(prefect)]
+        scheduler = ["dask", "scheduler", "--host", "127.0.0.1", "--port", str(dask), "--no-dashboard"]
+        for command in (server, scheduler):
+            said = stack.enter_context((home / f"{command[0]}.log").open("w+b"))
+            process = start([sys.executable, "-m", *command], environment, said)
+            stack.callback(stop, process)
+        wait_until(lambda: answers(f"http://127.0.0.1:{prefect}/api/health"), "the Prefect server", process, said)
+        yield f"tcp://127.0.0.1:{dask}", {"scheduler": psutil.Process(process.pid).memory_info().rss}
+
+
+@contextmanager
+def workers(
+    home: Path, environment: dict[str, str], scheduler: str, count: int, memory: dict[str, float]
+) -> Iterator[None]:
+    """So many Dask workers that play, each on a core of its own; the memory of an idle one with its nanny goes on."""
+    from distributed import Client
+
+    cores = sorted(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        for number in range(count):
+            said = stack.enter_context((home / f"worker-{number}.log").open("w+b"))
+            command = [
+                "taskset",
+                "-c",
+                str(cores[number % len(cores)]),
+                sys.executable,
+                "-m",
+                "dask",
+                "worker",
+                scheduler,
+            ]
+            command += ["--nthreads", "1", "--resources", "collector=1", "--no-dashboard", "--memory-limit", "0"]
+            process = start([*command, "--local-directory", str(home / "dask")], environment, said)
+            stack.callback(stop, process)
+        with Client(scheduler) as client:
+            client.wait_for_workers(count, timeout=120)
+        worker = psutil.Process(process.pid)
+        family = (worker, *worker.children(recursive=True))
+        memory.setdefault("worker and its nanny", sum(each.memory_info().rss for each in family))
+        yield
+    with Client(scheduler) as client:
+        while client.scheduler_info()["workers"]:
+            time.sleep(0.2)
+
+
+def played(home: Path, environment: dict[str, str], scheduler: str, name: str) -> list[float]:
+    """States per second of the play of each cycle but the first of a training."""
+    command = [*DQN, "train", "--cycles", str(CYCLES), "--shards", str(SHARDS), "--name", name]
+    command += [option for field, value in FIELDS.items() for option in ("--set", f"{field}={value}")]
+    before = set((home / "replay").glob("*"))
+    cluster = {**environment, "DQN_CLUSTER": scheduler}
+    subprocess.run(command, env=cluster, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (run,) = set((home / "replay").glob("*")) - before
+    return [cycle_speed(run, cycle) for cycle in range(WARM_CYCLES + 1, CYCLES + 1)]
+
+
+def cycle_speed(run: Path, cycle: int) -> float:
+    """States per second from the start of the first shard of a cycle to the commit of the last."""
+    begins, ends = zip(*spans(run, cycle), strict=True)
+    return STATES / (max(ends) - min(begins))
+
+
+def spans(run: Path, cycle: int) -> list[tuple[float, float]]:
+    """When the play of each shard of a cycle began and was committed, in seconds since 1970."""
+    found = []
+    for shard in range(SHARDS):
+        path = run / f"experience-{shard}" / f"{cycle:05d}" / "manifest.json"
+        made: dict[str, Any] = json.loads(path.read_text())["made"]
+        end = made["created_ms"] / 1000
+        found.append((end - STATES / SHARDS / made["speed"]["collect-episodes"], end))
+    return found
+
+
+def task_seconds(run: Path) -> list[float]:
+    """Seconds from a shard's commit to the start of the next, where one worker plays both: Dask's and Prefect's."""
+    found = []
+    for cycle in range(WARM_CYCLES + 1, CYCLES + 1):
+        first, second = sorted(spans(run, cycle))
+        if second[0] > first[1]:
+            found.append(second[0] - first[1])
+    return found
+
+
+def read_speed(run: Path) -> float:
+    """Bytes of states that a second of one core reads into the memory of all shards; the best of five."""
+    shards = [run / f"experience-{shard}" / f"{CYCLES:05d}" for shard in range(SHARDS)]
+    best = 0.0
+    for _ in range(5):
+        began = time.process_time()
+        size = read_experiences([shards]).states.nbytes
+        best = max(best, size / (time.process_time() - began))
+    return best
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""An optimization run in several processes of one machine, each with a GPU of its own or a share of the cores.
+
+Every process holds the whole learner and takes its part of every batch. The gradients of the parts are averaged over
+all of them before the step (torch.distributed: NCCL between GPUs, Gloo between CPUs), so that all take the same step.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import Tensor
+
+from dqn.checkpoint import fill_learner, learner_tensors
+from dqn.config import TrainConfig
+from dqn.optimization import Learner, OptimizationResult, optimize
+from dqn.replay import ReplayMemory
+
+START_SECONDS = 120  # for all processes to find each other
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+Report = Callable[[int, int], None]
+
+
+class PartLearner(Learner):
+    """A learner that is given its part of every batch, and takes the step of the whole one."""
+
+    def train_batch(
+        self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None = None
+    ) -> Tensor:
+        """One optimizer step on the batch of which this is a part; returns the loss of the whole."""
+        loss = self._loss(states, targets, actions, dropout_draws)
+        gradients = torch.autograd.grad(loss, self._working_weights)
+        loss, gradients = averaged(loss.detach(), gradients, len(states))
+        self._step(gradients)
+        return loss
+
+
+def averaged(loss: Tensor, gradients: Sequence[Tensor], states: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The mean loss and the mean gradients, in float32, of all processes, by the states of their parts."""
+    parts = [gradient.reshape(-1).float() for gradient in (*gradients, loss, torch.ones_like(loss))]
+    total = torch.cat(parts) * states
+    torch.distributed.all_reduce(total)
+    *means, loss, _ = torch.split(total / total[-1], [len(part) for part in parts])
+    return loss[0], tuple(mean.view_as(like) for mean, like in zip(means, gradients, strict=True))
+
+
+class Processes:
+    """Processes that wait for optimization runs of one configuration; they end with this one, however it ends."""
+
+    def __init__(self, config: TrainConfig, actions: int) -> None:
+        """Start as many as the configuration wants.
+
+        Raises:
+            ValueError: this process may not start any.
+        """
+        if multiprocessing.current_process().daemon:
+            raise ValueError(
+                f"optimizer_processes is {config.optimizer_processes}, but this process may not start others; start "
+                "the Dask worker that optimizes with --no-nanny"
+            )
+        self._about = (config, actions)
+        context = torch.multiprocessing.get_context("spawn")
+        self._processes, self._connections = [], []
+        self._meeting = tempfile.TemporaryDirectory()  # by a file, for torch's other way is a port open to everyone
+        for rank in range(config.optimizer_processes):
+            ours, theirs = context.Pipe()
+            arguments = (rank, config, actions, str(Path(self._meeting.name, "store")), theirs, os.getpid())
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+
+    def are_for(self, config: TrainConfig, actions: int) -> bool:
+        """Whether they are alive, and of this configuration."""
+        return self._about == (config, actions) and all(process.is_alive() for process in self._processes)
+
+    def optimize(
+        self,
+        learner: Learner,
+        memory: ReplayMemory,
+        cycle: int,
+        scheduled: dict[str, float],
+        on_batch: Report = lambda done, batches: None,
+    ) -> OptimizationResult:
+        """As `dqn.optimization.optimize`; the learner is left as all processes have trained it.
+
+        The memory is in the host's memory once, however many processes there are.
+
+        Raises:
+            ChildProcessError: one of the processes failed or died; all were ended.
+            RuntimeError: they came to different weights.
+        """
+        weights, optimizer = ({name: t.clone() for name, t in each.items()} for each in learner_tensors(learner))
+        try:
+            for connection in self._connections:
+                with suppress(BrokenPipeError):  # the process is dead, which is told below
+                    connection.send((weights, optimizer, memory, cycle, scheduled))
+            results = self._results(on_batch)
+        except BaseException:
+            self.close()
+            raise
+        digests = {digest for digest, *_ in results}
+        if len(digests) > 1:
+            self.close()
+            raise RuntimeError(f"the {len(results)} processes that optimize came to different weights in cycle {cycle}")
+        _, result, tensors = results[0]
+        fill_learner(learner, *tensors)
+        optimization: OptimizationResult = result
+        return optimization
+
+    def _results(self, on_batch: Report) -> list[tuple[str, Any, Any]]:
+        """What each process sends at its end, in their order."""
+        results: dict[int, tuple[str, Any, Any]] = {}
+        ranks: dict[Any, int] = {connection: rank for rank, connection in enumerate(self._connections)}
+        while len(results) < len(self._processes):
+            for connection in wait([each for each, rank in ranks.items() if rank not in results]):
+                rank = ranks[connection]
+                try:
+                    kind, *what = self._connections[rank].recv()
+                except (EOFError, ConnectionResetError):
+                    self._processes[rank].join()
+                    how = f"ended with status {self._processes[rank].exitcode}"
+                    raise self._failure(rank, how) from None
+                if kind == "failed":
+                    raise self._failure(rank, f"failed: {what[0]}")
+                if kind == "batch":
+                    on_batch(*what)
+                else:
+                    results[rank] = (what[0], what[1], what[2])
+        return [results[rank] for rank in sorted(results)]
+
+    def _failure(self, rank: int, how: str) -> ChildProcessError:
+        return ChildProcessError(f"process {rank + 1} of the {len(self._processes)} that optimize {how}")
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, connection in zip(self._processes, self._connections, strict=True):
+            connection.close()
+            process.kill()
+        for process in self._processes:
+            process.join()
+        self._meeting.cleanup()
+
+
+def _serve(rank: int, config: TrainConfig, actions: int, store: str, connection: Connection, parent: int) -> None:
+    """What a process does: one optimization run after the other, until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent that is interrupted
+    try:
+        _meet(rank, config, store)
+        device = torch.device("cuda", rank) if config.device == "cuda" else torch.device("cpu")
+        share = config.model_copy(update={"threads": max(1, config.threads // config.optimizer_processes)})
+        torch.set_num_threads(share.threads)
+        learner = PartLearner(share, actions, device)
+        while True:
+            _optimize(rank, learner, connection, parent)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        sys.exit(1)  # the parent is gone
+    except (RuntimeError, ValueError, OSError) as error:
+        with suppress(BrokenPipeError):
+            connection.send(("failed", str(error).strip().splitlines()[0]))
+        sys.exit(1)
+
+
+def _meet(rank: int, config: TrainConfig, store: str) -> None:
+    """Join the group of all processes, on the loopback interface."""
+    os.environ.update(_LOOPBACK)
+    if config.device == "cuda":
+        torch.cuda.set_device(rank)
+        torch.backends.cudnn.deterministic = True
+    torch.distributed.init_process_group(
+        "nccl" if config.device == "cuda" else "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=config.optimizer_processes,
+        timeout=datetime.timedelta(seconds=START_SECONDS),
+    )
+
+
+def _optimize(rank: int, learner: PartLearner, connection: Connection, parent: int) -> None:
+    """One optimization run as the parent wants it; the first process tells how far it is, and returns the learner."""
+
+    def on_batch(done: int, batches: int) -> None:
+        if os.getppid() != parent:
+            raise EOFError
+        if rank == 0:
+            connection.send(("batch", done, batches))
+
+    weights, optimizer, memory, cycle, scheduled = connection.recv()
+    fill_learner(learner, weights, optimizer)
+    part = slice(rank, None, learner.config.optimizer_processes)
+    result = optimize(learner, memory, cycle, scheduled, on_batch, part)
+    tensors = learner_tensors(learner)
+    digest = hashlib.sha256()
+    for tensor in tensors[0].values():
+        digest.update(tensor.numpy().tobytes())
+    sent = [{name: tensor.clone() for name, tensor in each.items()} for each in tensors] if rank == 0 else None
+    connection.send(("done", digest.hexdigest(), result, sent))

@@ -1,0 +1,91 @@
+"""A cluster on the loopback interface: every part of it a process group of its own, which can be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from flows.servers import answers
+
+SECONDS = 300  # for anything to happen, on a slow machine
+DQN = (sys.executable, "-m", "flows.cli")
+
+
+def wait_until(happened: Callable[[], object], what: str, every: float = 0.1) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(every)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Cluster:
+    """A Prefect server, a Dask scheduler and workers; what they say is in the directory of logs."""
+
+    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+        self.logs = logs
+        self.prefect, self.scheduler = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self.environment = {
+            **os.environ,
+            "PREFECT_HOME": str(logs / "prefect"),
+            "PREFECT_API_URL": f"http://{self.prefect}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            **environment,
+        }
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment of a training that uses it."""
+        return {**self.environment, "DQN_CLUSTER": f"tcp://{self.scheduler}"}
+
+    def start(self, name: str, *command: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (self.logs / f"{name}.log").open("ab") as said:
+            process = subprocess.Popen(
+                command, env=environment or self.environment, stdout=said, stderr=said, start_new_session=True
+            )
+        self.running[name] = process
+        return process
+
+    def start_servers(self) -> None:
+        port = self.prefect.rpartition(":")[2]
+        self.start("prefect", sys.executable, "-m", "prefect", "server", "start", "--port", port, "--no-services")
+        self.start_scheduler()
+        wait_until(lambda: answers(f"http://{self.prefect}/api/health"), "the Prefect server")
+
+    def start_scheduler(self) -> None:
+        host, _, port = self.scheduler.partition(":")
+        command = [sys.executable, "-m", "dask", "scheduler", "--host", host, "--port", port, "--no-dashboard"]
+        self.start("scheduler", *command)
+
+    def start_worker(self, name: str, resource: str, environment: Mapping[str, str] | None = None, *more: str) -> None:
+        options = ["--nthreads", "1", "--resources", f"{resource}=1", "--name", name, "--no-dashboard"]
+        options += ["--local-directory", str(self.logs / name), "--memory-limit", "0"]
+        command = [sys.executable, "-m", "dask", "worker", f"tcp://{self.scheduler}", *options, *more]
+        self.start(name, *command, environment=environment)
+
+    def said(self, name: str) -> str:
+        return (self.logs / f"{name}.log").read_text()
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """End a process with all it has started, as if its machine had died."""
+        process = self.running.pop(name)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        process.wait(60)
+
+    def stop(self) -> None:
+        for name in list(self.running):
+            self.kill(name)

@@ -1,0 +1,105 @@
+"""Two processes with half of every batch each train what one does with the whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from dqn import data_parallel
+from dqn.checkpoint import learner_tensors
+from dqn.config import TrainConfig, make_config
+from dqn.data_parallel import Processes
+from dqn.optimization import Learner, OptimizationResult, optimize
+from dqn.replay import ReplayMemory
+
+CPU = torch.device("cpu")
+SETTINGS = {"device": "cpu", "precision": "float32", "network": "small", "batch_size": 15, "threads": 2}
+SCHEDULED = {"learning_rate": 1e-3, "max_epochs": 2.0, "loss_limit": 0.0}
+
+
+def config(**settings: Any) -> TrainConfig:
+    return make_config("fast", {**SETTINGS, "optimizer_processes": 2, **settings})
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    started = Processes(config(), 3)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def memory() -> ReplayMemory:
+    draws = np.random.default_rng(0)
+    return ReplayMemory(
+        states=torch.from_numpy(draws.integers(0, 256, (40, 105, 80, 2), np.uint8)),
+        q_values=torch.from_numpy(draws.random((40, 3), np.float32)),
+        actions=torch.from_numpy(draws.integers(0, 3, 40)),
+        estimation_errors=draws.random(40, np.float32),
+    )
+
+
+def learner() -> Learner:
+    return Learner(config(), 3, CPU)
+
+
+def weights(of: Learner) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in of.network.parameters()])
+
+
+def test_two_processes_do_what_one_does_with_the_whole_batch(processes: Processes, memory: ReplayMemory) -> None:
+    one, two = learner(), learner()
+    before = weights(two).clone()
+    told: list[tuple[int, int]] = []
+    for cycle in (1, 2):  # the second goes on with the optimizer's state of the first
+        expected = optimize(one, memory, cycle, SCHEDULED)
+        found = processes.optimize(two, memory, cycle, SCHEDULED, lambda done, batches: told.append((done, batches)))
+        assert (found.epochs, found.states_trained) == (expected.epochs, expected.states_trained)
+        np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-4)
+    assert told[:5] == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)], "batches of 8 and 7 states"
+    assert (weights(two) - before).abs().max() > 1e-3
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-3, atol=1e-5)
+    assert set(learner_tensors(two)[1]) == set(learner_tensors(one)[1])
+    assert processes.are_for(config(), 3) and not processes.are_for(config(seed=1), 3)
+
+
+def test_different_weights_are_noticed(
+    processes: Processes, memory: ReplayMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = OptimizationResult(np.zeros(1, np.float32), 1.0, 1)
+    monkeypatch.setattr(processes, "_results", lambda on_batch: [("a", result, None), ("b", result, None)])
+    monkeypatch.setattr(processes, "_connections", [])
+    monkeypatch.setattr(processes, "close", lambda: None)
+    with pytest.raises(RuntimeError, match="the 2 processes that optimize came to different weights in cycle 3"):
+        processes.optimize(learner(), memory, 3, SCHEDULED)
+
+
+def test_one_dies_and_all_end_in_one_line(processes: Processes, memory: ReplayMemory) -> None:
+    children = [process.pid for process in processes._processes]
+
+    def kill(done: int, batches: int) -> None:
+        os.kill(children[1], signal.SIGKILL)
+
+    with pytest.raises(ChildProcessError) as told:
+        processes.optimize(learner(), memory, 1, {**SCHEDULED, "max_epochs": 1_000.0}, kill)
+    assert "of the 2 that optimize" in str(told.value) and "\n" not in str(told.value)
+    assert not processes.are_for(config(), 3) and not any(map(psutil.pid_exists, children))
+
+
+def test_a_process_that_may_not_start_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_parallel.multiprocessing, "current_process", lambda: psutil.Popen)
+    monkeypatch.setattr(psutil.Popen, "daemon", True, raising=False)
+    with pytest.raises(ValueError, match="start the Dask worker that optimizes with --no-nanny"):
+        Processes(config(), 3)
+
+
+def test_there_are_not_more_processes_than_states_in_a_batch() -> None:
+    with pytest.raises(ValueError, match="optimizer_processes is 16; a batch has 15 states"):
+        config(optimizer_processes=16)
