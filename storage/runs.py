@@ -235,13 +235,9 @@ class StoredRun:
             StorageError: another process is; the message says which.
         """
         with one_writer(self.settings.lock(self.run_id), self.name):
-            self._clear_staging()
+            for place in (self.artifacts, self.replay):
+                place.clear_staging()
             yield
-            self._clear_staging()  # for a worker may have died that had begun a unit
-
-    def _clear_staging(self) -> None:
-        for place in (self.artifacts, self.replay):
-            place.clear_staging()
 
     def is_started(self) -> bool:
         """Whether it has a checkpoint, be it whole or not."""

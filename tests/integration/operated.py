@@ -66,7 +66,9 @@ class Operated:
     """`dqn serve` in a process of its own, over a home of its own."""
 
     def __init__(self, home: Path, **environment: str) -> None:
-        self.settings = Settings(home, f"sqlite:///{home / 'mlflow.db'}", "127.0.0.1", free_port(), free_port())
+        self.settings = Settings(
+            home, f"sqlite:///{home / 'mlflow.db'}", prefect_port=free_port(), mlflow_port=free_port()
+        )
         self.told = home / "told"  # by the command for failures
         self.environment = {
             **os.environ,

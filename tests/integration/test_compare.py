@@ -30,7 +30,7 @@ def test_a_comparison_tells_scores_pace_and_differences_and_is_with_every_run(ru
     assert first["best_mean_low"] <= best <= first["best_mean_high"] and first["minutes"] > 0
     assert (second["states"], second["minutes"], second["best_mean"]) == (0, 0, None)
     assert table_row(second)[1:] == ["0", "0.0", "-", "-", "-", "-"]
-    text = report.read_text()
+    text = Path(report).read_text()
     assert text.count("data:image/png;base64,") == 2
     assert "http://" not in text and "https://" not in text, "it opens offline"
     assert "Run not-played-yet has no scores yet" in text
@@ -49,7 +49,7 @@ def test_runs_without_any_score_are_compared_by_their_configuration() -> None:
     rows, report = compare_runs(twins)
     assert [row["states"] for row in rows] == [0, 0]
     assert [row["run"] for row in rows] == [f"empty ({run.run_id[:8]})" for run in twins], "they are told apart"
-    assert "data:image" not in report.read_text() and "How they differ" not in report.read_text()
+    assert "data:image" not in Path(report).read_text() and "How they differ" not in Path(report).read_text()
 
 
 def test_what_does_not_compare_is_told(run: StoredRun) -> None:

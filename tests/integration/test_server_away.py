@@ -45,10 +45,10 @@ def before_sweep(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None
     happens: dict[int, Callable[[], None]] = {}
     sweep = flows.train.update_q_values
 
-    def watched(run_id: str, cycle: int) -> Any:
+    def watched(run_id: str, cycle: int, shard: int) -> Any:
         if cycle in happens:
             happens.pop(cycle)()
-        return sweep(run_id, cycle)
+        return sweep(run_id, cycle, shard)
 
     monkeypatch.setattr(flows.train, "update_q_values", watched)
     return happens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prefect.logging import disable_run_logger
@@ -65,5 +66,5 @@ def test_all_options_at_once() -> None:
     assert found.problems == [] and found.frames == 2 * 160, "the first checkpoint was pruned"
     live.release()
     assert evaluate.fn(run.run_id, 3).figures["evaluation/steps"] > 0
-    report = inspect_run(run)
+    report = Path(inspect_run(run))
     assert report.is_file() and "all-options" in report.read_text()
