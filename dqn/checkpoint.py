@@ -15,6 +15,7 @@ from dqn.episodes import LaneHistory, first_histories
 from dqn.optimization import Learner
 
 RECENT_EPISODES = 100
+TRAINED = "trained"
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -48,7 +49,7 @@ class Checkpoint:
     facts: Facts
     histories: list[LaneHistory]
     weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]  # "<index of the weight>.<name>": state of the optimizer
+    optimizer: dict[str, Tensor]  # "<index of the weight>.<name>": state of the optimizer; `trained`: what it steps
 
     @property
     def config(self) -> TrainConfig:
@@ -70,6 +71,8 @@ def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tens
     weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
+    if learner.config.average_decay:  # else the network's own weights are those in training
+        optimizer |= {f"{index}.{TRAINED}": _plain(tensor) for index, tensor in enumerate(learner.weights)}
     return weights, optimizer
 
 
@@ -94,16 +97,19 @@ def fill_learner(learner: Learner, weights: dict[str, Tensor], optimizer: dict[s
         learner.network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
-    learner.refresh()
     state: dict[int, dict[str, Tensor]] = {}
-    own = list(learner.network.parameters())
     for key, tensor in optimizer.items():
         index, name = key.split(".", 1)
+        if name == TRAINED:
+            with torch.no_grad():
+                learner.weights[int(index)].copy_(tensor)
+            continue
         # A copy, in the order of memory that the optimizer itself would use.
-        like = own[int(index)] if tensor.ndim else tensor
+        like = learner.weights[int(index)] if tensor.ndim else tensor
         state.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(tensor)
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    learner.refresh()
 
 
 def histories_as_arrays(histories: list[LaneHistory]) -> dict[str, np.ndarray]:

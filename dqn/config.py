@@ -109,6 +109,13 @@ class TrainConfig(BaseModel):
     learning_rate: LinearSchedule = Field(
         LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
     )
+    average_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Play with an average of the trained weights, of which this share stays at each optimizer step; 0 "
+        "plays with the trained weights themselves.",
+    )
     adapt_learning_rate: bool = Field(
         False,
         description="Within a run, from the second epoch on: 1.05 times the step size if the mean loss of the epoch "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,17 +33,27 @@ class OptimizationResult:
 
 
 class Learner:
-    """A network with its optimizer. The weights are float32; a copy in `precision` does the arithmetic."""
+    """A network with its optimizer. The weights are float32; a copy in `precision` does the arithmetic.
+
+    With `average_decay` the network is an average over the weights of one that is trained in its stead: it
+    estimates, and is what others are given. Source: Polyak and Juditsky 1992 (averages of weights); Lillicrap and
+    others 2015 (an exponential one in place of a target network).
+    """
 
     def __init__(self, config: TrainConfig, actions: int, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.network = QNetwork(config, actions).to(device)
-        self.optimizer = make_optimizer(config, self.network.parameters())
+        self._trained = copy.deepcopy(self.network) if config.average_decay else self.network
+        self.optimizer = make_optimizer(config, self._trained.parameters())
         low = config.precision == "bfloat16"
-        self._worker = self.network.in_bfloat16() if low else self.network
-        self._weights: list[Tensor] = list(self.network.parameters())
+        self._worker = self._trained.in_bfloat16() if low else self._trained
+        self._player = self._worker
+        if config.average_decay:
+            self._player = self.network.in_bfloat16() if low else self.network
+        self.weights: list[Tensor] = list(self._trained.parameters())  # in training
         self._working_weights: list[Tensor] = list(self._worker.parameters())
+        self._average: list[Tensor] = list(self.network.parameters())
         self._loss: Callable[..., Tensor] = self._batch_loss
         if config.compiled == "yes":
             # Its choice among equivalent kernels would be by the clock, and with it the order of sums.
@@ -56,7 +67,7 @@ class Learner:
     @torch.no_grad()
     def estimate(self, states: np.ndarray) -> np.ndarray:
         """Q-values (N, A) float32 of states (N, 105, 80, C) uint8."""
-        estimates: Tensor = self._worker(torch.from_numpy(states).to(self.device))
+        estimates: Tensor = self._player(torch.from_numpy(states).to(self.device))
         return estimates.cpu().numpy()
 
     def train_batch(
@@ -77,19 +88,28 @@ class Learner:
         limit = self.config.gradient_norm_limit
         if self._one_pass_step is not None:
             self._one_pass_step(gradients, gradient_scale(gradients, limit))
-            return
-        for weight, gradient in zip(self._weights, gradients, strict=True):
-            weight.grad = gradient.to(weight.dtype)
-        if limit:
-            nn.utils.clip_grad_norm_(self._weights, limit, foreach=True)
-        self.optimizer.step()
-        self.refresh()
+        else:
+            for weight, gradient in zip(self.weights, gradients, strict=True):
+                weight.grad = gradient.to(weight.dtype)
+            if limit:
+                nn.utils.clip_grad_norm_(self.weights, limit, foreach=True)
+            self.optimizer.step()
+            self._refresh_worker()
+        if self.config.average_decay:
+            with torch.no_grad():
+                torch._foreach_lerp_(self._average, self.weights, 1 - self.config.average_decay)
+
+    @torch.no_grad()
+    def _refresh_worker(self) -> None:
+        if self._worker is not self._trained:
+            torch._foreach_copy_(self._working_weights, self.weights)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Carry the weights over to the copy that does the arithmetic."""
-        if self._worker is not self.network:
-            torch._foreach_copy_(self._working_weights, self._weights)
+        """Carry all weights over to the copies that do the arithmetic, for those that estimate wait for this."""
+        self._refresh_worker()
+        if self._player is not self._worker and self._player is not self.network:
+            torch._foreach_copy_(list(self._player.parameters()), self._average)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The step size of the optimizer from now on."""
@@ -150,6 +170,7 @@ def optimize(
             learning_rate = bold_driver(learning_rate, before, now)
             learner.set_learning_rate(learning_rate)
         on_batch(len(losses), most)
+    learner.refresh()
     trained = len(losses) * batch_size
     return OptimizationResult(torch.stack(losses).cpu().numpy().astype(np.float32), trained / len(memory), trained)
 

@@ -47,14 +47,20 @@ def assert_equal_learners(first: Learner, second: Learner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "precision"),
-    [("rmsprop", "float32"), ("adam", "float32"), ("radam", "float32"), ("radam", "bfloat16")],
+    ("optimizer", "precision", "average_decay"),
+    [
+        ("rmsprop", "float32", 0),
+        ("adam", "float32", 0),
+        ("radam", "float32", 0.9),
+        ("radam", "bfloat16", 0),
+        ("radam", "bfloat16", 0.9),
+    ],
 )
 def test_restored_learner_trains_on_as_the_one_it_was_made_from(
-    optimizer: str, precision: str, toy_memory: MakeMemory
+    optimizer: str, precision: str, average_decay: float, toy_memory: MakeMemory
 ) -> None:
     memory = toy_memory(4)
-    config = cpu_config(optimizer=optimizer, precision=precision)
+    config = cpu_config(optimizer=optimizer, precision=precision, average_decay=average_decay)
     learner = Learner(config, 3, CPU)
     optimize(learner, memory, 1, config.scheduled(0))
     checkpoint = checkpoint_of(learner)

@@ -10,6 +10,7 @@ import torch
 
 import dqn.optimization
 from dqn.config import TrainConfig, make_config
+from dqn.networks import QNetwork
 from dqn.optimization import Learner, optimize
 from dqn.replay import ReplayMemory
 
@@ -44,6 +45,9 @@ class ScriptedLearner:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self.learning_rate = learning_rate
+
+    def refresh(self) -> None:
+        pass
 
 
 def tiny_memory(states: int) -> ReplayMemory:
@@ -285,3 +289,36 @@ def test_no_batch_waits_for_the_gpu(toy_memory: MakeMemory) -> None:
         learner.train_batch(*batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_average_of_the_trained_weights_estimates(precision: str, toy_memory: MakeMemory) -> None:
+    memory = toy_memory(4)
+    settings = {"batch_size": 2, "network": "small", "max_epochs": 1.5, "precision": precision}
+    plain, averaging = (Learner(cpu_config(**settings, average_decay=decay), 3, CPU) for decay in (0, 0.75))
+    average, batches = weights_of(plain), [np.array([0, 1]), np.array([2, 3]), np.array([1, 2])]
+    for batch in batches:
+        losses = [learner.train_batch(*memory.batch(batch, CPU)) for learner in (plain, averaging)]
+        assert losses[0] == losses[1], "it is trained as without an average"
+        average = 0.75 * average + 0.25 * weights_of(plain)
+    torch.testing.assert_close(weights_of(averaging), average)
+    averaging.refresh()
+    states = memory.states.numpy()
+    alone = QNetwork(averaging.config, 3)
+    alone.load_state_dict(averaging.network.state_dict())
+    with torch.no_grad():
+        expected = (alone.in_bfloat16() if precision == "bfloat16" else alone)(memory.states).numpy()
+    np.testing.assert_array_equal(averaging.estimate(states), expected)
+    assert np.abs(averaging.estimate(states) - plain.estimate(states)).max() > 1e-3
+
+
+def test_an_optimization_run_leaves_its_average_to_play(toy_memory: MakeMemory) -> None:
+    config = cpu_config(batch_size=2, network="small", average_decay=0.5, precision="bfloat16")
+    learner, memory = Learner(config, 3, CPU), toy_memory(4)
+    optimize(learner, memory, 1, config.scheduled(0))
+    found = learner.estimate(memory.states.numpy())
+    learner.refresh()
+    np.testing.assert_array_equal(learner.estimate(memory.states.numpy()), found)
+    with torch.no_grad():
+        expected = learner.network.in_bfloat16()(memory.states).numpy()
+    np.testing.assert_array_equal(found, expected)
