@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prefect.logging import disable_run_logger
 
 from dqn.environments import action_names
 from flows.parameters import requested_config
@@ -23,13 +22,6 @@ TASKS = (collect_episodes, update_q_values, optimize)
 SETTINGS = {"lanes": 4, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 2}
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_held() -> Iterator[None]:
-    with disable_run_logger():
-        yield
-    live.release()
 
 
 def started(name: str, seed: int = 0) -> StoredRun:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.logging import disable_run_logger
 
 from dqn.environments import action_names
 from flows.inspect import inspect_run
@@ -38,13 +36,6 @@ OPTIONS = {
 }
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_held() -> Iterator[None]:
-    with disable_run_logger():
-        yield
-    live.release()
 
 
 def trained(name: str, cycles: int, held: bool) -> tuple[StoredRun, str]:

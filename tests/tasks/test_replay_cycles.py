@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
-from prefect.logging import disable_run_logger
 
 from dqn.checkpoint import restore_learner
 from dqn.environments import action_names
@@ -30,13 +28,6 @@ from tasks.update_q_values import update_q_values
 SETTINGS = {"lanes": 4, "lane_groups": 1, "replay_states": 64, "batch_size": 16, "threads": 1, "network": "small"}
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_held() -> Iterator[None]:
-    with disable_run_logger():
-        yield
-    live.release()
 
 
 def started(name: str, **settings: Any) -> StoredRun:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from prefect.logging import disable_run_logger
 
 from dqn.environments import action_names
 from flows.inspect import open_inspection
@@ -30,13 +28,6 @@ SETTINGS |= {"episode_frames_limit": 60, "epsilon": "1:0:200"}
 IN_SHARDS, IN_ONE = {"shards": 2, "lane_groups": 1}, {"shards": 1, "lane_groups": 2}
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_held() -> Iterator[None]:
-    with disable_run_logger():
-        yield
-    live.release()
 
 
 def started(name: str, **settings: Any) -> StoredRun:
