@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import warnings
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import Event
 from typing import Any
 
 import ale_py
@@ -18,6 +21,7 @@ from dqn.config import TrainConfig, nearest
 from dqn.episodes import SEEDED_STEPS, LaneHistory
 from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, FrameStack, MotionTracer, small_frames
 from dqn.randomness import episode_seeds, noop_starts
+from dqn.threads import side_by_side
 
 NOOP = 0  # the number of that action in every game
 
@@ -77,8 +81,9 @@ class Lanes:
         full_action_set: bool = False,
         noop_max: int = 0,
         stacked_frames: int = 0,
+        stopped: Event | None = None,
     ) -> None:
-        """Open one game of `game` for each history and bring it to where that leads.
+        """Open one game of `game` for each history and bring it to where that leads, or not so far if `stopped`.
 
         They may be some of more lanes: a lane's next episode is so many on from its last as there are in all.
 
@@ -97,7 +102,7 @@ class Lanes:
         self._seeded_steps = np.zeros(len(histories), np.int64)
         self._noop_max = noop_max
         self._noops_left = np.zeros(len(histories), np.int64)
-        self._restore(histories)
+        self._restore(histories, stopped or Event())
 
     @classmethod
     def of(
@@ -109,6 +114,7 @@ class Lanes:
         lanes_in_all: int | None = None,
         game: str | None = None,
         seed: int | None = None,
+        stopped: Event | None = None,
     ) -> Lanes:
         """Lanes as the configuration wants its games, of another game or seed where that is given."""
         return cls(
@@ -121,6 +127,7 @@ class Lanes:
             full_action_set=config.full_action_set,
             noop_max=config.noop_max,
             stacked_frames=config.state_channels if config.frame_stack else 0,
+            stopped=stopped,
         )
 
     @property
@@ -161,10 +168,11 @@ class Lanes:
         return Outcome(np.where(cut_off, 0, rewards).astype(np.float32), life_lost, terminated, cut_off)
 
     def close(self) -> None:
-        """End the games' threads."""
+        """End the games and their threads; nothing else can be asked of these lanes then."""
         self._games.env.close()
+        del self._games  # ale-py ends its threads when nothing holds its games any more
 
-    def _restore(self, histories: list[LaneHistory]) -> None:
+    def _restore(self, histories: list[LaneHistory], stopped: Event) -> None:
         """Play every lane's history again. Shorter ones begin later, so that all arrive together."""
         lengths = np.array([len(history.actions) for history in histories])
         seeded = np.array([history.seeded_episode for history in histories])
@@ -173,6 +181,8 @@ class Lanes:
         for lane, history in enumerate(histories):
             script[longest - lengths[lane] :, lane] = history.actions
         for done in range(longest + 1):
+            if stopped.is_set():
+                return
             begins = lengths == longest - done
             if done == 0 or begins.any():
                 self._episodes = np.where(begins, seeded, self._episodes)
@@ -204,14 +214,27 @@ def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0
     Raises:
         ValueError: unknown game.
     """
-    groups = config.groups(shard)
+    groups, opened = config.groups(shard), dict[int, Lanes]()
 
-    def open_group(lanes: slice) -> Lanes:
+    def open_group(number: int, stopped: Event) -> None:
         threads = max(1, config.threads // len(groups))
-        return Lanes.of(config, histories[lanes], threads=threads, lanes_in_all=len(histories))
+        options: dict[str, Any] = {"threads": threads, "lanes_in_all": len(histories), "stopped": stopped}
+        opened[number] = Lanes.of(config, histories[groups[number]], **options)
 
-    with ThreadPoolExecutor(len(groups)) as pool:
-        return list(pool.map(open_group, groups))
+    with closed_on_failure(opened.values()):
+        side_by_side([partial(open_group, number) for number in range(len(groups))], len(groups), torch_threads=1)
+    return [opened[number] for number in range(len(groups))]
+
+
+@contextmanager
+def closed_on_failure(groups: Iterable[Lanes]) -> Iterator[None]:
+    """Close the lanes that are there when the block fails or is interrupted: they were left somewhere in the middle."""
+    try:
+        yield
+    except BaseException:
+        for lanes in groups:
+            lanes.close()
+        raise
 
 
 def action_names(game: str, full_action_set: bool = False) -> list[str]:

@@ -64,48 +64,13 @@ def train(
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
     quiet_prefect()
-    import httpx
+    from flows.start import start
 
-    from flows.cluster import check_cluster
-    from flows.parameters import Target, check_resume, requested_config, requested_settings
-    from flows.servers import prefect_is_away, start_embedded_prefect_server
-    from storage.errors import StorageError
-    from storage.runs import open_tracking
-    from storage.settings import Settings
-
-    # The flow checks all this again; here it is answered before a server starts.
-    Target.of(states, cycles)
-    requested = requested_settings(game, seed, overrides)
-    if resume:
-        check_resume(preset, requested, name)
-        found = open_tracking().find_run(resume)
-        resume = found.info.run_id
-    elif cluster := Settings.from_environment().cluster:
-        requested_config(preset, requested, lambda config: config)  # what it lacks, the machine that optimizes will say
-        check_cluster(cluster)
-    else:
-        requested_config(preset, requested)
-    stopped = _stop_on_sigterm()
     wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
     wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
-    display = None
-    try:
-        start_embedded_prefect_server(meanwhile=_open_all_for_training)
-        from flows.display import Display
-        from flows.train import train_to_the_end
+    run_id = start(wanted, _stop_on_sigterm())
+    from storage.runs import open_tracking
 
-        display = Display()
-        with display:
-            run_id = train_to_the_end(**wanted)
-    except KeyboardInterrupt:
-        if display and display.run_id:
-            print(f"stopped; go on with: dqn train --resume {display.run_id}", file=sys.stderr)
-        raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
-    except httpx.TransportError:
-        away = prefect_is_away(os.environ.get("PREFECT_API_URL"))
-        raise StorageError(away + _how_to_go_on(display)) from None
-    except OSError as error:
-        raise StorageError(_one_line(error) + _how_to_go_on(display)) from None
     run = open_tracking().client.get_run(run_id)
     score = run.data.metrics.get("score/mean_100")
     print(
@@ -345,23 +310,9 @@ def _run() -> NoReturn:
     except ValueError as error:
         _fail(str(error), 2)
     except Exception as error:
-        _fail(_one_line(error), 1)
+        from storage.errors import one_line
 
-
-def _one_line(error: Exception) -> str:
-    from storage.errors import StorageError
-
-    if isinstance(error, StorageError):
-        return str(error)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no details'}"
-
-
-def _how_to_go_on(display: Any) -> str:
-    return f"; what was trained is stored: dqn train --resume {display.run_id}" if display and display.run_id else ""
+        _fail(one_line(error), 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -379,17 +330,6 @@ def _overrides(settings: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {setting}: write it as field=value, such as --set lanes=32")
         overrides[field.strip()] = value.strip()
     return overrides
-
-
-def _open_all_for_training() -> None:
-    """Import what takes seconds, and open the store, which takes as long when it is new."""
-    from importlib import import_module
-
-    from storage.runs import open_tracking
-
-    for name in ("flows.display", "flows.train", "torch._dynamo"):  # the last is what the first optimizer asks for
-        import_module(name)
-    open_tracking()
 
 
 def _stop_on_sigterm() -> list[int]:

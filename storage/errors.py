@@ -13,3 +13,14 @@ class UnreachableError(StorageError):
 
 class CorruptUnitError(StorageError):
     """A committed unit does not match its manifest; the message names the file."""
+
+
+def one_line(error: Exception) -> str:
+    """What to tell a person of an error."""
+    if isinstance(error, StorageError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no details'}"

@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dqn.collection import play
+from dqn.environments import closed_on_failure
 from dqn.episodes import follow
 from dqn.experience import Experience
 from dqn.randomness import generator
@@ -39,7 +40,7 @@ def collect_episodes(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
     def on_step(done: int, steps: int) -> None:
         report("collect-episodes", cycle, done, steps)
 
-    with run.commit(kind, cycle, inputs, made_by()) as draft:
+    with closed_on_failure(groups), run.commit(kind, cycle, inputs, made_by()) as draft:
         began = perf_counter()
         play(groups, learner.estimate, experience, config.epsilon, states, draws, on_step, config.lanes)
         write_experience(draft.directory, experience)

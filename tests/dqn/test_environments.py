@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import signal
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
+from dqn import environments
 from dqn.collection import play
-from dqn.environments import Lanes, action_names, check_game, game_names, game_title
+from dqn.config import make_config
+from dqn.environments import (
+    Lanes,
+    action_names,
+    check_game,
+    closed_on_failure,
+    game_names,
+    game_title,
+)
 from dqn.episodes import LaneHistory, first_histories, follow
 from dqn.experience import Experience
 from dqn.motion_tracer import small_frames
@@ -346,3 +359,39 @@ def test_full_action_set_has_18_actions_that_work(game: str, open_lanes: Callabl
             assert np.array_equal(lanes.states, minimal.states)
     experience = play_at_random(lanes, 40, 0)
     assert experience.q_values.shape[2] == 18 and experience.actions.max() > 3
+
+
+def test_lanes_are_closed_when_their_block_fails_and_only_then() -> None:
+    lanes = Lanes("ALE/Pong-v5", first_histories(1), SEED)
+    games = weakref.ref(lanes._games)
+    with closed_on_failure([lanes]):
+        lanes.step(np.zeros(1, np.int64))
+    assert games() is not None
+    with pytest.raises(KeyboardInterrupt), closed_on_failure([lanes]):
+        raise KeyboardInterrupt
+    assert games() is None
+
+
+def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[weakref.ref[object]] = []
+
+    class Watched(environments._NativeGames):
+        def __init__(self, *options: Any) -> None:
+            super().__init__(*options)
+            opened.append(weakref.ref(self))
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environments, "_NativeGames", Watched)
+    config = make_config("fast", {"game": "ALE/Pong-v5", "lanes": 2, "lane_groups": 2, "threads": 2})
+    far = [LaneHistory(lane, lane, np.zeros(1_000_000, np.uint8)) for lane in range(2)]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        environments.open_lanes(config, far)
+    signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 10
+    assert len(opened) == 2
+    assert [games() for games in opened] == [None, None]

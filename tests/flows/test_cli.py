@@ -172,6 +172,20 @@ def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[
     assert those_left(servers) == []
 
 
+def test_stopped_in_mid_play_the_last_it_says_is_how_to_go_on(home: Path) -> None:
+    endless = ("--set", "lanes=4", "--set", "replay_states=200000", "--set", "lane_groups=2")
+    process = trainer("--name", "long", *endless)
+    deadline = time.monotonic() + 120
+    while not list(home.glob("staging/*/experience-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    run_id = open_tracking().find_run("long").info.run_id
+    assert said.splitlines()[-1] == f"stopped; go on with: dqn train --resume {run_id}"
+
+
 def test_the_ui_answers_on_loopback_and_stops(home: Path, a_run: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
