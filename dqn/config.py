@@ -64,7 +64,7 @@ class TrainConfig(BaseModel):
 
     # Exploration
     epsilon: LinearSchedule = Field(
-        LinearSchedule(start=1, end=0.01, states=1_000_000),
+        LinearSchedule(start=1, end=0.01, states=400_000),
         description="Probability of a random action while training.",
     )
 
@@ -107,10 +107,10 @@ class TrainConfig(BaseModel):
         "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
     )
     learning_rate: LinearSchedule = Field(
-        LinearSchedule(start=2.5e-4, end=5e-5, states=3_700_000), description="Step size of the optimizer."
+        LinearSchedule(start=5e-4, end=1e-5, states=4_500_000), description="Step size of the optimizer."
     )
     average_decay: float = Field(
-        0.0,
+        0.99,
         ge=0,
         lt=1,
         description="Play with an average of the trained weights, of which this share stays at each optimizer step; 0 "
@@ -247,6 +247,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_input": False,
         "optimizer": "rmsprop",
         "learning_rate": "1e-3:1e-5:5000000",
+        "average_decay": 0.0,
         "loss": "all-actions",
         "gradient_norm_limit": 0.0,
         "batch_size": 128,
