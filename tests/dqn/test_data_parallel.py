@@ -51,7 +51,7 @@ def learner() -> Learner:
 
 
 def weights(of: Learner) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten() for weight in of.network.parameters()])
+    return torch.cat([weight.detach().flatten() for weight in of.weights])
 
 
 def test_two_processes_do_what_one_does_with_the_whole_batch(processes: Processes, memory: ReplayMemory) -> None:
@@ -66,6 +66,8 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(processes: Processe
     assert told[:5] == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)], "batches of 8 and 7 states"
     assert (weights(two) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-3, atol=1e-5)
+    averages = [list(each.network.parameters()) for each in (two, one)]
+    torch.testing.assert_close(*averages, rtol=1e-3, atol=1e-5)
     assert set(learner_tensors(two)[1]) == set(learner_tensors(one)[1])
     assert processes.are_for(config(), 3) and not processes.are_for(config(seed=1), 3)
 

@@ -150,7 +150,9 @@ def test_batches_are_drawn_from_seed_and_cycle() -> None:
 
 def test_toy_memory_is_learned_by_heart(toy_memory: MakeMemory) -> None:
     memory = toy_memory(4)
-    config = cpu_config(optimizer="adam", learning_rate=3e-4, batch_size=4, max_epochs=30, loss="all-actions")
+    config = cpu_config(
+        optimizer="adam", learning_rate=3e-4, batch_size=4, max_epochs=30, loss="all-actions", average_decay=0
+    )
     learner = Learner(config, 3, CPU)
     before = np.abs(learner.estimate(memory.states.numpy()) - memory.q_values.numpy()).mean()
     result = optimize(learner, memory, 1, config.scheduled(0))
@@ -208,7 +210,7 @@ def test_gradients_are_scaled_down_to_the_limit(limit: float, toy_memory: MakeMe
         learner = Learner(cpu_config(gradient_norm_limit=each), 3, CPU)
         learner.train_batch(*batch)
         # RAdam's average of gradients is a tenth of the first one.
-        gradients = [10 * learner.optimizer.state[weight]["exp_avg"] for weight in learner.network.parameters()]
+        gradients = [10 * learner.optimizer.state[weight]["exp_avg"] for weight in learner.weights]
         norms[each] = torch.nn.utils.get_total_norm(gradients).item()
     assert norms[0.0] > 0.1
     assert norms[limit] == pytest.approx(min(limit or np.inf, norms[0.0]), rel=1e-3)
