@@ -217,9 +217,13 @@ def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0
     groups, opened = config.groups(shard), dict[int, Lanes]()
 
     def open_group(number: int, stopped: Event) -> None:
-        threads = max(1, config.threads // len(groups))
-        options: dict[str, Any] = {"threads": threads, "lanes_in_all": len(histories), "stopped": stopped}
-        opened[number] = Lanes.of(config, histories[groups[number]], **options)
+        opened[number] = Lanes.of(
+            config,
+            histories[groups[number]],
+            threads=max(1, config.threads // len(groups)),
+            lanes_in_all=len(histories),
+            stopped=stopped,
+        )
 
     with closed_on_failure(opened.values()):
         side_by_side([partial(open_group, number) for number in range(len(groups))], len(groups), torch_threads=1)

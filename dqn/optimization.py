@@ -46,11 +46,8 @@ class Learner:
         self.network = QNetwork(config, actions).to(device)
         self._trained = copy.deepcopy(self.network) if config.average_decay else self.network
         self.optimizer = make_optimizer(config, self._trained.parameters())
-        low = config.precision == "bfloat16"
-        self._worker = self._trained.in_bfloat16() if low else self._trained
-        self._player = self._worker
-        if config.average_decay:
-            self._player = self.network.in_bfloat16() if low else self.network
+        self._worker = self._in_precision(self._trained)
+        self._player = self._in_precision(self.network) if config.average_decay else self._worker
         self.weights: list[Tensor] = list(self._trained.parameters())  # in training
         self._working_weights: list[Tensor] = list(self._worker.parameters())
         self._average: list[Tensor] = list(self.network.parameters())
@@ -99,6 +96,9 @@ class Learner:
             with torch.no_grad():
                 torch._foreach_lerp_(self._average, self.weights, 1 - self.config.average_decay)
 
+    def _in_precision(self, network: QNetwork) -> QNetwork:
+        return network.in_bfloat16() if self.config.precision == "bfloat16" else network
+
     @torch.no_grad()
     def _refresh_worker(self) -> None:
         if self._worker is not self._trained:
@@ -108,7 +108,7 @@ class Learner:
     def refresh(self) -> None:
         """Carry all weights over to the copies that do the arithmetic, for those that estimate wait for this."""
         self._refresh_worker()
-        if self._player is not self._worker and self._player is not self.network:
+        if self._player is not self._worker:
             torch._foreach_copy_(list(self._player.parameters()), self._average)
 
     def set_learning_rate(self, learning_rate: float) -> None:

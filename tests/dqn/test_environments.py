@@ -387,11 +387,14 @@ def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: py
     config = make_config("fast", {"game": "ALE/Pong-v5", "lanes": 2, "lane_groups": 2, "threads": 2})
     far = [LaneHistory(lane, lane, np.zeros(1_000_000, np.uint8)) for lane in range(2)]
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 2)
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        environments.open_lanes(config, far)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 2)
+        with pytest.raises(KeyboardInterrupt):
+            environments.open_lanes(config, far)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - began < 10
     assert len(opened) == 2
     assert [games() for games in opened] == [None, None]

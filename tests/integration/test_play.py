@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from flows.agents import open_agent
 from flows.play import play
@@ -50,11 +51,11 @@ def test_a_window_shows_episodes_until_it_is_closed(
     episodes: list[tuple[float, int]] = []
     show, windows = flows.play._Window.show, []
 
-    def shown(window: flows.play._Window, picture: object) -> bool:
+    def shown(window: flows.play._Window, picture: Image.Image) -> bool:
         windows.append(window._label.winfo_ismapped())
         if len(episodes) == 2:
             window._root.after(0, window.close)  # as if somebody clicked
-        return bool(show(window, picture))  # type: ignore[arg-type]
+        return bool(show(window, picture))
 
     monkeypatch.setattr(flows.play._Window, "show", shown)
     play(open_agent(trained_run), on_episode=lambda score, steps: episodes.append((score, steps)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import sqlalchemy
 import torch
-from s3_server import PASS, S3Server
+from s3_server import BUCKET, PASS, S3Server
 from watched_disk import Scene
 
 import storage.runs
@@ -22,6 +23,7 @@ from dqn.config import TrainConfig, make_config
 from dqn.episodes import LaneHistory
 from dqn.experience import Experience, Targets
 from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
+from storage.object_store import ObjectPlace
 from storage.places import LocalPlace
 from storage.runs import StoredRun
 from storage.settings import Settings
@@ -57,6 +59,16 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
         monkeypatch.setenv(name, value)
     yield s3_server
     s3_server.judge = lambda method, path: PASS
+
+
+@pytest.fixture
+def make_place(s3: S3Server, tmp_path: Path) -> Callable[..., ObjectPlace]:
+    def make(retry_seconds: float = 5.0) -> ObjectPlace:
+        root = tmp_path / uuid.uuid4().hex
+        url = f"s3://{BUCKET}/{root.name}/experience"
+        return ObjectPlace(url, root / "staging", root / "cache" / "experience", retry_seconds)
+
+    return make
 
 
 @pytest.fixture(scope="session")

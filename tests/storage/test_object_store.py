@@ -2,79 +2,28 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import random
-import sys
 import threading
-import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import obstore
 import pytest
-from s3_server import BUCKET, CUT, CUT_AFTER, DENY, ERROR, PASS, SECRET, S3Server
+from s3_server import CUT, CUT_AFTER, ERROR, PASS, SECRET, S3Server
+from small_objects import FILES, NEW, OLD, commit, local_leftovers, objects, state
 
-import storage.object_store
-from storage.errors import CorruptUnitError, StorageError
+from storage.errors import StorageError
 from storage.object_store import ObjectPlace
-from storage.places import committing, open_place
-from storage.settings import Settings
+from storage.places import committing
 from storage.units import Unit
 
 FAULTS = int(os.environ.get("S3_FAULTS", "1"))  # at so many requests of a commit besides the one for its manifest
 RACES = int(os.environ.get("RACES", "3"))
 
-OLD, NEW = b"old " * 9, b"new " * 10
-FILES = 3
-
 Tell = Callable[[int, str, str], None]
-
-
-def commit(place: ObjectPlace, cycle: int = 2, data: bytes = NEW, made_by: str = "f", meanwhile: Any = None) -> Unit:
-    by = {"prefect_flow_run_id": made_by}
-    with committing(place, kind="experience", cycle=cycle, inputs={}, made_by=by) as draft:
-        for name in range(FILES):
-            (draft.directory / str(name)).write_bytes(data)
-        if meanwhile:
-            meanwhile()
-    return draft.unit
-
-
-def state(place: ObjectPlace, cycle: int = 2) -> str:
-    """Which unit another machine finds there: none, old, new, or what is wrong with it."""
-    other = replace(place, cache=place.cache.with_name(uuid.uuid4().hex), retry_seconds=5.0)
-    try:
-        unit = other.open(cycle)
-    except CorruptUnitError as error:
-        return f"broken: {error}"
-    if unit is None:
-        return "none"
-    return {OLD: "old", NEW: "new"}[(unit.directory / "0").read_bytes()]
-
-
-def objects(place: ObjectPlace) -> int:
-    return len(place._keys())
-
-
-def local_leftovers(place: ObjectPlace) -> list[str]:
-    return [path.name for path in place.staging.iterdir()] if place.staging.exists() else []
-
-
-@pytest.fixture
-def make_place(s3: S3Server, tmp_path: Path) -> Callable[..., ObjectPlace]:
-    def make(retry_seconds: float = 5.0) -> ObjectPlace:
-        root = tmp_path / uuid.uuid4().hex
-        url = f"s3://{BUCKET}/{root.name}/experience"
-        return ObjectPlace(url, root / "staging", root / "cache" / "experience", retry_seconds)
-
-    return make
 
 
 @dataclass
@@ -331,142 +280,3 @@ def test_what_is_whole_here_is_not_fetched(s3: S3Server, make_place: Callable[..
     assert faults.during(place, lambda n: PASS, lambda: place.open(2)) is None
     assert faults.during(place, lambda n: PASS, lambda: place.open(2, unit.digest)) is None
     assert list(faults.seen.values()) == [["GET", "GET"]]  # the manifest, twice
-
-
-# ---------------------------------------------------------------- a store that is away, or refuses
-
-
-def test_a_store_that_is_away_for_a_moment_in_mid_write_is_waited_for(
-    s3: S3Server, make_place: Callable[..., ObjectPlace]
-) -> None:
-    place = make_place(30.0)
-    waiting = threading.Event()
-
-    def judge(method: str, path: str) -> str:
-        if method == "PUT" and path.endswith("/1"):
-            waiting.set()
-            return CUT
-        return PASS
-
-    s3.judge = judge
-    with ThreadPoolExecutor(1) as pool:
-        committed = pool.submit(commit, place)
-        assert waiting.wait(60)
-        s3.go_away()
-        s3.judge = lambda method, path: PASS
-        time.sleep(1)  # for so long it is away
-        s3.come_back()
-        committed.result(60)
-    assert state(place) == "new"
-
-
-def test_a_store_that_stays_away_is_told_in_one_line(s3: S3Server, make_place: Callable[..., ObjectPlace]) -> None:
-    place = make_place(0.2)
-    s3.go_away()
-    try:
-        for work in (lambda: commit(place), lambda: place.open(2), place.cycles, place.names, lambda: place.prune(3)):
-            with pytest.raises(OSError, match=r"^s3://units/\S+ cannot be \w+: http://127\S+ does not answer \(.*\)$"):
-                work()
-    finally:
-        s3.come_back()
-    assert local_leftovers(place) == []
-
-
-def test_a_bucket_that_does_not_exist_is_told(s3: S3Server, tmp_path: Path) -> None:
-    place = ObjectPlace("s3://nobodys/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
-    told = r"^s3://nobodys/replay\S* cannot be \w+: NoSuchBucket: The specified bucket does not exist$"
-    for work in (lambda: commit(place), lambda: place.open(2), place.cycles, place.names):
-        with pytest.raises(OSError, match=told):
-            work()
-
-
-def test_wrong_credentials_are_told_and_not_shown(
-    s3: S3Server, make_place: Callable[..., ObjectPlace], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = make_place(0.2)
-    s3.require_credentials(True)
-    try:
-        for work in (lambda: commit(place), lambda: place.open(2), place.cycles):
-            with pytest.raises(OSError, match=r"cannot be \w+: ") as raised:
-                work()
-            assert "InvalidAccessKeyId" in str(raised.value) or "403 Forbidden" in str(raised.value)
-            assert str(raised.value).endswith("; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-            assert "\n" not in str(raised.value)
-            assert SECRET not in str(raised.value)
-    finally:
-        s3.require_credentials(False)
-
-
-@pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://localhost", "http://", "me@host"])
-def test_an_endpoint_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
-    with pytest.raises(ValueError, match=r"^AWS_ENDPOINT_URL is '.*'; write http://HOST:PORT or https://HOST$"):
-        place.cycles()
-
-
-def test_half_of_the_credentials_is_told(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setattr(storage.object_store, "_open_store", storage.object_store._open_store.__wrapped__)
-    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
-    with pytest.raises(OSError, match="Missing SecretAccessKey; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
-        place.cycles()
-
-
-def test_a_manifest_that_may_not_be_written_is_told_at_once(
-    s3: S3Server, make_place: Callable[..., ObjectPlace]
-) -> None:
-    place, tries = make_place(), []
-
-    def judge(method: str, path: str) -> str:
-        if method == "PUT" and path.endswith("manifest.json"):
-            tries.append(path)
-            return DENY
-        return PASS
-
-    s3.judge = judge
-    with pytest.raises(OSError, match=r"manifest\.json cannot be written: AccessDenied: told to deny; see to AWS"):
-        commit(place)
-    assert len(tries) == 3
-    assert state(place) == "none"
-
-
-def test_a_password_in_the_endpoint_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:9")
-    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
-    with pytest.raises(OSError, match="does not answer") as raised:
-        place.cycles()
-    assert SECRET not in str(raised.value)
-
-
-def test_no_secret_is_kept_with_a_unit(make_place: Callable[..., ObjectPlace]) -> None:
-    place = make_place()
-    commit(place)
-    for key in place._keys():
-        assert SECRET.encode() not in bytes(obstore.get(place._store, key).bytes())
-
-
-# ---------------------------------------------------------------- without the package
-
-
-def test_without_the_package_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "storage.object_store")
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(StorageError, match=r"^s3://units/replay needs a package .*: pip install 'dqn\[s3\]'$"):
-        open_place("s3://units/replay", Settings(tmp_path, "sqlite://"), "run")
-    assert open_place("file:///tmp", Settings(tmp_path, "sqlite://"), "run")
-
-
-def test_only_the_object_store_asks_for_the_package() -> None:
-    root, found = Path(storage.__file__).parent.parent, set()
-    for path in (path for package in ("dqn", "storage", "tasks", "flows") for path in (root / package).glob("**/*.py")):
-        tree = ast.parse(path.read_text())
-        names = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-        names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        at_once = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-        if any(name.partition(".")[0] in ("obstore", "boto3") for name in names):
-            found.add(path.name)
-        assert "storage.object_store" not in at_once, path
-    assert found == {"object_store.py"}

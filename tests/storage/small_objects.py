@@ -1,0 +1,45 @@
+"""Units of a few small files on object storage, and what another machine finds there."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from storage.errors import CorruptUnitError
+from storage.object_store import ObjectPlace
+from storage.places import committing
+from storage.units import Unit
+
+OLD, NEW = b"old " * 9, b"new " * 10
+FILES = 3
+
+
+def commit(place: ObjectPlace, cycle: int = 2, data: bytes = NEW, made_by: str = "f", meanwhile: Any = None) -> Unit:
+    by = {"prefect_flow_run_id": made_by}
+    with committing(place, kind="experience", cycle=cycle, inputs={}, made_by=by) as draft:
+        for name in range(FILES):
+            (draft.directory / str(name)).write_bytes(data)
+        if meanwhile:
+            meanwhile()
+    return draft.unit
+
+
+def state(place: ObjectPlace, cycle: int = 2) -> str:
+    """Which unit another machine finds there: none, old, new, or what is wrong with it."""
+    other = replace(place, cache=place.cache.with_name(uuid.uuid4().hex), retry_seconds=5.0)
+    try:
+        unit = other.open(cycle)
+    except CorruptUnitError as error:
+        return f"broken: {error}"
+    if unit is None:
+        return "none"
+    return {OLD: "old", NEW: "new"}[(unit.directory / "0").read_bytes()]
+
+
+def objects(place: ObjectPlace) -> int:
+    return len(place._keys())
+
+
+def local_leftovers(place: ObjectPlace) -> list[str]:
+    return [path.name for path in place.staging.iterdir()] if place.staging.exists() else []
