@@ -42,8 +42,9 @@ class Study(NamedTuple):
 BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
 STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
+    "nature": Study("--set network=nature --set learning_rate=5e-4:1e-5:4500000 --states 4500000", (0,), BREAKOUT),
     "one-epoch": Study(
-        "--set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 "
+        "--set network=nature --set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 "
         "--set epsilon=1:0.01:1000000 --set average_decay=0 --set threads=1 --states 4000000",
         (0,),
         BREAKOUT,

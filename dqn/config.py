@@ -93,8 +93,8 @@ class TrainConfig(BaseModel):
     )
 
     # The network
-    network: Literal["tutorial", "nips", "nature", "small"] = Field(
-        "nature", description="Convolutions and dense layers; see dqn.networks."
+    network: Literal["tutorial", "nips", "nature", "small", "residual"] = Field(
+        "residual", description="Convolutions and dense layers; see dqn.networks."
     )
     normalize: bool = Field(True, description="Normalize each hidden layer before its ReLU.")
     scale_input: bool = Field(True, description="Divide pixels by 255 before the first layer.")
@@ -107,7 +107,7 @@ class TrainConfig(BaseModel):
         "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
     )
     learning_rate: LinearSchedule = Field(
-        LinearSchedule(start=5e-4, end=1e-5, states=4_500_000), description="Step size of the optimizer."
+        LinearSchedule(start=5e-4, end=1e-5, states=3_600_000), description="Step size of the optimizer."
     )
     average_decay: float = Field(
         0.99,

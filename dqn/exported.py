@@ -13,12 +13,13 @@ from dqn.config import TrainConfig
 from dqn.environments import game_title
 from dqn.evaluation import Evaluation
 from dqn.motion_tracer import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
-from dqn.networks import QNetwork
+from dqn.networks import QNetwork, ResidualBlock
 
 # What makes a layer of torch again, besides its weights
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ZeroPad2d: ("padding",),
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding"),
     nn.GroupNorm: ("num_groups", "num_channels"),
     nn.LayerNorm: ("normalized_shape",),
     nn.Linear: ("in_features", "out_features"),
@@ -39,14 +40,15 @@ class Exported:
     evaluation: Evaluation | None  # the one that speaks for it, if it was evaluated
 
 
-Layers = list[tuple[str, dict[str, Any]]]  # names and options in torch.nn, in order
+Layers = list[tuple[str, dict[str, Any]]]  # names and options, in order: of torch.nn, or a ResidualBlock
 
 
 def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
     """All that it takes to play without this package, ready for JSON.
 
     `game` are the arguments of gymnasium.make, `layers` make a torch.nn.Sequential that takes states
-    (N, C, 105, 80) times `pixel_scale` and has the weights of `plain_weights`.
+    (N, C, 105, 80) times `pixel_scale` and has the weights of `plain_weights`. A ResidualBlock is a
+    torch.nn.Sequential of its own layers that adds its input to what it computes.
     """
     config = facts.config
     native = config.game.startswith("ALE/")
@@ -72,6 +74,8 @@ def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
 
 
 def _layer(layer: nn.Module) -> tuple[str, dict[str, Any]]:
+    if isinstance(layer, ResidualBlock):
+        return ResidualBlock.__name__, {"layers": [_layer(each) for each in layer]}
     kind = next(kind for kind in _OPTIONS if isinstance(layer, kind))
     return kind.__name__, {option: getattr(layer, option) for option in _OPTIONS[kind]}
 
@@ -81,8 +85,8 @@ def plain_weights(weights: dict[str, Tensor], layers: Layers) -> dict[str, Tenso
     first, channels = _first_dense(layers)
     plain = {}
     for name, weight in weights.items():
-        part, number, kind = name.split(".")
-        plain[f"{int(number) + first if part == 'dense' else number}.{kind}"] = weight
+        part, number, rest = name.split(".", 2)
+        plain[f"{int(number) + first if part == 'dense' else number}.{rest}"] = weight
     by_pixel = plain[f"{first}.weight"]
     by_channel = by_pixel.reshape(len(by_pixel), -1, channels).transpose(1, 2).flatten(1)
     return {**plain, f"{first}.weight": by_channel}
@@ -96,9 +100,9 @@ def network_weights(plain: dict[str, Tensor], layers: Layers) -> dict[str, Tenso
     plain = {**plain, f"{first}.weight": by_pixel}
     weights = {}
     for name, weight in plain.items():
-        number, kind = name.split(".")
+        number, rest = name.split(".", 1)
         part = f"dense.{int(number) - first}" if int(number) >= first else f"convolutions.{number}"
-        weights[f"{part}.{kind}"] = weight
+        weights[f"{part}.{rest}"] = weight
     return weights
 
 

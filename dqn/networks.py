@@ -20,6 +20,9 @@ class _Convolution:
     channels: int
     kernel: int
     stride: int
+    padding: int = 0
+    pooled: bool = False  # see _Pool
+    residual_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ _ARCHITECTURES = {
         same_padding=False,
         truncated_normal=0.0,
     ),
+    # Of IMPALA's network (Espeholt and others 2018) two sections in place of three, a residual block in each
+    # in place of two, and at first a stride in place of a section's first pool.
+    "residual": _Architecture(
+        (_Convolution(16, 4, 2, 0, True, 1), _Convolution(32, 3, 1, 1, True, 1)),
+        (256,),
+        same_padding=False,
+        truncated_normal=0.0,
+    ),
 }
 
 
@@ -81,16 +92,61 @@ class _PixelConvolution(nn.Conv2d):
         return functional.conv2d(_blocks(pixels, stride).to(weight.dtype), _blocks(weight, stride), self.bias)
 
 
+_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
 def _blocks(pixels: Tensor, size: int) -> Tensor:
     """(N, C, h, w) as (N, size · size · C, h // size, w // size), a ragged rest cut off, channels last."""
     count, channels, height, width = pixels.shape
     height, width = height // size, width // size
     rows = pixels.permute(0, 2, 3, 1)[:, : height * size, : width * size].reshape(count, height, size, width, -1)
-    if pixels.dtype == torch.uint8 and rows.shape[-1] % 8 == 0:  # a row of a block is moved as numbers of 8 bytes
-        blocks = rows.view(torch.int64).transpose(2, 3).contiguous().view(torch.uint8)
+    if pixels.dtype == torch.uint8:  # a row of a block is moved as few numbers of many bytes
+        whole = next(kind for kind in _NUMBERS if rows.shape[-1] % kind.itemsize == 0)
+        blocks = rows.view(whole).transpose(2, 3).contiguous().view(torch.uint8)
     else:
         blocks = rows.transpose(2, 3).contiguous()
     return blocks.view(count, height, width, size * size * channels).permute(0, 3, 1, 2)
+
+
+def _activation(channels: int, normalize: bool) -> list[nn.Module]:
+    """What stands behind a convolution: ReLU, with normalization before it."""
+    return [*([nn.GroupNorm(1, channels)] if normalize else []), nn.ReLU(inplace=True)]
+
+
+class _Pool(nn.MaxPool2d):
+    """Of 3 by 3 outputs the highest, at every second row and column."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.is_cuda:
+            return highest_of_neighbours(features)
+        pooled: Tensor = super().forward(features)
+        return pooled
+
+
+def highest_of_neighbours(features: Tensor) -> Tensor:
+    """As `nn.MaxPool2d(3, 2, 1)`, whose gradients on a GPU are added up in no fixed order; these are.
+
+    Where several are the highest they share the gradient.
+    """
+    framed = functional.pad(features, (1, 1, 1, 1), value=-torch.inf)
+    return framed.unfold(2, 3, 2).unfold(3, 3, 2).amax((-2, -1))
+
+
+class ResidualBlock(nn.Sequential):
+    """Two convolutions, each behind its ReLU, that are added to their input (He and others 2016, Identity Mappings)."""
+
+    def __init__(self, channels: int, normalize: bool) -> None:
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [*_activation(channels, normalize), _bare(nn.Conv2d, channels, channels, 3, 1, 1)]
+        if not normalize:
+            layers[0] = nn.ReLU()  # not in place: its input is needed again
+        super().__init__(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, C, h, w) to as many."""
+        added: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
+        return features + added
 
 
 class QNetwork(nn.Module):
@@ -114,15 +170,19 @@ class QNetwork(nn.Module):
                 layers.append(nn.ZeroPad2d(padding))
                 height, width = -(-height // stride), -(-width // stride)
             else:
-                height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+                around = 2 * convolution.padding - kernel
+                height, width = (height + around) // stride + 1, (width + around) // stride + 1
             kind = nn.Conv2d if convolution is not architecture.convolutions[0] else _PixelConvolution
-            layers.append(_bare(kind, channels, convolution.channels, kernel, stride))
+            layers.append(_bare(kind, channels, convolution.channels, kernel, stride, convolution.padding))
             if isinstance(layers[-1], _PixelConvolution):
                 layers[-1].scale_input = config.scale_input
             channels = convolution.channels
-            if config.normalize:
-                layers.append(nn.GroupNorm(1, channels))
-            layers.append(nn.ReLU(inplace=True))
+            if convolution.pooled:
+                layers.append(_Pool(3, 2, 1))
+                height, width = -(-height // 2), -(-width // 2)
+            layers += [ResidualBlock(channels, config.normalize) for _ in range(convolution.residual_blocks)]
+            if not convolution.residual_blocks or convolution is architecture.convolutions[-1]:
+                layers += _activation(channels, config.normalize)
         self.convolutions = nn.Sequential(*layers)
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         features, layers = channels * height * width, []

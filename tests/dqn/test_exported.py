@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,20 @@ from dqn.evaluation import Evaluation, Protocol
 from dqn.exported import Exported, model_card, network_weights, plain_weights, recipe_to_play
 from dqn.networks import QNetwork
 
+
+class AddedToItsInput(nn.Sequential):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        added: torch.Tensor = super().forward(features)
+        return features + added
+
+
+def made(kind: str, options: dict[str, Any]) -> nn.Module:
+    if kind == "ResidualBlock":
+        return AddedToItsInput(*(made(*layer) for layer in options["layers"]))
+    layer: nn.Module = getattr(nn, kind)(**options)
+    return layer
+
+
 NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)
 ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
 
@@ -26,7 +40,7 @@ def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, no
     config = make_config("fast", fields)
     original = QNetwork(config, 4)
     how = json.loads(json.dumps(recipe_to_play(Facts(config, ACTIONS), original)))
-    rebuilt = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how["layers"]))
+    rebuilt = nn.Sequential(*(made(*layer) for layer in how["layers"]))
     plain = plain_weights(original.state_dict(), how["layers"])
     rebuilt.load_state_dict(plain)
     states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *original.state_shape), dtype=np.uint8))

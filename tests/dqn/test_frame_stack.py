@@ -85,7 +85,7 @@ def test_lanes_show_the_frames_of_the_motion_tracer_stacked_and_are_restored() -
     restored.close()
 
 
-@pytest.mark.parametrize("name", ["nature", "nips", "small"])
+@pytest.mark.parametrize("name", ["nature", "nips", "small", "residual"])
 def test_the_first_convolution_takes_four_channels(name: str) -> None:
     network = QNetwork(CONFIG.model_copy(update={"network": name}), 3)
     states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 105, 80, 4), np.uint8))

@@ -10,7 +10,7 @@ from torch import nn
 
 from dqn import networks
 from dqn.config import make_config
-from dqn.networks import QNetwork, dropped_out, q_loss
+from dqn.networks import QNetwork, ResidualBlock, dropped_out, highest_of_neighbours, q_loss
 
 
 def build(actions: int = 3, preset: str = "fast", **overrides: Any) -> QNetwork:
@@ -74,9 +74,48 @@ def test_tutorial_weights_are_truncated_normals_and_biases_zero(tutorial: QNetwo
 
 
 def test_nature_network_has_the_layers_of_mnih_and_others() -> None:
-    network = build(6, normalize=False)
+    network = build(6, network="nature", normalize=False)
     shapes = [tuple(weight.shape) for name, weight in network.named_parameters() if name.endswith("weight")]
     assert shapes == [(32, 2, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 9 * 6), (6, 512)]
+
+
+def test_residual_network_is_two_sections_of_impala() -> None:
+    network = build(4, normalize=False)
+    shapes = [tuple(weight.shape) for name, weight in network.named_parameters() if name.endswith("weight")]
+    first, second = [(16, 2, 4, 4), *[(16, 16, 3, 3)] * 2], [(32, 16, 3, 3), *[(32, 32, 3, 3)] * 2]
+    assert shapes == [*first, *second, (256, 32 * 13 * 10), (4, 256)]
+    sizes, features = [], some_states(2).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        for layer in network.convolutions:
+            features = layer(features)
+            sizes.append(tuple(features.shape[2:]))
+    assert sizes == [(51, 39), (26, 20), (26, 20), (26, 20), (13, 10), (13, 10), (13, 10)]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_residual_block_adds_to_its_input(normalize: bool) -> None:
+    network = build(normalize=normalize)
+    block = next(layer for layer in network.convolutions if isinstance(layer, ResidualBlock))
+    features = torch.randn(2, 16, 5, 4, generator=torch.Generator().manual_seed(0))
+    kept, hidden = features.clone(), features
+    for convolution in (layer for layer in block if isinstance(layer, nn.Conv2d)):
+        if normalize:
+            hidden = nn.functional.layer_norm(hidden, hidden.shape[1:])
+        hidden = nn.functional.conv2d(hidden.relu(), convolution.weight, convolution.bias, padding=1)
+    with torch.no_grad():
+        torch.testing.assert_close(block(features), kept + hidden, rtol=1e-4, atol=1e-5)
+    assert torch.equal(features, kept)
+
+
+@pytest.mark.parametrize("size", [(51, 39), (26, 20), (3, 4)])
+def test_the_pool_of_a_gpu_is_the_pool_of_a_processor(size: tuple[int, int]) -> None:
+    draws = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 16, *size, generator=draws, requires_grad=True)
+    pooled, expected = highest_of_neighbours(features), nn.functional.max_pool2d(features, 3, 2, 1)
+    assert torch.equal(pooled, expected)
+    weights = torch.randn(pooled.shape, generator=draws)
+    gradients = [torch.autograd.grad((each * weights).sum(), features)[0] for each in (pooled, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_small_network_is_strided_3_by_3_with_a_million_parameters() -> None:
@@ -97,7 +136,7 @@ def test_normalization_stands_before_every_hidden_relu() -> None:
     network = build(normalize=True)
     layers = [layer for layer in network.modules() if not list(layer.children())]
     before = [layers[at - 1] for at, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
-    assert [type(layer) for layer in before] == [nn.GroupNorm] * 3 + [nn.LayerNorm]
+    assert [type(layer) for layer in before] == [nn.GroupNorm] * 5 + [nn.LayerNorm]
     assert all(layer.num_groups == 1 for layer in before if isinstance(layer, nn.GroupNorm))
     assert not any(isinstance(layer, nn.GroupNorm | nn.LayerNorm) for layer in build(normalize=False).modules())
 
@@ -120,7 +159,7 @@ def test_scaled_input_is_divided_by_255() -> None:
     torch.testing.assert_close(scaled * 255, plain, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("network", ["nature", "tutorial"])
+@pytest.mark.parametrize("network", ["nature", "residual", "tutorial"])
 def test_same_seed_same_weights_whatever_the_global_generator(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {name: replace(one, dense=(8,)) for name, one in networks._ARCHITECTURES.items()}
     monkeypatch.setattr(networks, "_ARCHITECTURES", small)  # for speed

@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["train", "--set", "lanes"], "write it as field=value"),
         (["train", "--set", "lanes=0"], "lanes is '0'"),
         (["train", "--set", "epsilon=2"], "a probability is at most 1"),
-        (["train", "--set", "network=resnet"], "'tutorial', 'nips', 'nature' or 'small'"),
+        (["train", "--set", "network=resnet"], "'tutorial', 'nips', 'nature', 'small' or 'residual'"),
         (["train", "--resume", "nothing"], "no run 'nothing'"),
         (["train", "--resume", "lastest"], "did you mean"),
         (["train", "--resume", "latest", "--set", "lanes=3"], "a resumed run keeps its lanes"),

@@ -62,9 +62,9 @@ def test_the_example_plays_with_the_files_as_the_agent_does(
     assert np.allclose(found, expected, atol=0.02 * spread), "as far as bfloat16 is the same"
 
 
-def test_the_example_has_twenty_lines_and_takes_nothing_from_this_package() -> None:
+def test_the_example_is_short_and_takes_nothing_from_this_package() -> None:
     lines = [line for line in EXAMPLE.read_text().splitlines()[1:] if line]
-    assert len(lines) <= 20
+    assert len(lines) <= 25
     assert {line.split()[1].partition(".")[0] for line in lines if line.startswith(("import ", "from "))} == {
         "json",
         "sys",
