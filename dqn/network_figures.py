@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,24 +18,33 @@ from dqn.networks import QNetwork
 
 def convolutions(network: QNetwork) -> list[nn.Conv2d]:
     """The convolutions of a network, in order."""
-    return [layer for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
+    return [layer for layer in network.convolutions.modules() if isinstance(layer, nn.Conv2d)]
 
 
 @torch.no_grad()
-def convolution_outputs(network: QNetwork, state: np.ndarray) -> list[np.ndarray]:
-    """What each convolution puts out for a state (105, 80, C) uint8, after its ReLU: (channels, height, width)."""
-    outputs: list[np.ndarray] = []
-    keep = [
-        layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output[0].float().cpu().numpy()))
-        for layer in network.convolutions
-        if isinstance(layer, nn.ReLU)
-    ]
+def convolution_outputs(network: QNetwork, state: np.ndarray) -> dict[int, np.ndarray]:
+    """What each convolution (from 1) puts out for a state (105, 80, C) uint8, after its ReLU: (channels, h, w).
+
+    One that only adds to its residual block's input has no ReLU, and is left out.
+    """
+    outputs: dict[int, np.ndarray] = {}
+    hooks, number = [], 0
+    for layer in network.convolutions.modules():
+        number += isinstance(layer, nn.Conv2d)
+        if isinstance(layer, nn.ReLU):
+            hooks.append(layer.register_forward_hook(partial(_keep, outputs, number)))
     try:
         network(torch.from_numpy(state[None]).to(next(network.parameters()).device))
     finally:
-        for hook in keep:
+        for hook in hooks:
             hook.remove()
     return outputs
+
+
+def _keep(
+    outputs: dict[int, np.ndarray], number: int, _layer: nn.Module, _inputs: object, output: torch.Tensor
+) -> None:
+    outputs[number] = output[0].float().cpu().numpy()
 
 
 def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: int, game: str) -> Figure:

@@ -234,7 +234,7 @@ def _network(about: Inspection, network: QNetwork, state: str | None, channel: i
         outputs = convolution_outputs(network, shown)
         pictures += [
             Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, about.game), _OUTPUTS)
-            for number, output in enumerate(outputs, 1)
+            for number, output in outputs.items()
         ]
     elif state:
         raise ValueError(f"the states of cycle {about.cycle} were pruned; leave out --state")

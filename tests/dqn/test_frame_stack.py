@@ -107,7 +107,7 @@ def test_pictures_of_stacked_frames() -> None:
     assert np.array_equal(frame, state[..., 0]) and np.array_equal(moved, motion(state))
     sweep_figure(experience, targets, moment, "Breakout", 0.99)
     network = QNetwork(CONFIG, 4)
-    outputs_figure(state, convolution_outputs(network, state)[0], 1, 3, "Breakout")
+    outputs_figure(state, convolution_outputs(network, state)[1], 1, 3, "Breakout")
     assert "frame t - 3" in weights_figure(network, 1, 3, "Breakout").get_suptitle()
     assert channel_names(2) == ["frame", "motion trace"]
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from dqn import networks
 from dqn.config import make_config
+from dqn.network_figures import convolution_outputs, convolutions
 from dqn.networks import QNetwork, ResidualBlock, dropped_out, highest_of_neighbours, q_loss
 
 
@@ -215,3 +216,22 @@ def test_loss_moves_the_actions_it_counts(kind: str, moved: list[bool]) -> None:
     q_values = torch.zeros(1, 2, requires_grad=True)
     q_loss(q_values, torch.ones(1, 2), torch.tensor([1]), kind).backward()
     assert q_values.grad is not None and (q_values.grad[0] != 0).tolist() == moved
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("nature", {1: (32, 25, 19), 2: (64, 11, 8), 3: (64, 9, 6)}),
+        # Of each block the last convolution is added to the block's input, and at the end a ReLU comes after that.
+        ("residual", {**dict.fromkeys((1, 2), (16, 26, 20)), **dict.fromkeys((4, 5, 6), (32, 13, 10))}),
+    ],
+)
+def test_outputs_are_known_by_the_number_of_their_convolution(
+    network: str, expected: dict[int, tuple[int, ...]]
+) -> None:
+    built = build(network=network)
+    outputs = convolution_outputs(built, some_states(1)[0].numpy())
+    assert {number: each.shape for number, each in outputs.items()} == expected
+    assert all(each.min() == 0 < each.max() for each in outputs.values())
+    channels = [layer.out_channels for layer in convolutions(built)]
+    assert all(channels[number - 1] == len(each) for number, each in outputs.items())

@@ -24,7 +24,8 @@ def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: St
     report = Path(inspect_run(run, state="1:2", channel=3))
     text = report.read_text()
     listed = {Path(file.path).name for file in run.tracking.client.list_artifacts(run.run_id, "inspection/00004")}
-    assert {"report.html", "highest-Q-value.png", "q-values.png", "outputs-3.png", "weights-2-3.png"} <= listed
+    assert {"report.html", "highest-Q-value.png", "q-values.png", "outputs-6.png", "weights-2-3.png"} <= listed
+    assert "outputs-3.png" not in listed, "the first block's last convolution has no ReLU"
     assert text.count("data:image/png;base64,") == len(listed) - 1
     assert "http://" not in text and "https://" not in text, "it opens offline"
 
@@ -35,7 +36,7 @@ def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: St
         ({"cycle": 99}, "nothing is stored of cycle 99 of run looked-at: it was pruned or never made; kept: "),
         ({"state": "5"}, "write it as STEP:LANE, with a step below 32 and a lane below 8"),
         ({"state": "32:0"}, "state is '32:0'"),
-        ({"channel": 32}, "convolution 2 has the input channels 0 to 31"),
+        ({"channel": 32}, "convolution 2 has the input channels 0 to 15"),
     ],
 )
 def test_what_is_not_there_is_told(run: StoredRun, options: dict[str, object], message: str) -> None:
