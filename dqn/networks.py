@@ -65,7 +65,10 @@ _ARCHITECTURES = {
     # Of IMPALA's network (Espeholt and others 2018) two sections in place of three, a residual block in each
     # in place of two, and at first a stride in place of a section's first pool.
     "residual": _Architecture(
-        (_Convolution(16, 4, 2, 0, True, 1), _Convolution(32, 3, 1, 1, True, 1)),
+        (
+            _Convolution(16, 4, 2, pooled=True, residual_blocks=1),
+            _Convolution(32, 3, 1, padding=1, pooled=True, residual_blocks=1),
+        ),
         (256,),
         same_padding=False,
         truncated_normal=0.0,
