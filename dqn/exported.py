@@ -40,18 +40,16 @@ class Exported:
     evaluation: Evaluation | None  # the one that speaks for it, if it was evaluated
 
 
-Layers = list[tuple[str, dict[str, Any]]]  # names and options, in order: of torch.nn, or a ResidualBlock
-
-
 def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
     """All that it takes to play without this package, ready for JSON.
 
-    `game` are the arguments of gymnasium.make, `layers` make a torch.nn.Sequential that takes states
-    (N, C, 105, 80) times `pixel_scale` and has the weights of `plain_weights`. A ResidualBlock is a
-    torch.nn.Sequential of its own layers that adds its input to what it computes.
+    `game` are the arguments of gymnasium.make. `layers` make a torch.nn.Sequential that has the weights of
+    `plain_weights` and takes states (N, C, 105, 80) times `pixel_scale`. `adds` has for each layer the number of the
+    one whose input is added to its output, or None.
     """
     config = facts.config
     native = config.game.startswith("ALE/")
+    layers, adds = _in_a_row(network)
     return {
         "game": {
             "id": f"ale_py:{config.game}",
@@ -68,48 +66,59 @@ def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
         "motion_threshold": int(MOTION_THRESHOLD),
         "trace_decay": TRACE_DECAY,
         "pixel_scale": 1 / 255 if config.scale_input else 1.0,
-        "layers": [_layer(layer) for layer in (*network.convolutions, nn.Flatten(), *network.dense)],
+        "layers": [_described(layer) for layer in layers],
+        "adds": adds,
         "epsilon": config.testing_epsilon,
     }
 
 
-def _layer(layer: nn.Module) -> tuple[str, dict[str, Any]]:
-    if isinstance(layer, ResidualBlock):
-        return ResidualBlock.__name__, {"layers": [_layer(each) for each in layer]}
+def _in_a_row(network: QNetwork) -> tuple[nn.Sequential, list[int | None]]:
+    """The layers of a network, those of residual blocks among them, and `adds` of `recipe_to_play`."""
+    layers: list[nn.Module] = []
+    adds: list[int | None] = []
+    for part in (*network.convolutions, nn.Flatten(), *network.dense):
+        inner = list(part) if isinstance(part, ResidualBlock) else [part]
+        adds += [None] * (len(inner) - 1) + [len(layers) if isinstance(part, ResidualBlock) else None]
+        layers += inner
+    return nn.Sequential(*layers), adds
+
+
+def _described(layer: nn.Module) -> tuple[str, dict[str, Any]]:
     kind = next(kind for kind in _OPTIONS if isinstance(layer, kind))
     return kind.__name__, {option: getattr(layer, option) for option in _OPTIONS[kind]}
 
 
-def plain_weights(weights: dict[str, Tensor], layers: Layers) -> dict[str, Tensor]:
-    """The weights of a QNetwork as those of torch.nn.Sequential, which flattens channel by channel, not by pixel."""
-    first, channels = _first_dense(layers)
-    plain = {}
-    for name, weight in weights.items():
-        part, number, rest = name.split(".", 2)
-        plain[f"{int(number) + first if part == 'dense' else number}.{rest}"] = weight
-    by_pixel = plain[f"{first}.weight"]
+_FLATTENED = "dense.0.weight"  # the weights behind the flattening
+
+
+def plain_weights(weights: dict[str, Tensor], network: QNetwork) -> dict[str, Tensor]:
+    """The weights of a QNetwork as those of torch.nn.Sequential, which flattens channel by channel, not by pixel.
+
+    Args:
+        weights: of any network that is built as `network` is.
+        network: whose layers they are for.
+    """
+    by_pixel, channels = weights[_FLATTENED], _flattened_channels(network)
     by_channel = by_pixel.reshape(len(by_pixel), -1, channels).transpose(1, 2).flatten(1)
-    return {**plain, f"{first}.weight": by_channel}
+    plain = {**weights, _FLATTENED: by_channel}
+    return {new: plain[name] for name, new in _plain_names(network).items()}
 
 
-def network_weights(plain: dict[str, Tensor], layers: Layers) -> dict[str, Tensor]:
+def network_weights(plain: dict[str, Tensor], network: QNetwork) -> dict[str, Tensor]:
     """The inverse of `plain_weights`."""
-    first, channels = _first_dense(layers)
-    by_channel = plain[f"{first}.weight"]
+    weights = {name: plain[new] for name, new in _plain_names(network).items()}
+    by_channel, channels = weights[_FLATTENED], _flattened_channels(network)
     by_pixel = by_channel.reshape(len(by_channel), channels, -1).transpose(1, 2).flatten(1)
-    plain = {**plain, f"{first}.weight": by_pixel}
-    weights = {}
-    for name, weight in plain.items():
-        number, rest = name.split(".", 1)
-        part = f"dense.{int(number) - first}" if int(number) >= first else f"convolutions.{number}"
-        weights[f"{part}.{rest}"] = weight
-    return weights
+    return {**weights, _FLATTENED: by_pixel}
 
 
-def _first_dense(layers: Layers) -> tuple[int, int]:
-    """Number of the layer after the flattening, and the channels that are flattened."""
-    channels = [options["out_channels"] for kind, options in layers if kind == nn.Conv2d.__name__]
-    return [kind for kind, _ in layers].index(nn.Flatten.__name__) + 1, channels[-1]
+def _plain_names(network: QNetwork) -> dict[str, str]:
+    """What the weights of a network are called when its layers are in a row."""
+    return dict(zip(network.state_dict(), _in_a_row(network)[0].state_dict(), strict=True))
+
+
+def _flattened_channels(network: QNetwork) -> int:
+    return [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
 _SCALE = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dqn.evaluation import Evaluation
-from dqn.exported import Exported, model_card, recipe_to_play
+from dqn.exported import Exported, model_card
 from dqn.networks import QNetwork
 from flows.agents import Agent
 from storage.evaluations import read_evaluation
@@ -40,7 +40,7 @@ def export_agent(agent: Agent, directory: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as unfinished:
         folder = Path(unfinished) / "agent"
         folder.mkdir()
-        _write(folder, exported, agent, model_card(exported))
+        write_export(folder, exported, model_card(exported))
         folder.rename(place)
     return directory
 
@@ -73,7 +73,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
         card = model_card(exported, champion_address(config.game))
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / FOLDER).mkdir()
-            _write(Path(folder) / FOLDER, exported, agent, card)
+            write_export(Path(folder) / FOLDER, exported, card)
             version = share(agent.run, exported, _plain_network(exported), Path(folder), card)
     mean, address = evaluation.summary()["mean"], f"models:/{version.name}/{version.version}"
     result = {"model": address, "mean": mean, "champion": True, "before": None}
@@ -101,10 +101,6 @@ def sharing_text(result: dict[str, Any]) -> str:
 
 def _exported(agent: Agent, evaluation: Evaluation | None) -> Exported:
     return Exported(agent.run.run_id, agent.run.name, agent.checkpoint, agent.facts, agent.weights, evaluation)
-
-
-def _write(folder: Path, exported: Exported, agent: Agent, card: str) -> None:
-    write_export(folder, exported, recipe_to_play(exported.facts, agent.learner.network), card)
 
 
 def _plain_network(exported: Exported) -> QNetwork:

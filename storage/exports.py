@@ -5,31 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 
+from dqn.checkpoint import Facts
 from dqn.evaluation import Evaluation
-from dqn.exported import Exported, network_weights, plain_weights
+from dqn.exported import Exported, network_weights, plain_weights, recipe_to_play
+from dqn.networks import QNetwork
 from storage.checkpoints import facts_as_json, facts_from_json
 from storage.errors import CorruptUnitError
 
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
-FORMAT = 2
+FORMAT = 3
 
 
-def write_export(directory: Path, exported: Exported, play: dict[str, Any], card: str) -> None:
-    """Write the files of an agent into `directory`; `play` is what others need to use the weights.
+def write_export(directory: Path, exported: Exported, card: str) -> None:
+    """Write the files of an agent into `directory`.
 
     Raises:
         OSError: a full disk, or any other failure to write.
     """
-    weights = safetensors.torch.save(plain_weights(exported.weights, play["layers"]))
+    network = _network(exported.facts)
+    weights = safetensors.torch.save(plain_weights(exported.weights, network))
     about = {
         "format": FORMAT,
         "game": exported.facts.config.game,
-        "play": play,
+        "play": recipe_to_play(exported.facts, network),
         "run": {"id": exported.run_id, "name": exported.run_name, "checkpoint": exported.checkpoint},
         "evaluation": exported.evaluation.as_dict() if exported.evaluation else None,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -54,12 +56,13 @@ def read_export(directory: Path) -> Exported:
         weights = (directory / WEIGHTS).read_bytes()
         if hashlib.sha256(weights).hexdigest() != about["weights_sha256"]:
             raise CorruptUnitError(f"{directory / WEIGHTS} is not what was exported: its SHA-256 differs")
+        facts = facts_from_json(about, path)
         return Exported(
             run_id=str(about["run"]["id"]),
             run_name=str(about["run"]["name"]),
             checkpoint=str(about["run"]["checkpoint"]),
-            facts=facts_from_json(about, path),
-            weights=network_weights(safetensors.torch.load(weights), about["play"]["layers"]),
+            facts=facts,
+            weights=network_weights(safetensors.torch.load(weights), _network(facts)),
             evaluation=Evaluation.from_dict(about["evaluation"]) if about["evaluation"] else None,
         )
     except (
@@ -73,3 +76,7 @@ def read_export(directory: Path) -> Exported:
         SafetensorError,
     ) as error:
         raise CorruptUnitError(f"{directory} is not an agent of this version: {error}") from None
+
+
+def _network(facts: Facts) -> QNetwork:
+    return QNetwork(facts.config, len(facts.action_names))

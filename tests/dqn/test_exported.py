@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,20 +15,6 @@ from dqn.evaluation import Evaluation, Protocol
 from dqn.exported import Exported, model_card, network_weights, plain_weights, recipe_to_play
 from dqn.networks import QNetwork
 
-
-class AddedToItsInput(nn.Sequential):
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        added: torch.Tensor = super().forward(features)
-        return features + added
-
-
-def made(kind: str, options: dict[str, Any]) -> nn.Module:
-    if kind == "ResidualBlock":
-        return AddedToItsInput(*(made(*layer) for layer in options["layers"]))
-    layer: nn.Module = getattr(nn, kind)(**options)
-    return layer
-
-
 NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)
 ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
 
@@ -40,15 +26,17 @@ def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, no
     config = make_config("fast", fields)
     original = QNetwork(config, 4)
     how = json.loads(json.dumps(recipe_to_play(Facts(config, ACTIONS), original)))
-    rebuilt = nn.Sequential(*(made(*layer) for layer in how["layers"]))
-    plain = plain_weights(original.state_dict(), how["layers"])
+    rebuilt = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how["layers"]))
+    plain = plain_weights(original.state_dict(), original)
     rebuilt.load_state_dict(plain)
     states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *original.state_shape), dtype=np.uint8))
     with torch.no_grad():
-        q_values = rebuilt(states.permute(0, 3, 1, 2).float() * how["pixel_scale"])
+        outputs = [states.permute(0, 3, 1, 2).float() * how["pixel_scale"]]
+        for layer, added in zip(rebuilt, how["adds"], strict=True):
+            outputs.append(layer(outputs[-1]) + (0 if added is None else outputs[added]))
         expected = original(states)
-    assert torch.allclose(q_values, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    back = network_weights(plain, how["layers"])
+    assert torch.allclose(outputs[-1], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    back = network_weights(plain, original)
     assert back.keys() == original.state_dict().keys()
     assert all(torch.equal(back[name], weight) for name, weight in original.state_dict().items())
 
