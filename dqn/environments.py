@@ -15,6 +15,7 @@ from typing import Any
 import ale_py
 import gymnasium
 import numpy as np
+from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from dqn.config import TrainConfig, nearest
@@ -318,6 +319,8 @@ class _Games(ABC):
 class _NativeGames(_Games):
     """ale-py's own vectorization: threads without Python, frames made small in C++."""
 
+    env: AtariVectorEnv
+
     def __init__(self, game: str, lanes: int, frames_limit: int, threads: int, full_action_set: bool) -> None:
         self.env = _make_native(
             game,
@@ -334,7 +337,7 @@ class _NativeGames(_Games):
         options = {"reset_mask": mask} if self._started else None
         assert self._started or mask.all()
         self._started = True
-        observations, info = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        observations, info = self.env.reset(seed=seeds, options=options)
         return self.frames(observations), np.array(info["lives"])
 
     def frames(self, observations: np.ndarray) -> np.ndarray:
@@ -343,6 +346,8 @@ class _NativeGames(_Games):
 
 class _GymnasiumGames(_Games):
     """Gymnasium's ordinary vectorization, for games whose frame skip is drawn at random."""
+
+    env: SyncVectorEnv[Any, Any]
 
     def __init__(self, game: str, lanes: int, frames_limit: int, full_action_set: bool) -> None:
         options = {"max_num_frames_per_episode": frames_limit, "full_action_space": full_action_set}
@@ -356,7 +361,7 @@ class _GymnasiumGames(_Games):
         all_seeds: list[int | None] = [None] * len(mask)
         for lane, seed in zip(np.flatnonzero(mask), seeds, strict=True):
             all_seeds[lane] = int(seed) if seed >= 0 else None
-        observations, info = self.env.reset(seed=all_seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
+        observations, info = self.env.reset(seed=all_seeds, options={"reset_mask": mask})
         return self.frames(observations), np.array(info["lives"])
 
     def frames(self, observations: np.ndarray) -> np.ndarray:

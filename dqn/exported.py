@@ -40,6 +40,11 @@ class Exported:
     evaluation: Evaluation | None  # the one that speaks for it, if it was evaluated
 
 
+def untrained_network(facts: Facts) -> QNetwork:
+    """A network that is built as an agent's is."""
+    return QNetwork(facts.config, len(facts.action_names))
+
+
 def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
     """All that it takes to play without this package, ready for JSON.
 

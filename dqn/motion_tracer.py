@@ -99,7 +99,7 @@ def channel_names(channels: int) -> list[str]:
 
 
 @njit(cache=True, nogil=True)
-def _advance(frames, last, age, states):  # type: ignore[no-untyped-def]
+def _advance(frames: np.ndarray, last: np.ndarray, age: np.ndarray, states: np.ndarray) -> None:
     # Two loops, since the first one is then done on many pixels at once.
     for pixel in range(frames.size):
         before, after = last[pixel], frames[pixel]

@@ -115,7 +115,20 @@ _NONE = np.zeros(0, np.uint16)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _adam(gradients, copies, weights, averages, squares, scale, l2, beta, beta_squares, size, root, epsilon):  # type: ignore[no-untyped-def]
+def _adam(
+    gradients: np.ndarray,
+    copies: np.ndarray,
+    weights: np.ndarray,
+    averages: np.ndarray,
+    squares: np.ndarray,
+    scale: np.float32,
+    l2: np.float32,
+    beta: np.float32,
+    beta_squares: np.float32,
+    size: np.float32,
+    root: np.float32,
+    epsilon: np.float32,
+) -> None:
     rest, rest_squares = np.float32(1) - beta, np.float32(1) - beta_squares
     values = np.empty(_BLOCK, np.float32)
     for start in range(0, weights.size, _BLOCK):
@@ -132,7 +145,17 @@ def _adam(gradients, copies, weights, averages, squares, scale, l2, beta, beta_s
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _rmsprop(gradients, copies, weights, mean_squares, scale, l2, decay, size, epsilon):  # type: ignore[no-untyped-def]
+def _rmsprop(
+    gradients: np.ndarray,
+    copies: np.ndarray,
+    weights: np.ndarray,
+    mean_squares: np.ndarray,
+    scale: np.float32,
+    l2: np.float32,
+    decay: np.float32,
+    size: np.float32,
+    epsilon: np.float32,
+) -> None:
     rest = np.float32(1) - decay
     values = np.empty(_BLOCK, np.float32)
     for start in range(0, weights.size, _BLOCK):
@@ -148,14 +171,14 @@ def _rmsprop(gradients, copies, weights, mean_squares, scale, l2, decay, size, e
 
 
 @njit(cache=True, nogil=True)
-def _widen(bits, wide):  # type: ignore[no-untyped-def]
+def _widen(bits: np.ndarray, wide: np.ndarray) -> None:
     shift = np.uint32(32 - 8 * bits.itemsize)
     for at in range(bits.size):
         wide[at] = np.uint32(bits[at]) << shift
 
 
 @njit(cache=True, nogil=True)
-def _narrow(bits, narrow):  # type: ignore[no-untyped-def]
+def _narrow(bits: np.ndarray, narrow: np.ndarray) -> None:
     # To the nearest bfloat16, and to the even one of two that are equally near.
     for at in range(narrow.size):
         value = bits[at]

@@ -125,22 +125,22 @@ def _plain_sweep(experience: Experience, rule: SweepRule) -> Targets:
 
 
 @njit(cache=True, nogil=True)
-def _sweep(  # type: ignore[no-untyped-def]
-    q_values,
-    bootstrap,
-    actions,
-    rewards,
-    life_lost,
-    terminated,
-    truncated,
-    reward_clip,
-    discount,
-    trace_decay,
-    replaces,
-    cuts,
-    targets,
-    errors,
-):
+def _sweep(
+    q_values: np.ndarray,
+    bootstrap: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    life_lost: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    reward_clip: float,
+    discount: float,
+    trace_decay: float,
+    replaces: bool,
+    cuts: bool,
+    targets: np.ndarray,
+    errors: np.ndarray,
+) -> None:
     steps, lanes, action_count = q_values.shape
     next_values = np.empty(lanes)
     for lane in range(lanes):

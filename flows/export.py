@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dqn.evaluation import Evaluation
-from dqn.exported import Exported, model_card
+from dqn.exported import Exported, model_card, untrained_network
 from dqn.networks import QNetwork
 from flows.agents import Agent
 from storage.evaluations import read_evaluation
@@ -104,7 +104,7 @@ def _exported(agent: Agent, evaluation: Evaluation | None) -> Exported:
 
 
 def _plain_network(exported: Exported) -> QNetwork:
-    network = QNetwork(exported.facts.config, len(exported.facts.action_names))
+    network = untrained_network(exported.facts)
     network.load_state_dict(exported.weights)
     return network.eval()
 

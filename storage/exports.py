@@ -9,10 +9,8 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError
 
-from dqn.checkpoint import Facts
 from dqn.evaluation import Evaluation
-from dqn.exported import Exported, network_weights, plain_weights, recipe_to_play
-from dqn.networks import QNetwork
+from dqn.exported import Exported, network_weights, plain_weights, recipe_to_play, untrained_network
 from storage.checkpoints import facts_as_json, facts_from_json
 from storage.errors import CorruptUnitError
 
@@ -26,7 +24,7 @@ def write_export(directory: Path, exported: Exported, card: str) -> None:
     Raises:
         OSError: a full disk, or any other failure to write.
     """
-    network = _network(exported.facts)
+    network = untrained_network(exported.facts)
     weights = safetensors.torch.save(plain_weights(exported.weights, network))
     about = {
         "format": FORMAT,
@@ -62,7 +60,7 @@ def read_export(directory: Path) -> Exported:
             run_name=str(about["run"]["name"]),
             checkpoint=str(about["run"]["checkpoint"]),
             facts=facts,
-            weights=network_weights(safetensors.torch.load(weights), _network(facts)),
+            weights=network_weights(safetensors.torch.load(weights), untrained_network(facts)),
             evaluation=Evaluation.from_dict(about["evaluation"]) if about["evaluation"] else None,
         )
     except (
@@ -76,7 +74,3 @@ def read_export(directory: Path) -> Exported:
         SafetensorError,
     ) as error:
         raise CorruptUnitError(f"{directory} is not an agent of this version: {error}") from None
-
-
-def _network(facts: Facts) -> QNetwork:
-    return QNetwork(facts.config, len(facts.action_names))
