@@ -8,6 +8,7 @@ creation of a run to its last checkpoint, without pauses; the command takes some
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -97,8 +98,14 @@ def run_study(run: str, study: Study, record: dict[str, Any]) -> None:
 
 
 def dqn(*arguments: str) -> str:
-    """Run the command `dqn`; what it printed. Its progress goes on to the terminal."""
-    done = subprocess.run([*DQN, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    """Run the command `dqn`; what it printed. Its progress, and why it failed, go on to the terminal.
+
+    Raises:
+        SystemExit: the command failed, with its status.
+    """
+    done = subprocess.run([*DQN, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
     return done.stdout
 
 
@@ -132,21 +139,22 @@ def table(results: dict[str, Any]) -> Iterator[str]:
 
 
 def draw(results: dict[str, Any]) -> None:
-    """Training scores against states and against minutes, a picture for each game."""
-    for game in {record["game"] for record in results.values()}:
-        figure = new_figure(10, 4.6, f"{game_title(game)}: mean score of the last 100 training episodes")
+    """Training scores against states and against minutes, a picture for each game, whatever its version."""
+    for title in {game_title(record["game"]) for record in results.values()}:
+        runs = {name: record["curves"] for name, record in results.items() if game_title(record["game"]) == title}
+        figure = new_figure(10, 4.6, f"{title}: mean score of the last 100 training episodes")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, along in zip(panels, ("states", "minutes"), strict=True):
-            for color, (name, record) in zip(RUN_COLORS, results.items(), strict=False):
-                if record["game"] == game:
-                    axes.plot(record["curves"][along], record["curves"]["score"], color=color, lw=1.8, label=name)
+            for color, (name, columns) in zip(itertools.cycle(RUN_COLORS), runs.items(), strict=False):
+                axes.plot(columns[along], columns["score"], color=color, lw=1.8, label=name)
             axes.set_xlabel("states played" if along == "states" else "minutes of work")
             axes.set_xlim(left=0)
         panels[0].set_ylabel("score [points]")
-        panels[0].set_ylim(bottom=0)
+        if all(min(columns["score"]) >= 0 for columns in runs.values()):
+            panels[0].set_ylim(bottom=0)
         panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
         panels[0].legend(frameon=False, fontsize=9, loc="upper left")
-        figure.savefig(PAGE.parent / f"learning-{game_title(game).lower()}.png", dpi=100)
+        figure.savefig(PAGE.parent / f"learning-{title.lower()}.png", dpi=100)
 
 
 if __name__ == "__main__":
