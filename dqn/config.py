@@ -39,6 +39,9 @@ class TrainConfig(BaseModel):
     noop_max: int = Field(
         0, ge=0, le=255, description="Episodes start with 0 to so many random no-op actions, in evaluation, too."
     )
+    midgame_lanes: int = Field(
+        0, ge=0, description="The last so many lanes start every 16 cycles in mid-game, in states that others were in."
+    )
     full_action_set: bool = Field(False, description="All 18 actions of the console, not only those the game knows.")
 
     frame_stack: bool = Field(
@@ -192,6 +195,8 @@ class TrainConfig(BaseModel):
         if self.lane_groups > self.lanes // self.shards:
             there = f"there are only {self.lanes} lanes" + (f" in {self.shards} shards" if self.shards > 1 else "")
             raise ValueError(f"lane_groups is {self.lane_groups}; {there}")
+        if self.midgame_lanes >= self.lanes:
+            raise ValueError(f"midgame_lanes is {self.midgame_lanes}; it must stay below lanes, which is {self.lanes}")
         return self
 
     @property
@@ -214,10 +219,11 @@ class TrainConfig(BaseModel):
         return slice(shard * self.lanes // self.shards, (shard + 1) * self.lanes // self.shards)
 
     def groups(self, shard: int = 0) -> list[slice]:
-        """The lanes of each group of a shard, all groups but the last of the same size."""
-        lanes = self.shard_lanes(shard)
+        """The lanes of each group of a shard, of one size as far as they go; `midgame_lanes` are in their own."""
+        lanes, first = self.shard_lanes(shard), self.lanes - self.midgame_lanes
         size = -(-(lanes.stop - lanes.start) // max(1, self.lane_groups))
-        return [slice(start, min(start + size, lanes.stop)) for start in range(lanes.start, lanes.stop, size)]
+        parts = range(lanes.start, min(first, lanes.stop)), range(max(first, lanes.start), lanes.stop)
+        return [slice(start, min(start + size, part.stop)) for part in parts for start in part[::size]]
 
     def group_numbers(self, shard: int) -> range:
         """The numbers of a shard's groups among those of all shards, which keys of random draws have."""

@@ -103,7 +103,7 @@ class Lanes:
         self._seeded_steps = np.zeros(len(histories), np.int64)
         self._noop_max = noop_max
         self._noops_left = np.zeros(len(histories), np.int64)
-        self._restore(histories, stopped or Event())
+        self.restore(histories, stopped)
 
     @classmethod
     def of(
@@ -173,25 +173,30 @@ class Lanes:
         self._games.env.close()
         del self._games  # ale-py ends its threads when nothing holds its games any more
 
-    def _restore(self, histories: list[LaneHistory], stopped: Event) -> None:
-        """Play every lane's history again. Shorter ones begin later, so that all arrive together."""
+    def restore(self, histories: list[LaneHistory], stopped: Event | None = None) -> None:
+        """Bring every lane to where its history leads, or not so far if `stopped`.
+
+        All are played again, shorter ones beginning later, so that they arrive together.
+        """
         lengths = np.array([len(history.actions) for history in histories])
         seeded = np.array([history.seeded_episode for history in histories])
         longest = int(lengths.max())
         script = np.zeros((longest, len(histories)), np.int64)
+        self._seeded_steps[:] = 0
         for lane, history in enumerate(histories):
             script[longest - lengths[lane] :, lane] = history.actions
         for done in range(longest + 1):
-            if stopped.is_set():
+            if stopped is not None and stopped.is_set():
                 return
             begins = lengths == longest - done
             if done == 0 or begins.any():
                 self._episodes = np.where(begins, seeded, self._episodes)
                 self._reset(np.ones_like(begins) if done == 0 else begins, begins)
-                self._noops_left[begins] = noop_starts(self._seed, seeded[begins], self._noop_max)
             if done < longest:
                 self.step(script[done])
-        assert self._episodes.tolist() == [history.episode for history in histories]
+        self._episodes = np.array([history.episode for history in histories])
+        played = np.array([history.steps for history in histories])
+        self._noops_left = noop_starts(self._seed, self._episodes, self._noop_max) - played
 
     def _reset(self, mask: np.ndarray, seeded: np.ndarray) -> None:
         """Begin an episode in the lanes of `mask`, those of `seeded` with the seed of that episode."""

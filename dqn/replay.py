@@ -69,6 +69,18 @@ def reestimated(experience: Experience, steps: int, estimate: Callable[[np.ndarr
     return replace(experience, q_values=q_values)
 
 
+def cut_at_starts(experience: Experience) -> Experience:
+    """`experience` of several cycles with lanes cut off where they went on in mid-game, between two of the cycles.
+
+    What stands there is bootstrapped from, as at a time limit: the next row is another episode, although this one did
+    not end.
+    """
+    ended = experience.life_lost | experience.terminated | experience.truncated
+    truncated = experience.truncated.copy()
+    truncated[:-1] |= (experience.episode[1:] != experience.episode[:-1]) & ~ended[:-1]
+    return replace(experience, truncated=truncated)
+
+
 def shuffled_batches(states: int, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
     """Batches of indices below `states` without end: each epoch shuffled anew, its ragged rest left out."""
     batch_size = min(batch_size, states)

@@ -11,7 +11,8 @@ from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
 from dqn.data_parallel import Processes
-from dqn.environments import Lanes, open_lanes
+from dqn.environments import Lanes, closed_on_failure, open_lanes
+from dqn.episodes import starts_in_midgame
 from dqn.experience import Experience, Targets
 from dqn.hardware import prepare
 from dqn.optimization import Learner
@@ -74,7 +75,13 @@ def take_lanes(unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes
             _take(what, "")
     kind = f"experience-{shard}" if checkpoint.config.shards > 1 else "experience"
     groups: list[Lanes] | None = _take(_lanes(kind), unit.inputs.get(kind, ""))
-    return groups or open_lanes(checkpoint.config, checkpoint.histories, shard)
+    config, histories = checkpoint.config, checkpoint.histories
+    if groups and starts_in_midgame(config, unit.cycle):
+        with closed_on_failure(groups):
+            for lanes, where in zip(groups, config.groups(shard), strict=True):
+                if where.start >= config.lanes - config.midgame_lanes:
+                    lanes.restore(histories[where])
+    return groups or open_lanes(config, histories, shard)
 
 
 def keep_played(unit: Unit, groups: list[Lanes], experience: Experience) -> None:

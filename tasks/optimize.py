@@ -11,10 +11,10 @@ from prefect.cache_policies import NO_CACHE
 
 import dqn.optimization
 from dqn.checkpoint import Checkpoint, Counters, learner_tensors
-from dqn.episodes import follow
+from dqn.episodes import follow, midgame_starts
 from dqn.experience import Experience
 from dqn.optimization import Learner, OptimizationResult
-from dqn.replay import ReplayMemory, reestimated
+from dqn.replay import ReplayMemory, cut_at_starts, reestimated
 from dqn.statistics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
 from dqn.sweep import SweepRule, backward_sweep
 from storage.checkpoints import write_checkpoint
@@ -94,7 +94,7 @@ def replay_of(cycles: list[list[Unit]], learner: Learner) -> tuple[Experience, R
     let_go_of_experience()
     directories = [[unit.directory for unit in shards] for shards in cycles]
     played = read_experiences(directories[-1:], with_states=False)
-    experience = read_experiences(directories)
+    experience = cut_at_starts(read_experiences(directories))
     experience = reestimated(experience, experience.steps - played.steps, learner.estimate)
     return played, ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(learner.config)))
 
@@ -116,6 +116,7 @@ def next_checkpoint(
     """The checkpoint one cycle after `before`."""
     counters = before.facts.counters
     histories, finished = follow(before.histories, experience, counters.states)
+    histories = midgame_starts(histories, before.config, counters.cycle + 1)
     _, recent_scores = score_metrics(before.facts.recent_scores, finished)
     counters = Counters(
         cycle=counters.cycle + 1,

@@ -100,6 +100,8 @@ def test_unknown_preset_is_answered_with_the_known_ones() -> None:
         ("seed", 2**63),
         ("episode_frames_limit", 7),
         ("noop_max", -1),
+        ("midgame_lanes", -1),
+        ("midgame_lanes", 64),
         ("replay_states", 0),
         ("replay_cycles", 0),
         ("replay_fraction", "0:1:100"),

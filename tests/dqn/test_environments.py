@@ -253,6 +253,34 @@ def test_states_advance_frame_by_frame_with_their_trace(open_lanes: Callable[...
     assert [getattr(outcome, name).dtype for name in ("life_lost", "terminated", "truncated")] == [bool] * 3
 
 
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_lanes_that_have_played_are_restored_like_new_ones_and_go_on_where_another_lane_was(
+    game: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
+) -> None:
+    seeded_after(150)
+    sources = open_lanes(game, 2, noop_max=30, frames_limit=400)
+    experience = play_at_random(sources, 140, 0)
+    # The second one is in the no-ops of its own episode there; a source's episodes may have ended on the way.
+    starts = [
+        LaneHistory(20, 1, experience.actions[:90, 1], float("nan"), 90),
+        LaneHistory(21, 0, experience.actions[:3, 0], float("nan"), 3),
+    ]
+    moved = open_lanes(game, 2, noop_max=30, frames_limit=400)
+    play_at_random(moved, 200, 0)
+    moved.restore(starts)
+    assert np.array_equal(moved.states[0], experience.states[90, 1])
+    assert np.array_equal(moved.states[1], experience.states[3, 0])
+    assert moved.with_noops(np.full(2, 2)).tolist() == [2, 0] and noop_starts(SEED, np.array([21]), 30) > 3
+    assert_same_future(moved, open_lanes(game, starts, noop_max=30, frames_limit=400), 60)
+
+    moved.restore(starts)
+    more = play_at_random(moved, 100, 0)
+    histories, _ = follow(starts, more, 0)
+    restored = open_lanes(game, histories, noop_max=30, frames_limit=400)
+    assert restored.with_noops(np.full(2, 2)).tolist() == moved.with_noops(np.full(2, 2)).tolist()
+    assert_same_future(moved, restored, 60)
+
+
 def test_threads_change_nothing(open_lanes: Callable[..., Lanes]) -> None:
     assert_same_future(open_lanes("ALE/Breakout-v5", 3, threads=1), open_lanes("ALE/Breakout-v5", 3, threads=8), 30)
 

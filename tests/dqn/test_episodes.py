@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dqn.episodes import FinishedEpisode, LaneHistory, first_histories, follow
+from dqn.config import make_config
+from dqn.episodes import FinishedEpisode, LaneHistory, first_histories, follow, midgame_starts
 from dqn.experience import Experience
 
 
@@ -145,3 +146,36 @@ def test_cycles_of_any_length_carry_the_same(seeded_after: Callable[[int], None]
             finished += ended
         assert plain(histories) == plain(expected[0]) and finished == expected[1]
     assert len(expected[1]) > 5
+
+
+def test_the_last_lanes_start_where_one_of_the_others_was() -> None:
+    config = make_config("fast", {"lanes": 64, "midgame_lanes": 40})
+    draws = np.random.default_rng(0)
+    before = [
+        LaneHistory(64 * lane + lane, lane, draws.integers(4, size=length).astype(np.uint8), 2.0, 9)
+        for lane, length in enumerate([0, *[3_000] * 63])
+    ]
+    after = midgame_starts(before, config, 32)
+    assert after[:24] == before[:24]
+    for old, new in zip(before[24:], after[24:], strict=True):
+        assert new.episode == old.episode + 64 and np.isnan(new.score) and new.steps == len(new.actions)
+        source = before[new.seeded_episode]
+        assert new.seeded_episode < 24 and np.array_equal(new.actions, source.actions[: new.steps])
+    steps, sources = {one.steps for one in after[24:]}, {one.seeded_episode for one in after[24:]}
+    assert max(steps) <= 1_000 and len(steps) > 30 and len(sources) > 10
+    other = midgame_starts(before, config, 48)
+    assert [one.steps for one in other[24:]] != [one.steps for one in after[24:]], "drawn anew each time"
+
+
+def test_nobody_starts_in_midgame_in_between_or_unasked() -> None:
+    before = first_histories(64)
+    assert midgame_starts(before, make_config("fast", {"midgame_lanes": 40}), 33) == before
+    assert midgame_starts(before, make_config("fast"), 32) == before
+
+
+def test_an_episode_that_started_in_midgame_has_no_score_but_the_next_one_has() -> None:
+    before = [LaneHistory(3, 0, np.array([1, 1], np.uint8), score=float("nan"), steps=2)]
+    played = table([[1]] * 4, [[5], [1], [2], [0]], terminated=[(1, 0), (2, 0)])
+    histories, finished = follow(before, played, 50)
+    assert finished == [FinishedEpisode(episode=4, states=53, score=2, steps=1)]
+    assert plain(histories) == [(5, 0, [1, 1, 1, 1, 1, 1], 0, 1)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import dqn.replay
 from dqn.experience import Experience, Targets
-from dqn.replay import ReplayMemory, balanced_batches, balanced_sizes, reestimated, shuffled_batches
+from dqn.replay import ReplayMemory, balanced_batches, balanced_sizes, cut_at_starts, reestimated, shuffled_batches
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,15 @@ def test_reestimated_experience_has_present_estimates_for_its_first_steps(monkey
     assert found.q_values[2, 1].tolist() == [5, 6, 7, 8] and (experience.q_values == -1).all()
     assert reestimated(experience, 1, estimate).q_values[:, 0, 3].tolist() == [3, -1, -1]
     assert np.shares_memory(found.states, experience.states)
+
+
+def test_lanes_are_cut_off_where_they_went_on_in_midgame() -> None:
+    experience = Experience.empty(4, 4, 3, with_states=False)
+    experience.episode[2:, 1:] = 7  # lane 0 plays on, 1 started in mid-game, 2 ended, 3 lost a life
+    experience.terminated[1, 2] = experience.life_lost[1, 3] = experience.truncated[0, 0] = True
+    cut = cut_at_starts(experience)
+    assert np.argwhere(cut.truncated).tolist() == [[0, 0], [1, 1]]
+    assert np.argwhere(experience.truncated).tolist() == [[0, 0]]
 
 
 def test_batch_holds_the_chosen_states_in_their_order() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
+import dqn.episodes
 from dqn.environments import action_names
 from flows.inspect import inspect_run
 from flows.parameters import requested_config
@@ -23,6 +25,7 @@ OPTIONS = {
     "network": "small",
     "frame_stack": True,
     "noop_max": 30,
+    "midgame_lanes": 2,
     "full_action_set": True,
     "reward_clip": 0,
     "rescale_values": True,
@@ -50,9 +53,12 @@ def trained(name: str, cycles: int, held: bool) -> tuple[StoredRun, str]:
     return run, reference.digest
 
 
-def test_all_options_at_once() -> None:
+def test_all_options_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dqn.episodes, "MIDGAME_CYCLES", 2)
     run, digest = trained("all-options", 3, held=True)
     assert digest == trained("all-options-torn", 3, held=False)[1]
+    after = run.checkpoint(run.unit("checkpoint", 2)).histories
+    assert [math.isnan(history.score) for history in after] == [False, False, True, True]
     found = verify_run(run, replay=True)
     assert found.problems == [] and found.frames == 2 * 160, "the first checkpoint was pruned"
     live.release()

@@ -129,3 +129,10 @@ def test_shards_are_all_lanes_in_order(lanes: int, shards: int, sizes: list[int]
     assert [lane for each in slices for lane in range(lanes)[each]] == list(range(lanes))
     numbers = [number for shard in range(shards) for number in config.group_numbers(shard)]
     assert numbers == list(range(len(numbers)))
+
+
+def test_lanes_that_start_in_midgame_are_in_groups_of_their_own() -> None:
+    config = requested_config("fast", {"lanes": 8, "shards": 2, "lane_groups": 2, "midgame_lanes": 3})
+    assert config.groups(0) == [slice(0, 2), slice(2, 4)]
+    assert config.groups(1) == [slice(4, 5), slice(5, 7), slice(7, 8)]
+    assert list(config.group_numbers(1)) == [2, 3, 4]
