@@ -218,9 +218,14 @@ class TrainConfig(BaseModel):
         """The lanes of a shard; the shards are all lanes in order."""
         return slice(shard * self.lanes // self.shards, (shard + 1) * self.lanes // self.shards)
 
+    @property
+    def first_midgame_lane(self) -> int:
+        """The first of the `midgame_lanes`; the lanes before it play every episode from its reset."""
+        return self.lanes - self.midgame_lanes
+
     def groups(self, shard: int = 0) -> list[slice]:
         """The lanes of each group of a shard, of one size as far as they go; `midgame_lanes` are in their own."""
-        lanes, first = self.shard_lanes(shard), self.lanes - self.midgame_lanes
+        lanes, first = self.shard_lanes(shard), self.first_midgame_lane
         size = -(-(lanes.stop - lanes.start) // max(1, self.lane_groups))
         parts = range(lanes.start, min(first, lanes.stop)), range(max(first, lanes.start), lanes.stop)
         return [slice(start, min(start + size, part.stop)) for part in parts for start in part[::size]]

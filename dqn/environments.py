@@ -103,7 +103,7 @@ class Lanes:
         self._seeded_steps = np.zeros(len(histories), np.int64)
         self._noop_max = noop_max
         self._noops_left = np.zeros(len(histories), np.int64)
-        self.restore(histories, stopped)
+        self.restore(histories, stopped or Event())
 
     @classmethod
     def of(
@@ -173,7 +173,7 @@ class Lanes:
         self._games.env.close()
         del self._games  # ale-py ends its threads when nothing holds its games any more
 
-    def restore(self, histories: list[LaneHistory], stopped: Event | None = None) -> None:
+    def restore(self, histories: list[LaneHistory], stopped: Event) -> None:
         """Bring every lane to where its history leads, or not so far if `stopped`.
 
         All are played again, shorter ones beginning later, so that they arrive together.
@@ -186,7 +186,7 @@ class Lanes:
         for lane, history in enumerate(histories):
             script[longest - lengths[lane] :, lane] = history.actions
         for done in range(longest + 1):
-            if stopped is not None and stopped.is_set():
+            if stopped.is_set():
                 return
             begins = lengths == longest - done
             if done == 0 or begins.any():
@@ -194,7 +194,10 @@ class Lanes:
                 self._reset(np.ones_like(begins) if done == 0 else begins, begins)
             if done < longest:
                 self.step(script[done])
-        self._episodes = np.array([history.episode for history in histories])
+        there = np.array([history.episode for history in histories])
+        own = (there - seeded) % self._lanes_in_all == 0  # else it started in mid-game, in numbers of another lane
+        assert np.array_equal(self._episodes[own], there[own])
+        self._episodes = there
         played = np.array([history.steps for history in histories])
         self._noops_left = noop_starts(self._seed, self._episodes, self._noop_max) - played
 
@@ -234,6 +237,23 @@ def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0
     with closed_on_failure(opened.values()):
         side_by_side([partial(open_group, number) for number in range(len(groups))], len(groups), torch_threads=1)
     return [opened[number] for number in range(len(groups))]
+
+
+def start_in_midgame(groups: list[Lanes], config: TrainConfig, histories: list[LaneHistory], shard: int) -> None:
+    """Bring those of a shard's groups that start in mid-game to where their new histories lead; close all if it fails.
+
+    Args:
+        groups: of the shard, by `open_lanes`.
+        config: of the run, resolved.
+        histories: of all lanes of the run.
+        shard: its number.
+    """
+    starting = [
+        each for each in zip(groups, config.groups(shard), strict=True) if each[1].start >= config.first_midgame_lane
+    ]
+    calls = [partial(lanes.restore, histories[where]) for lanes, where in starting]
+    with closed_on_failure(groups):
+        side_by_side(calls, max(1, len(calls)), torch_threads=1)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def midgame_starts(histories: list[LaneHistory], config: TrainConfig, cycle: int
     """
     if not starts_in_midgame(config, cycle):
         return histories
-    first, draws = config.lanes - config.midgame_lanes, generator(config.seed, "mid-game", cycle)
+    first, draws = config.first_midgame_lane, generator(config.seed, "mid-game", cycle)
     after = histories[:first]
     for history in histories[first:]:
         source = histories[draws.integers(first)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
 from dqn.data_parallel import Processes
-from dqn.environments import Lanes, closed_on_failure, open_lanes
+from dqn.environments import Lanes, open_lanes, start_in_midgame
 from dqn.episodes import starts_in_midgame
 from dqn.experience import Experience, Targets
 from dqn.hardware import prepare
@@ -77,10 +77,7 @@ def take_lanes(unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes
     groups: list[Lanes] | None = _take(_lanes(kind), unit.inputs.get(kind, ""))
     config, histories = checkpoint.config, checkpoint.histories
     if groups and starts_in_midgame(config, unit.cycle):
-        with closed_on_failure(groups):
-            for lanes, where in zip(groups, config.groups(shard), strict=True):
-                if where.start >= config.lanes - config.midgame_lanes:
-                    lanes.restore(histories[where])
+        start_in_midgame(groups, config, histories, shard)
     return groups or open_lanes(config, histories, shard)
 
 

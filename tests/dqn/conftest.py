@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from played import SEED
 
 import dqn.environments
 import dqn.episodes
+from dqn.environments import Lanes
+from dqn.episodes import LaneHistory, first_histories
 from dqn.replay import ReplayMemory
 
 
@@ -45,3 +48,18 @@ def seeded_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(dqn.episodes, "SEEDED_STEPS", steps)
 
     return set_steps
+
+
+@pytest.fixture
+def open_lanes() -> Iterator[Callable[..., Lanes]]:
+    """Opens lanes, and closes them when the test is over."""
+    opened = []
+
+    def open_them(game: str, histories: list[LaneHistory] | int, seed: int = SEED, **options: int) -> Lanes:
+        histories = first_histories(histories) if isinstance(histories, int) else histories
+        opened.append(Lanes(game, histories, seed, **options))
+        return opened[-1]
+
+    yield open_them
+    for lanes in opened:
+        lanes.close()

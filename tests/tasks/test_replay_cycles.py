@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dqn.episodes
 from dqn.checkpoint import restore_learner
 from dqn.environments import action_names
 from dqn.experience import Experience
@@ -86,6 +87,20 @@ def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None
     }
     one = backward_sweep(Experience(**tables), SweepRule.of(checkpoint.config))
     np.testing.assert_allclose(memory.q_values.numpy(), one.q_values.reshape(128, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_carried_from_where_a_lane_went_on_in_midgame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dqn.episodes, "MIDGAME_CYCLES", 1)
+    run = started("elsewhere", replay_cycles=2, midgame_lanes=2)
+    go_on(run, 1)
+    collect_episodes.fn(run.run_id, 2)
+    update_q_values.fn(run.run_id, 2)
+    checkpoint = run.checkpoint(run.unit("checkpoint", 1))
+    learner = restore_learner(checkpoint, prepare(checkpoint.config))
+    _, memory = replay_of([*older_cycles(run, 2), [run.unit("experience", 2)]], learner)
+    errors = memory.estimation_errors.reshape(32, 4)
+    assert (errors[15, 2:] == 0).all(), "the estimates stay, as at a time limit"
+    assert (errors[15, :2] > 0).all() and (errors[[14, 16], 2:] > 0).all()
 
 
 def test_a_cycle_that_is_gone_is_told_in_one_line() -> None:

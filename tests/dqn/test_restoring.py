@@ -1,0 +1,147 @@
+"""Lanes are brought to where their histories lead, and go on from there as if they had never been away."""
+
+from __future__ import annotations
+
+import signal
+import time
+import weakref
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from played import SEED, assert_same_future, play_at_random
+
+from dqn import environments
+from dqn.config import make_config
+from dqn.environments import Lanes
+from dqn.episodes import LaneHistory, first_histories, follow
+from dqn.randomness import noop_starts
+
+
+@pytest.mark.parametrize(
+    ("game", "frames_limit", "ends"),
+    [
+        ("ALE/Breakout-v5", 108_000, "terminated"),
+        ("ALE/Breakout-v5", 300, "truncated"),
+        ("Breakout-v0", 108_000, "terminated"),
+        ("Breakout-v0", 300, "truncated"),
+        ("ALE/Pong-v5", 400, "truncated"),
+    ],
+)
+def test_lanes_restored_after_several_cycles_have_the_same_state_and_future(
+    game: str, frames_limit: int, ends: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
+) -> None:
+    seeded_after(250)
+    histories, states, happened = first_histories(3), 0, 0
+    played = open_lanes(game, histories, frames_limit=frames_limit)
+    for cycle_steps in (130, 1, 170, *[60] * 10):
+        experience = play_at_random(played, cycle_steps, states)
+        histories, _ = follow(histories, experience, states)
+        states += experience.states_played
+        happened += int(getattr(experience, ends).sum())
+        # What makes this hard: ends, every lane seeded anew, and a later episode on an older seed.
+        seeded_anew = all(history.seeded_episode > lane for lane, history in enumerate(histories))
+        if happened >= 3 and seeded_anew and any(one.episode > one.seeded_episode for one in histories):
+            break
+    else:
+        pytest.fail("nothing hard to restore has happened")
+    restored = open_lanes(game, histories, frames_limit=frames_limit)
+    assert restored.episodes.tolist() == [history.episode for history in histories]
+    assert_same_future(played, restored, 120)
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_lanes_with_histories_of_different_length_arrive_together(game: str, open_lanes: Callable[..., Lanes]) -> None:
+    draws = np.random.default_rng(0)
+    histories = [
+        LaneHistory(lane, lane, draws.integers(4, size=length).astype(np.uint8))
+        for lane, length in enumerate((33, 0, 12))
+    ]
+    together = open_lanes(game, histories)
+    alone = [open_lanes(game, [history]) for history in histories]
+    for _ in range(30):
+        for lane, single in enumerate(alone):
+            assert np.array_equal(single.states[0], together.states[lane])
+        actions = draws.integers(4, size=3)
+        together.step(actions)
+        for lane, single in enumerate(alone):
+            single.step(actions[[lane]])
+
+
+def test_lane_that_begins_late_is_not_cut_off_by_what_ran_before_it(open_lanes: Callable[..., Lanes]) -> None:
+    # Until lane 1 begins, 50 steps after lane 0, it runs idle: just long enough to hit the time limit.
+    histories = [LaneHistory(2, 0, np.zeros(60, np.uint8)), LaneHistory(1, 1, np.zeros(10, np.uint8))]
+    lanes = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
+    cut_off = np.stack([lanes.step(np.zeros(2, np.int64)).truncated for _ in range(43)])
+    assert [np.flatnonzero(column).tolist() for column in cut_off.T] == [[41], [40]]
+
+
+def test_lanes_are_restored_between_a_time_limit_and_the_row_that_reports_it(
+    open_lanes: Callable[..., Lanes],
+) -> None:
+    histories = first_histories(2)
+    played = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
+    histories, finished = follow(histories, play_at_random(played, 50, 0), 0)
+    assert finished == []
+    restored = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
+    assert_same_future(played, restored, 0)
+    assert restored.step(np.zeros(2, np.int64)).truncated.all() and played.step(np.zeros(2, np.int64)).truncated.all()
+    assert_same_future(played, restored, 60)
+
+
+@pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
+def test_lanes_that_have_played_are_restored_like_new_ones_and_go_on_where_another_lane_was(
+    game: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
+) -> None:
+    seeded_after(150)
+    sources = open_lanes(game, 2, noop_max=30, frames_limit=400)
+    experience = play_at_random(sources, 140, 0)
+    # The second one is in the no-ops of its own episode there; a source's episodes may have ended on the way.
+    starts = [
+        LaneHistory(20, 1, experience.actions[:90, 1], float("nan"), 90),
+        LaneHistory(21, 0, experience.actions[:3, 0], float("nan"), 3),
+    ]
+    moved = open_lanes(game, 2, noop_max=30, frames_limit=400)
+    play_at_random(moved, 200, 0)
+    moved.restore(starts, Event())
+    assert np.array_equal(moved.states[0], experience.states[90, 1])
+    assert np.array_equal(moved.states[1], experience.states[3, 0])
+    assert moved.with_noops(np.full(2, 2)).tolist() == [2, 0] and noop_starts(SEED, np.array([21]), 30) > 3
+    assert_same_future(moved, open_lanes(game, starts, noop_max=30, frames_limit=400), 60)
+
+    moved.restore(starts, Event())
+    more = play_at_random(moved, 100, 0)
+    histories, _ = follow(starts, more, 0)
+    restored = open_lanes(game, histories, noop_max=30, frames_limit=400)
+    assert restored.with_noops(np.full(2, 2)).tolist() == moved.with_noops(np.full(2, 2)).tolist()
+    assert_same_future(moved, restored, 60)
+
+
+def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[weakref.ref[object]] = []
+
+    class Watched(environments._NativeGames):
+        def __init__(self, *options: Any) -> None:
+            super().__init__(*options)
+            opened.append(weakref.ref(self))
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environments, "_NativeGames", Watched)
+    config = make_config("fast", {"game": "ALE/Pong-v5", "lanes": 2, "lane_groups": 2, "threads": 2})
+    far = [LaneHistory(lane, lane, np.zeros(1_000_000, np.uint8)) for lane in range(2)]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    began = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 2)
+        with pytest.raises(KeyboardInterrupt):
+            environments.open_lanes(config, far)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 10
+    assert len(opened) == 2
+    assert [games() for games in opened] == [None, None]
