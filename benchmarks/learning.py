@@ -43,6 +43,8 @@ class Study(NamedTuple):
 BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
 STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
+    "half-hour": Study("--set learning_rate=5e-4:1e-5:1700000 --states 1700000", (0, 1, 2), BREAKOUT),
+    "long": Study("--set learning_rate=5e-4:1e-5:8600000 --states 8600000", (0,), BREAKOUT),
     "nature": Study("--set network=nature --set learning_rate=5e-4:1e-5:4500000 --states 4500000", (0,), BREAKOUT),
     "one-epoch": Study(
         "--set network=nature --set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 "
