@@ -20,11 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import EngFormatter
+from scipy import stats
 
 from benchmarks.report import HERE, machine, replace_table
 from dqn.curve_figures import RUN_COLORS
 from dqn.environments import game_title
+from dqn.evaluation import BOOTSTRAP_SAMPLES
 from dqn.figures import new_figure
+from dqn.human_scores import human_normalized
 from storage.runs import open_tracking
 
 PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "learning.json"
@@ -41,10 +44,18 @@ class Study(NamedTuple):
 
 
 BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
+OTHER_GAMES = {game.lower(): game for game in ("Pong", "SpaceInvaders", "Seaquest", "Qbert", "BeamRider", "Enduro")}
 STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
-    "half-hour": Study("--set learning_rate=5e-4:1e-5:1700000 --states 1700000", (0, 1, 2), BREAKOUT),
-    "long": Study("--set learning_rate=5e-4:1e-5:8600000 --states 8600000", (0,), BREAKOUT),
+    "half-hour": Study("--set learning_rate=5e-4:1e-5:1700000 --states 1700000", (0,), BREAKOUT),
+    "half-hour-one-epoch": Study(
+        "--set max_epochs=1 --set batch_size=128 --set learning_rate=5e-4:1e-5:2350000 --states 2350000", (0,), BREAKOUT
+    ),
+    "long": Study(
+        "--set max_epochs=1 --set batch_size=128 --set learning_rate=5e-4:1e-5:11400000 --states 11400000",
+        (0,),
+        BREAKOUT,
+    ),
     "nature": Study("--set network=nature --set learning_rate=5e-4:1e-5:4500000 --states 4500000", (0,), BREAKOUT),
     "one-epoch": Study(
         "--set network=nature --set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 "
@@ -53,10 +64,7 @@ STUDIES = {
         BREAKOUT,
     ),
     "tutorial": Study("--preset tutorial --states 1180000", (0,), ("--episodes 30",)),
-    **{
-        game.lower(): Study(f"--game ALE/{game}-v5", (0,), ("--episodes 30",))
-        for game in ("Pong", "SpaceInvaders", "Seaquest", "Qbert", "BeamRider", "Enduro")
-    },
+    **{name: Study(f"--game ALE/{game}-v5", (0,), ("--episodes 30",)) for name, game in OTHER_GAMES.items()},
 }
 
 
@@ -75,8 +83,7 @@ def main() -> None:
             record = results.setdefault(f"{name}-seed{seed}", {"study": name, "seed": seed, "machine": machine()})
             run_study(f"{name}-seed{seed}", study, record)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    replace_table(PAGE, "python -m benchmarks.learning", list(table(results)))
-    draw(results)
+    publish(results)
 
 
 def run_study(run: str, study: Study, record: dict[str, Any]) -> None:
@@ -125,8 +132,15 @@ def curves(run_id: str) -> dict[str, list[float]]:
     return {name: np.round(values, 3).tolist() for name, values in columns.items()}
 
 
+def publish(results: dict[str, Any]) -> None:
+    """Write the tables and draw the pictures."""
+    replace_table(PAGE, "python -m benchmarks.learning", list(table(results)))
+    replace_table(PAGE, "python -m benchmarks.learning, seeds and games together", list(summary(results)))
+    draw(results)
+
+
 def table(results: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table."""
+    """A line for each evaluation."""
     yield "| command | states | minutes | evaluation | mean score (95 % interval) | sd | max | human-normalized |"
     yield "|---|---|---|---|---|---|---|---|"
     for record in results.values():
@@ -140,19 +154,67 @@ def table(results: dict[str, Any]) -> Iterator[str]:
             )
 
 
+def summary(results: dict[str, Any]) -> Iterator[str]:
+    """A line for each protocol of a study with several seeds, and one for `fast` on all games that it was tried on."""
+    yield "| what | evaluation | mean | interquartile mean of the episodes (95 % interval) |"
+    yield "|---|---|---|---|"
+    for name, study in STUDIES.items():
+        seeds = [record for record in results.values() if record["study"] == name]
+        for found in zip(*(record["evaluations"] for record in seeds), strict=True) if len(seeds) > 1 else ():
+            command = f"dqn train {study.train}".strip()
+            episodes = f"{found[0]['episodes']} of {found[0]['game']} for each seed"
+            yield _summary_line(f"`{command}`, {len(seeds)} seeds", episodes, [each["scores"] for each in found])
+    games = [results[run]["evaluations"][0] for name in ("fast", *OTHER_GAMES) if (run := f"{name}-seed0") in results]
+    scores = [[human_normalized(found["game"], score) for score in found["scores"]] for found in games]
+    names = ", ".join(game_title(found["game"]) for found in games)
+    yield _summary_line(f"`dqn train` on {names}, seed 0, human-normalized", "as above", scores)
+
+
+def _summary_line(what: str, episodes: str, scores: list[list[float]]) -> str:
+    middle, low, high = interquartile_mean(list(map(np.array, scores)))
+    mean = np.mean([np.mean(each) for each in scores])
+    return f"| {what} | {episodes} | {mean:.4g} | {middle:.4g} ({low:.4g} to {high:.4g}) |"
+
+
+def interquartile_mean(strata: list[np.ndarray]) -> tuple[float, float, float]:
+    """Mean of the middle half of all scores, each seed or game with the same weight, and its 95 % bootstrap interval.
+
+    Source: Agarwal and others 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice; the
+    bootstrap draws within each stratum. Here scores are those of episodes.
+    """
+    size = int(np.lcm.reduce([len(scores) for scores in strata]))
+
+    def of_pool(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        pool = [np.repeat(scores, size // scores.shape[axis], axis) for scores in samples]
+        middle: np.ndarray = stats.trim_mean(np.concatenate(pool, axis), 0.25, axis)
+        return middle
+
+    found = stats.bootstrap(strata, of_pool, n_resamples=BOOTSTRAP_SAMPLES, batch=500, method="percentile", rng=0)
+    return float(of_pool(*strata)), *map(float, found.confidence_interval)
+
+
 def draw(results: dict[str, Any]) -> None:
-    """Training scores against states and against minutes, a picture for each game, whatever its version."""
+    """Training scores against states and against minutes, and evaluations: a picture for each game, whatever version.
+
+    All seeds of a study have one colour.
+    """
     for title in {game_title(record["game"]) for record in results.values()}:
-        runs = {name: record["curves"] for name, record in results.items() if game_title(record["game"]) == title}
-        figure = new_figure(10, 4.6, f"{title}: mean score of the last 100 training episodes")
+        runs = [record for record in results.values() if game_title(record["game"]) == title]
+        colors = dict(zip(dict.fromkeys(run["study"] for run in runs), itertools.cycle(RUN_COLORS), strict=False))
+        figure = new_figure(10, 4.6, f"{title}: last 100 training episodes, and evaluations with 95 % intervals")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, along in zip(panels, ("states", "minutes"), strict=True):
-            for color, (name, columns) in zip(itertools.cycle(RUN_COLORS), runs.items(), strict=False):
-                axes.plot(columns[along], columns["score"], color=color, lw=1.8, label=name)
+            for run in runs:
+                color, found, x = colors[run["study"]], run["evaluations"][0], run["curves"][along]
+                axes.plot(x, run["curves"]["score"], color=color, lw=1.5)
+                reach = [[found["mean"] - found["mean_low"]], [found["mean_high"] - found["mean"]]]
+                axes.errorbar(x[-1], found["mean"], reach, color=color, marker="o", ms=5, capsize=3, lw=1.5)
             axes.set_xlabel("states played" if along == "states" else "minutes of work")
             axes.set_xlim(left=0)
-        panels[0].set_ylabel("score [points]")
-        if all(min(columns["score"]) >= 0 for columns in runs.values()):
+        for study, color in colors.items():
+            panels[0].plot([], [], color=color, lw=2, label=study)
+        panels[0].set_ylabel("mean score [points]")
+        if all(min(run["curves"]["score"]) >= 0 for run in runs):
             panels[0].set_ylim(bottom=0)
         panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
         panels[0].legend(frameon=False, fontsize=9, loc="upper left")

@@ -21,8 +21,8 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-from benchmarks.learning import PAGE, RESULTS, draw, table
-from benchmarks.report import machine, replace_table
+from benchmarks.learning import RESULTS, publish
+from benchmarks.report import machine
 from dqn.evaluation import Evaluation, Protocol
 
 ZOO: dict[str, Any] = {
@@ -93,8 +93,7 @@ def main() -> None:
         "evaluations": [evaluation.as_dict()],
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    replace_table(PAGE, "python -m benchmarks.learning", list(table(results)))
-    draw(results)
+    publish(results)
 
 
 def open_games(game: str, count: int, seed: int) -> VecEnv:
