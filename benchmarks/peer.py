@@ -82,7 +82,7 @@ def main() -> None:
     evaluation = Evaluation(protocol, [float(score) for score in scores], [int(each) for each in steps], 0)
     results = json.loads(RESULTS.read_text())
     results["stable-baselines3"] = {
-        "study": "peer",
+        "study": "Stable-Baselines3",
         "seed": 0,
         "machine": machine(),
         "command": f"python -m benchmarks.peer --minutes {given.minutes:g} --game {given.game}",
