@@ -43,22 +43,22 @@ class Study(NamedTuple):
     evaluate: tuple[str, ...]  # options of `dqn evaluate`, one for each protocol
 
 
+def falling_until(states: int) -> str:
+    """Options for a training of so many states with the learning rate of `fast`, which has fallen by then."""
+    return f"--set learning_rate=5e-4:1e-5:{states} --states {states}"
+
+
+ONE_EPOCH = "--set max_epochs=1 --set batch_size=128"
 BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
 OTHER_GAMES = {game.lower(): game for game in ("Pong", "SpaceInvaders", "Seaquest", "Qbert", "BeamRider", "Enduro")}
 STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
-    "half-hour": Study("--set learning_rate=5e-4:1e-5:1700000 --states 1700000", (0,), BREAKOUT),
-    "half-hour-one-epoch": Study(
-        "--set max_epochs=1 --set batch_size=128 --set learning_rate=5e-4:1e-5:2350000 --states 2350000", (0,), BREAKOUT
-    ),
-    "long": Study(
-        "--set max_epochs=1 --set batch_size=128 --set learning_rate=5e-4:1e-5:11400000 --states 11400000",
-        (0,),
-        BREAKOUT,
-    ),
-    "nature": Study("--set network=nature --set learning_rate=5e-4:1e-5:4500000 --states 4500000", (0,), BREAKOUT),
+    "half-hour": Study(falling_until(1_700_000), (0,), BREAKOUT),
+    "half-hour-one-epoch": Study(f"{ONE_EPOCH} {falling_until(2_350_000)}", (0,), BREAKOUT),
+    "long": Study(f"{ONE_EPOCH} {falling_until(11_400_000)}", (0,), BREAKOUT),
+    "nature": Study(f"--set network=nature {falling_until(4_500_000)}", (0,), BREAKOUT),
     "one-epoch": Study(
-        "--set network=nature --set max_epochs=1 --set batch_size=128 --set learning_rate=2.5e-4:1e-5:4000000 "
+        f"--set network=nature {ONE_EPOCH} --set learning_rate=2.5e-4:1e-5:4000000 "
         "--set epsilon=1:0.01:1000000 --set average_decay=0 --set threads=1 --states 4000000",
         (0,),
         BREAKOUT,
@@ -173,7 +173,7 @@ def summary(results: dict[str, Any]) -> Iterator[str]:
 def _summary_line(what: str, episodes: str, scores: list[list[float]]) -> str:
     middle, low, high = interquartile_mean(list(map(np.array, scores)))
     mean = np.mean([np.mean(each) for each in scores])
-    return f"| {what} | {episodes} | {mean:.4g} | {middle:.4g} ({low:.4g} to {high:.4g}) |"
+    return f"| {what} | {episodes} | {mean:.3g} | {middle:.3g} ({low:.3g} to {high:.3g}) |"
 
 
 def interquartile_mean(strata: list[np.ndarray]) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from dqn.checkpoint import restore_learner
 from dqn.environments import action_names
 from dqn.experience import Experience
 from dqn.hardware import prepare
+from dqn.optimization import Learner
 from dqn.replay import ReplayMemory
 from dqn.sweep import SweepRule, backward_sweep
 from flows.parameters import requested_config
@@ -21,6 +22,7 @@ from flows.verify import verify_run
 from storage.errors import StorageError
 from storage.experience import read_experience, read_targets
 from storage.runs import StoredRun, create_run
+from storage.units import Unit
 from tasks import live
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import older_cycles, optimize, replay_of
@@ -59,14 +61,19 @@ def test_the_checkpoint_names_every_cycle_it_was_trained_from_and_goes_on_bit_fo
     assert verify_run(run).problems == []
 
 
-def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None:
-    run = started("memory", replay_cycles=2, keep_cycles=3)
+def two_cycles(run: StoredRun) -> tuple[list[list[Unit]], Learner]:
+    """The experience of cycles 1 and 2, the second not optimized yet, and the learner that played it."""
     go_on(run, 1)
     collect_episodes.fn(run.run_id, 2)
     update_q_values.fn(run.run_id, 2)
     checkpoint = run.checkpoint(run.unit("checkpoint", 1))
     learner = restore_learner(checkpoint, prepare(checkpoint.config))
-    units = [*older_cycles(run, 2), [run.unit("experience", 2)]]
+    return [*older_cycles(run, 2), [run.unit("experience", 2)]], learner
+
+
+def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None:
+    run = started("memory", replay_cycles=2, keep_cycles=3)
+    units, learner = two_cycles(run)
     assert [unit.cycle for (unit,) in units] == [1, 2]
     played, memory = replay_of(units, learner)
     first, second = (read_experience(unit.directory) for (unit,) in units)
@@ -85,19 +92,14 @@ def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None
         "q_values": np.concatenate([estimates, second.q_values]),
         "bootstrap_q_values": second.bootstrap_q_values,
     }
-    one = backward_sweep(Experience(**tables), SweepRule.of(checkpoint.config))
+    one = backward_sweep(Experience(**tables), SweepRule.of(learner.config))
     np.testing.assert_allclose(memory.q_values.numpy(), one.q_values.reshape(128, -1), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_carried_from_where_a_lane_went_on_in_midgame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dqn.episodes, "MIDGAME_CYCLES", 1)
     run = started("elsewhere", replay_cycles=2, midgame_lanes=2)
-    go_on(run, 1)
-    collect_episodes.fn(run.run_id, 2)
-    update_q_values.fn(run.run_id, 2)
-    checkpoint = run.checkpoint(run.unit("checkpoint", 1))
-    learner = restore_learner(checkpoint, prepare(checkpoint.config))
-    _, memory = replay_of([*older_cycles(run, 2), [run.unit("experience", 2)]], learner)
+    _, memory = replay_of(*two_cycles(run))
     errors = memory.estimation_errors.reshape(32, 4)
     assert (errors[15, 2:] == 0).all(), "the estimates stay, as at a time limit"
     assert (errors[15, :2] > 0).all() and (errors[[14, 16], 2:] > 0).all()
