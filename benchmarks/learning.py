@@ -217,7 +217,7 @@ def draw(results: dict[str, Any]) -> None:
         if all(min(run["curves"]["score"]) >= 0 for run in runs):
             panels[0].set_ylim(bottom=0)
         panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-        panels[0].legend(frameon=False, fontsize=9, loc="upper left")
+        panels[0].legend(frameon=False, fontsize=9, loc="lower right")
         figure.savefig(PAGE.parent / f"learning-{title.lower()}.png", dpi=100)
 
 
