@@ -55,6 +55,7 @@ STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
     "half-hour": Study(falling_until(1_700_000), (0,), BREAKOUT),
     "half-hour-one-epoch": Study(f"{ONE_EPOCH} {falling_until(2_350_000)}", (0,), BREAKOUT),
+    "hour-one-epoch": Study(f"{ONE_EPOCH} {falling_until(4_400_000)}", (0, 1, 2), BREAKOUT),
     "long": Study(f"{ONE_EPOCH} {falling_until(11_400_000)}", (0,), BREAKOUT),
     "nature": Study(f"--set network=nature {falling_until(4_500_000)}", (0,), BREAKOUT),
     "one-epoch": Study(
