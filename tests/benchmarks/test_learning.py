@@ -10,8 +10,8 @@ def test_interquartile_mean_is_that_of_the_middle_half() -> None:
 
 
 def test_every_seed_weighs_the_same_however_many_its_episodes() -> None:
-    few, many = np.array([0.0, 8]), np.array([1.0, 2, 3, 4, 5, 6])
-    as_one = [0, 0, 0, 1, 2, 3, 4, 5, 6, 8, 8, 8]  # each of the two three times
+    few, many = np.array([9.0, 10]), np.array([1.0, 2, 3, 4, 5, 6])
+    as_one = [1, 2, 3, 4, 5, 6, 9, 9, 9, 10, 10, 10]  # each of the two three times
     assert interquartile_mean([few, many])[0] == np.mean(as_one[3:9])
 
 
