@@ -48,24 +48,28 @@ def falling_until(states: int) -> str:
     return f"--set learning_rate=5e-4:1e-5:{states} --states {states}"
 
 
-ONE_EPOCH = "--set max_epochs=1 --set batch_size=128"
+TWO_EPOCHS = "--set max_epochs=2 --set batch_size=256"
+AN_HOUR_OF_TWO_EPOCHS = f"{TWO_EPOCHS} {falling_until(3_600_000)}"
 BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
 OTHER_GAMES = {game.lower(): game for game in ("Pong", "SpaceInvaders", "Seaquest", "Qbert", "BeamRider", "Enduro")}
 STUDIES = {
     "fast": Study("", (0, 1, 2), BREAKOUT),
-    "half-hour": Study(falling_until(1_700_000), (0,), BREAKOUT),
-    "half-hour-one-epoch": Study(f"{ONE_EPOCH} {falling_until(2_350_000)}", (0,), BREAKOUT),
-    "hour-one-epoch": Study(f"{ONE_EPOCH} {falling_until(4_400_000)}", (0, 1, 2), BREAKOUT),
-    "long": Study(f"{ONE_EPOCH} {falling_until(11_400_000)}", (0,), BREAKOUT),
-    "nature": Study(f"--set network=nature {falling_until(4_500_000)}", (0,), BREAKOUT),
-    "one-epoch": Study(
-        f"--set network=nature {ONE_EPOCH} --set learning_rate=2.5e-4:1e-5:4000000 "
+    "half-hour": Study(falling_until(2_350_000), (0,), BREAKOUT),
+    "long": Study(falling_until(11_400_000), (0,), BREAKOUT),
+    "two-epochs": Study(AN_HOUR_OF_TWO_EPOCHS, (0, 1, 2), BREAKOUT),
+    "half-hour-two-epochs": Study(f"{TWO_EPOCHS} {falling_until(1_700_000)}", (0,), BREAKOUT),
+    "nature": Study(f"--set network=nature {TWO_EPOCHS} {falling_until(4_500_000)}", (0,), BREAKOUT),
+    "nature-one-epoch": Study(
+        "--set network=nature --set learning_rate=2.5e-4:1e-5:4000000 "
         "--set epsilon=1:0.01:1000000 --set average_decay=0 --set threads=1 --states 4000000",
         (0,),
         BREAKOUT,
     ),
     "tutorial": Study("--preset tutorial --states 1180000", (0,), ("--episodes 30",)),
-    **{name: Study(f"--game ALE/{game}-v5", (0,), ("--episodes 30",)) for name, game in OTHER_GAMES.items()},
+    **{
+        name: Study(f"--game ALE/{game}-v5 {AN_HOUR_OF_TWO_EPOCHS}", (0,), ("--episodes 30",))
+        for name, game in OTHER_GAMES.items()
+    },
 }
 
 
@@ -156,7 +160,7 @@ def table(results: dict[str, Any]) -> Iterator[str]:
 
 
 def summary(results: dict[str, Any]) -> Iterator[str]:
-    """A line for each protocol of a study with several seeds, and one for `fast` on all games that it was tried on."""
+    """A line for each protocol of a study with several seeds, and one for `two-epochs` on all games it was tried on."""
     yield "| what | evaluation | mean | interquartile mean of the episodes (95 % interval) |"
     yield "|---|---|---|---|"
     for name, study in STUDIES.items():
@@ -165,10 +169,12 @@ def summary(results: dict[str, Any]) -> Iterator[str]:
             command = f"dqn train {study.train}".strip()
             episodes = f"{found[0]['episodes']} of {found[0]['game']} for each seed"
             yield _summary_line(f"`{command}`, {len(seeds)} seeds", episodes, [each["scores"] for each in found])
-    games = [results[run]["evaluations"][0] for name in ("fast", *OTHER_GAMES) if (run := f"{name}-seed0") in results]
+    games = [
+        results[run]["evaluations"][0] for name in ("two-epochs", *OTHER_GAMES) if (run := f"{name}-seed0") in results
+    ]
     scores = [[human_normalized(found["game"], score) for score in found["scores"]] for found in games]
     names = ", ".join(game_title(found["game"]) for found in games)
-    yield _summary_line(f"`dqn train` on {names}, seed 0, human-normalized", "as above", scores)
+    yield _summary_line(f"`dqn train {AN_HOUR_OF_TWO_EPOCHS}` on {names}, seed 0, human-normalized", "as above", scores)
 
 
 def _summary_line(what: str, episodes: str, scores: list[list[float]]) -> str:
@@ -197,23 +203,24 @@ def interquartile_mean(strata: list[np.ndarray]) -> tuple[float, float, float]:
 def draw(results: dict[str, Any]) -> None:
     """Training scores against states and against minutes, and evaluations: a picture for each game, whatever version.
 
-    All seeds of a study have one colour.
+    All seeds of a study have one colour and one kind of line.
     """
     for title in {game_title(record["game"]) for record in results.values()}:
         runs = [record for record in results.values() if game_title(record["game"]) == title]
-        colors = dict(zip(dict.fromkeys(run["study"] for run in runs), itertools.cycle(RUN_COLORS), strict=False))
+        studies = dict.fromkeys(run["study"] for run in runs)
+        styles = dict(zip(studies, itertools.product(("-", ":"), RUN_COLORS), strict=False))
         figure = new_figure(10, 4.6, f"{title}: last 100 training episodes, and evaluations with 95 % intervals")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, along in zip(panels, ("states", "minutes"), strict=True):
             for run in runs:
-                color, found, x = colors[run["study"]], run["evaluations"][0], run["curves"][along]
-                axes.plot(x, run["curves"]["score"], color=color, lw=1.5)
+                (line, color), found, x = styles[run["study"]], run["evaluations"][0], run["curves"][along]
+                axes.plot(x, run["curves"]["score"], line, color=color, lw=1.5)
                 reach = [[found["mean"] - found["mean_low"]], [found["mean_high"] - found["mean"]]]
                 axes.errorbar(x[-1], found["mean"], reach, color=color, marker="o", ms=5, capsize=3, lw=1.5)
             axes.set_xlabel("states played" if along == "states" else "minutes of work")
             axes.set_xlim(left=0)
-        for study, color in colors.items():
-            panels[0].plot([], [], color=color, lw=2, label=study)
+        for study, (line, color) in styles.items():
+            panels[0].plot([], [], line, color=color, lw=2, label=study)
         panels[0].set_ylabel("mean score [points]")
         if all(min(run["curves"]["score"]) >= 0 for run in runs):
             panels[0].set_ylim(bottom=0)

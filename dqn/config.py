@@ -110,7 +110,7 @@ class TrainConfig(BaseModel):
         "radam", description="rmsprop is TensorFlow's variant, as in the tutorial."
     )
     learning_rate: LinearSchedule = Field(
-        LinearSchedule(start=5e-4, end=1e-5, states=3_600_000), description="Step size of the optimizer."
+        LinearSchedule(start=5e-4, end=1e-5, states=4_400_000), description="Step size of the optimizer."
     )
     average_decay: float = Field(
         0.99,
@@ -134,14 +134,14 @@ class TrainConfig(BaseModel):
     l2: float = Field(
         0.0, ge=0, description="Adds l2 / 2 · the sum of all squared weights to the loss, after gradients are limited."
     )
-    batch_size: int = Field(256, ge=1, description="States per optimizer step.")
+    batch_size: int = Field(128, ge=1, description="States per optimizer step.")
     balanced_sampling: bool = Field(
         False, description="Give states with a high estimation error at least half of every batch."
     )
     error_threshold: float = Field(0.1, ge=0, description="Estimation errors from this on are high.")
     min_epochs: float = Field(1.0, ge=0, description="Epochs before the loss limit may stop a run.")
     max_epochs: LinearSchedule = Field(
-        LinearSchedule(start=2, end=2),
+        LinearSchedule(start=1, end=1),
         description="Epochs, each once through the replay memory, after which a run stops.",
     )
     loss_limit: LinearSchedule = Field(

@@ -45,7 +45,7 @@ def train(
     ] = None,
     game: Annotated[str | None, typer.Option(help="Gymnasium id, such as ALE/Breakout-v5 or Breakout-v0.")] = None,
     states: Annotated[
-        int | None, typer.Option(help="Stop once the run has played this many states.  [default: 3600000]")
+        int | None, typer.Option(help="Stop once the run has played this many states.  [default: 4400000]")
     ] = None,
     cycles: Annotated[int | None, typer.Option(help="Stop once the run has done this many cycles.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")] = None,

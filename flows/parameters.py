@@ -12,7 +12,7 @@ from dqn.config import TrainConfig, make_config
 from dqn.environments import check_game, game_names
 from dqn.hardware import resolve
 
-DEFAULT_STATES = 3_600_000
+DEFAULT_STATES = 4_400_000
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

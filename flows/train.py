@@ -77,7 +77,7 @@ def train(
     Args:
         preset: Recipe to start from; fast unless told otherwise.
         game: Gymnasium id of the game, such as ALE/Breakout-v5 or Breakout-v0.
-        states: Stop once the run has played this many states; 3600000 unless told otherwise.
+        states: Stop once the run has played this many states; 4400000 unless told otherwise.
         cycles: Stop once the run has done this many cycles, instead of counting states.
         seed: Seed of every random draw of the run; 0 unless told otherwise.
         name: Name of the run in MLflow; made up when left out.
