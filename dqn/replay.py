@@ -36,7 +36,7 @@ class ReplayMemory:
 
     def on(self, device: torch.device) -> ReplayMemory:
         """This memory on `device`, if that has room for twice as much; else as it is."""
-        if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] < 2 * self.states.nbytes:
+        if device.type != "cuda" or _free_memory(device) < 2 * self.states.nbytes:
             return self
         states, q_values, actions = (each.to(device) for each in (self.states, self.q_values, self.actions))
         return ReplayMemory(states, q_values, actions, self.estimation_errors)
@@ -52,6 +52,12 @@ class ReplayMemory:
             picked = [each.pin_memory().to(device, non_blocking=True) for each in picked]
         states, q_values, actions = picked
         return states, q_values, actions
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that torch can allocate on a GPU: what the driver has free, and what torch's own cache has unused."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def reestimated(experience: Experience, steps: int, estimate: Callable[[np.ndarray], np.ndarray]) -> Experience:

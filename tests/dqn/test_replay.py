@@ -162,6 +162,28 @@ def test_batch_holds_the_chosen_states_in_their_order() -> None:
     assert actions.dtype == torch.int64 and actions.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("free", "cached", "in_use", "fits"),
+    [
+        (2.0, 0.0, 0.0, True),
+        (1.9, 0.0, 0.0, False),
+        (0.5, 1.5, 0.0, True),  # as in a second cycle: the first one's memory is in torch's cache, unused
+        (0.5, 2.5, 1.1, False),
+    ],
+)
+def test_gpu_memory_in_the_cache_of_torch_is_free(
+    free: float, cached: float, in_use: float, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are given as multiples of those of the states."""
+    memory = numbered_memory()[2]
+    size = memory.states.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (round(free * size), 9 * size))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: round(cached * size))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: round(in_use * size))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor.clone())
+    assert (memory.on(torch.device("cuda")) is not memory) == fits
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("fits", [True, False])
 def test_memory_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(
@@ -169,7 +191,7 @@ def test_memory_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(
 ) -> None:
     device, memory = torch.device("cuda"), numbered_memory()[2]
     if not fits:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1))
+        monkeypatch.setattr(dqn.replay, "_free_memory", lambda device: 1)
     moved = memory.on(device)
     assert moved.states.is_cuda == fits
     chosen = np.array([4, 1])
