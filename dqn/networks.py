@@ -103,7 +103,9 @@ def _blocks(pixels: Tensor, size: int) -> Tensor:
     count, channels, height, width = pixels.shape
     height, width = height // size, width // size
     rows = pixels.permute(0, 2, 3, 1)[:, : height * size, : width * size].reshape(count, height, size, width, -1)
-    if pixels.dtype == torch.uint8:  # a row of a block is moved as few numbers of many bytes
+    # A row of a block is moved as few numbers of many bytes. Compiled code does not need that, and inductor of torch
+    # 2.11 fails to lower the views.
+    if pixels.dtype == torch.uint8 and not torch.compiler.is_compiling():
         whole = next(kind for kind in _NUMBERS if rows.shape[-1] % kind.itemsize == 0)
         blocks = rows.view(whole).transpose(2, 3).contiguous().view(torch.uint8)
     else:

@@ -269,6 +269,26 @@ def test_compiled_step_computes_the_same(toy_memory: MakeMemory, monkeypatch: py
     torch.testing.assert_close(weights, plain_weights, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("network", ["residual", "nature", "nips", "small"])
+def test_compiled_loss_does_not_reinterpret_bytes(
+    network: str, toy_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor of torch 2.11 fails to lower a view of a tensor as another dtype."""
+    seen: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        seen.extend(graph.graph.nodes)
+        return graph.forward
+
+    monkeypatch.setattr(dqn.optimization, "_COMPILER", backend)
+    learner = Learner(cpu_config(network=network, compiled="yes"), 3, CPU)
+    batch = toy_memory(2).batch(np.arange(2), CPU)
+    loss = learner._loss(*batch, None)
+    torch.testing.assert_close(loss, learner._batch_loss(*batch, None))
+    views = [node for node in seen if "view" in str(node.target)]
+    assert views and not [node for node in views if any(isinstance(each, torch.dtype) for each in node.args)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("optimizer", ["radam", "adam", "rmsprop"])
 def test_compiled_step_on_a_gpu_is_repeatable_and_the_cpus_but_for_rounding(
