@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dqn.checkpoint import fill_learner, learner_tensors
 from dqn.config import TrainConfig
+from dqn.hardware import set_up_cuda
 from dqn.optimization import Learner, OptimizationResult, optimize
 from dqn.replay import ReplayMemory
 
@@ -181,7 +182,7 @@ def _meet(rank: int, config: TrainConfig, store: str) -> None:
     os.environ.update(_LOOPBACK)
     if config.device == "cuda":
         torch.cuda.set_device(rank)
-        torch.backends.cudnn.deterministic = True
+        set_up_cuda()
     torch.distributed.init_process_group(
         "nccl" if config.device == "cuda" else "gloo",
         init_method=f"file://{store}",

@@ -66,14 +66,22 @@ def prepare(config: TrainConfig) -> torch.device:
     if lacking := _lacking(config.device, config.precision, config.compiled, config.optimizer_processes):
         raise ValueError(f"this run cannot go on here as it began: {lacking}; go on elsewhere, or start a new run")
     if config.device == "cuda":
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
+        set_up_cuda()
     cores = len(os.sched_getaffinity(0))
     if config.threads > cores and torch.get_num_threads() != config.threads:
         _log.warning("this run computes with %d threads and there are %d cores: it is slower", config.threads, cores)
     torch.set_num_threads(config.threads)
     _keep_freed_memory()
     return torch.device(config.device)
+
+
+def set_up_cuda() -> None:
+    """Have CUDA kernels add in a fixed order, and multiply float32 in float32 and not in TensorFloat32."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    # Not by `fp32_precision`: inductor reads the older settings, which raise an error once both kinds differ.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 def _lacking(device: str, precision: str, compiled: str, processes: int) -> str:

@@ -23,6 +23,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def torch_flags() -> Iterator[None]:
+    """Restore what `dqn.hardware.set_up_cuda` sets, when the test is over."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+    yield
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before
+    torch.set_float32_matmul_precision(precision)
+
+
 @pytest.fixture(scope="session")
 def toy_memory() -> Callable[[int], ReplayMemory]:
     """A replay memory of that many random states, to be learned by heart."""

@@ -102,6 +102,16 @@ def test_a_process_that_may_not_start_others_says_so(monkeypatch: pytest.MonkeyP
         Processes(config(), 3)
 
 
+@pytest.mark.usefixtures("torch_flags")
+def test_a_process_on_a_gpu_sets_up_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = False, True
+    monkeypatch.setattr(data_parallel, "_LOOPBACK", {})
+    monkeypatch.setattr(torch.cuda, "set_device", lambda rank: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **settings: None)
+    data_parallel._meet(1, config(device="cuda"), "store")
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.allow_tf32
+
+
 def test_there_are_not_more_processes_than_states_in_a_batch() -> None:
     with pytest.raises(ValueError, match="optimizer_processes is 16; a batch has 15 states"):
         config(optimizer_processes=16)

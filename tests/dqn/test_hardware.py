@@ -153,3 +153,27 @@ def test_groups_of_lanes_are_of_a_shard(machine: Any) -> None:
     machine(cuda=False, fast_bfloat16=False, cores=8)
     config = hardware.resolve(make_config("fast", {"lanes": 64, "shards": 2}))
     assert config.lane_groups == 2 and [len(config.groups(shard)) for shard in (0, 1)] == [2, 2]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.usefixtures("torch_flags")
+def test_prepare_sets_up_cuda(tf32: bool, precision: str, machine: Any) -> None:
+    """float32 is not computed in TensorFloat32, and the settings can be read as inductor reads them."""
+    machine(cuda=True, fast_bfloat16=True)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = False, True, True
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    config = make_config("fast", {"device": "cuda", "precision": precision, "threads": torch.get_num_threads()})
+    assert hardware.prepare(config) == torch.device("cuda")
+    assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
+    assert "tf32" not in (cudnn.conv.fp32_precision, matmul.fp32_precision)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("torch_flags")
+def test_prepare_for_the_cpu_leaves_cuda_alone() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    hardware.prepare(make_config("fast", {"device": "cpu", "precision": "float32", "threads": torch.get_num_threads()}))
+    assert torch.backends.cudnn.allow_tf32

@@ -10,6 +10,7 @@ import torch
 
 import dqn.optimization
 from dqn.config import TrainConfig, make_config
+from dqn.hardware import prepare
 from dqn.networks import QNetwork
 from dqn.optimization import Learner, optimize
 from dqn.replay import ReplayMemory
@@ -291,10 +292,11 @@ def test_compiled_loss_does_not_reinterpret_bytes(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("optimizer", ["radam", "adam", "rmsprop"])
+@pytest.mark.usefixtures("torch_flags")
 def test_compiled_step_on_a_gpu_is_repeatable_and_the_cpus_but_for_rounding(
     optimizer: str, toy_memory: MakeMemory
 ) -> None:
-    gpu = torch.device("cuda")
+    gpu = prepare(cpu_config(device="cuda", threads=1))
     made = [trained_as(toy_memory, gpu, compiled="yes", optimizer=optimizer) for _ in range(2)]
     assert np.array_equal(made[0][0], made[1][0]) and torch.equal(made[0][1], made[1][1])
     np.testing.assert_allclose(made[0][0], trained_as(toy_memory, CPU, optimizer=optimizer)[0], rtol=0.05)
