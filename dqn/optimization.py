@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Learner:
         self._average: list[Tensor] = list(self.network.parameters())
         self._loss: Callable[..., Tensor] = self._batch_loss
         if config.compiled == "yes":
+            # float32 is to be multiplied in float32, so the advice to use TensorFloat32 instead is of no use.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores for float32 .* not enabled", UserWarning)
             # Its choice among equivalent kernels would be by the clock, and with it the order of sums.
             options: Any = {"deterministic": True} if _COMPILER == "inductor" else None
             self._loss = torch.compile(self._batch_loss, backend=_COMPILER, dynamic=False, options=options)

@@ -290,6 +290,16 @@ def test_compiled_loss_does_not_reinterpret_bytes(
     assert views and not [node for node in views if any(isinstance(each, torch.dtype) for each in node.args)]
 
 
+def test_compiling_does_not_warn_of_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor advises TensorFloat32, which float32 is not to be computed in."""
+    from torch._inductor import compile_fx
+
+    Learner(cpu_config(network="small", compiled="yes"), 3, CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    compile_fx._warn_tf32_disabled.__wrapped__()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("optimizer", ["radam", "adam", "rmsprop"])
 @pytest.mark.usefixtures("torch_flags")
@@ -303,6 +313,7 @@ def test_compiled_step_on_a_gpu_is_repeatable_and_the_cpus_but_for_rounding(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_no_batch_waits_for_the_gpu(toy_memory: MakeMemory) -> None:
     gpu = torch.device("cuda")
     learner = Learner(cpu_config(device="cuda", network="small"), 3, gpu)
