@@ -14,12 +14,13 @@ import numpy as np
 
 from benchmarks.report import Row
 from benchmarks.speed import STEPS, Rates, take_turns
-from dqn.collection import play
 from dqn.config import make_config
-from dqn.environments import action_names, open_lanes
-from dqn.episodes import first_histories
+from dqn.envs.experience import Experience
+from dqn.envs.games import action_names
+from dqn.envs.histories import first_histories
+from dqn.envs.lanes import open_lanes
+from dqn.envs.rollout import play
 from dqn.evaluation import Protocol
-from dqn.experience import Experience
 from dqn.hardware import prepare, resolve
 from dqn.optimization import Learner
 from dqn.schedules import LinearSchedule

@@ -24,7 +24,7 @@ from scipy import stats
 
 from benchmarks.report import HERE, machine, replace_table
 from dqn.curve_figures import RUN_COLORS
-from dqn.environments import game_title
+from dqn.envs.games import game_title
 from dqn.evaluation import BOOTSTRAP_SAMPLES
 from dqn.figures import new_figure
 from dqn.human_scores import human_normalized

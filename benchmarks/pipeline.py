@@ -19,11 +19,11 @@ import psutil
 from mlflow.tracking import MlflowClient
 
 from benchmarks.report import Row
-from dqn.collection import play
 from dqn.config import TrainConfig, make_config
-from dqn.environments import open_lanes
-from dqn.episodes import first_histories
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.histories import first_histories
+from dqn.envs.lanes import open_lanes
+from dqn.envs.rollout import play
 from dqn.hardware import prepare, resolve
 from dqn.optimization import Learner, optimize
 from dqn.randomness import generator

@@ -20,11 +20,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Row
-from dqn.collection import play
 from dqn.config import TrainConfig, make_config
-from dqn.environments import open_lanes
-from dqn.episodes import SEEDED_STEPS, first_histories
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.histories import SEEDED_STEPS, first_histories
+from dqn.envs.lanes import open_lanes
+from dqn.envs.rollout import play
 from dqn.hardware import prepare, resolve
 from dqn.networks import QNetwork, q_loss
 from dqn.optimization import Learner

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dqn.config import TrainConfig
-from dqn.episodes import LaneHistory, first_histories
+from dqn.envs.histories import LaneHistory, first_histories
 from dqn.optimization import Learner
 
 RECENT_EPISODES = 100

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from dqn.config import TrainConfig
-from dqn.environments import Lanes, game_title
-from dqn.episodes import first_histories
+from dqn.envs.games import game_title
+from dqn.envs.histories import first_histories
+from dqn.envs.lanes import Lanes
+from dqn.envs.policy import epsilon_greedy
 from dqn.human_scores import human_normalized
-from dqn.policy import epsilon_greedy
 from dqn.randomness import generator
 from dqn.statistics import Metric
 from dqn.threads import side_by_side

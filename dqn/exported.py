@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dqn.checkpoint import Facts
 from dqn.config import TrainConfig
-from dqn.environments import game_title
+from dqn.envs.games import game_title
+from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.evaluation import Evaluation
-from dqn.motion_tracer import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.networks import QNetwork, ResidualBlock
 
 # What makes a layer of torch again, besides its weights

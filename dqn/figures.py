@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dqn.environments import game_title
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.games import game_title
+from dqn.envs.observations import motion
 from dqn.evaluation import Evaluation
-from dqn.experience import Experience, Targets
 from dqn.moments import Moment
-from dqn.motion_tracer import motion
 
 BLUE, ORANGE, GREEN, RED, GRAY, LIGHT = "#1f6feb", "#e8702a", "#2a9d58", "#d1343d", "#6b7280", "#d5d9e0"
 INK = "#1f2430"

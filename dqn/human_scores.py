@@ -7,7 +7,7 @@ up to 30 idle frames.
 
 from __future__ import annotations
 
-from dqn.environments import game_title
+from dqn.envs.games import game_title
 
 # title: (random, human)
 _SCORES = {

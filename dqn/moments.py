@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
 
 
 @dataclass(frozen=True)

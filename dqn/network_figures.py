@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from dqn.envs.observations import channel_names, motion
 from dqn.figures import bare, new_figure
-from dqn.motion_tracer import channel_names, motion
 from dqn.networks import QNetwork
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from dqn.config import TrainConfig
-from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
+from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH
 from dqn.randomness import torch_generator
 
 

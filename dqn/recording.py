@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dqn.config import TrainConfig
-from dqn.environments import Lanes, open_screens
-from dqn.episodes import first_histories
+from dqn.envs.backends import open_screens
+from dqn.envs.histories import first_histories
+from dqn.envs.lanes import Lanes
+from dqn.envs.observations import motion
+from dqn.envs.policy import epsilon_greedy
 from dqn.evaluation import Protocol, games_seed, policy_draws
-from dqn.motion_tracer import motion
-from dqn.policy import epsilon_greedy
 from dqn.randomness import episode_seeds
 
 WIDTH, HEIGHT = 1040, 480  # of a picture, in pixels; both even, as video codecs want

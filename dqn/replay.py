@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
 
 _ESTIMATED_STATES = 1_024  # at a time
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from dqn.checkpoint import RECENT_EPISODES, Counters
 from dqn.config import TrainConfig
-from dqn.episodes import FinishedEpisode
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.histories import FinishedEpisode
 from dqn.optimization import LOSS_WINDOW, OptimizationResult
 from dqn.replay import high_errors
 

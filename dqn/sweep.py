@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from dqn.config import TrainConfig
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
 
 OPERATORS = ("max", "ebu", "peng", "watkins")
 RESCALING = 0.01  # the slope that rescaled values keep far from zero

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
-from dqn.environments import action_names, check_game
+from dqn.envs.games import action_names, check_game
 from dqn.evaluation import Protocol
 from dqn.hardware import playable, prepare
 from dqn.optimization import Learner

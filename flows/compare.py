@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dqn.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
-from dqn.environments import game_title
+from dqn.envs.games import game_title
 from dqn.statistics import Curve
 from flows.pages import Page, Picture, Table
 from storage.runs import StoredRun

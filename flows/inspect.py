@@ -12,8 +12,8 @@ from pydantic import Field
 
 from dqn.checkpoint import Facts
 from dqn.curve_figures import q_value_curves, score_curve
-from dqn.environments import game_title
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.games import game_title
 from dqn.figures import error_histogram, moment_strip, q_value_histogram, score_histogram, sweep_figure
 from dqn.moments import find_moments, stretch_to_a_point
 from dqn.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure

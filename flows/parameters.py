@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dqn.config import TrainConfig, make_config
-from dqn.environments import check_game, game_names
+from dqn.envs.games import check_game, game_names
 from dqn.hardware import resolve
 
 DEFAULT_STATES = 4_400_000

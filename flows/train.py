@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
 
 from dqn.config import Preset, make_config
-from dqn.environments import action_names, game_title
+from dqn.envs.games import action_names, game_title
 from flows.cluster import Workplace, workplace
 from flows.failure import MENDABLE, run_command, tell_how_to_go_on
 from flows.parameters import (

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dqn.checkpoint import Checkpoint
-from dqn.environments import Lanes
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.lanes import Lanes
 from storage.errors import StorageError
 from storage.evaluations import read_evaluation
 from storage.experience import read_experience, read_targets

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from dqn.checkpoint import Checkpoint, Counters, Facts, histories_as_arrays, histories_from_arrays
-from dqn.environments import check_game
+from dqn.envs.games import check_game
 from storage.errors import CorruptUnitError
 
 _facts = TypeAdapter(Facts)

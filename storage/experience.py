@@ -13,7 +13,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
 from storage.errors import CorruptUnitError
 
 EXPERIENCE, TARGETS = "experience.zarr", "targets.zarr"

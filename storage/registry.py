@@ -19,7 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from dqn.environments import game_title
+from dqn.envs.games import game_title
 from dqn.evaluation import Evaluation
 from dqn.exported import Exported
 from dqn.networks import QNetwork

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from dqn.config import TrainConfig, nearest
-from dqn.environments import game_title
+from dqn.envs.games import game_title
 from dqn.statistics import Curve, minutes_at_work
 from storage.errors import StorageError, UnreachableError
 from storage.made_with import made_with

@@ -7,10 +7,10 @@ from time import perf_counter
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dqn.collection import play
-from dqn.environments import closed_on_failure
-from dqn.episodes import follow
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.histories import follow
+from dqn.envs.lanes import closed_on_failure
+from dqn.envs.rollout import play
 from dqn.randomness import generator
 from dqn.statistics import play_metrics, score_metrics
 from storage.experience import write_experience

@@ -11,9 +11,9 @@ from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
 from dqn.data_parallel import Processes
-from dqn.environments import Lanes, open_lanes, start_in_midgame
-from dqn.episodes import starts_in_midgame
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.histories import starts_in_midgame
+from dqn.envs.lanes import Lanes, open_lanes, start_in_midgame
 from dqn.hardware import prepare
 from dqn.optimization import Learner
 from storage.experience import read_all_targets, read_experience, read_experiences

@@ -11,8 +11,8 @@ from prefect.cache_policies import NO_CACHE
 
 import dqn.optimization
 from dqn.checkpoint import Checkpoint, Counters, learner_tensors
-from dqn.episodes import follow, midgame_starts
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.histories import follow, midgame_starts
 from dqn.optimization import Learner, OptimizationResult
 from dqn.replay import ReplayMemory, cut_at_starts, reestimated
 from dqn.statistics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics

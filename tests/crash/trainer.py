@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from prefect.logging import disable_run_logger
 
-import dqn.environments
+import dqn.envs.games
 import storage.places
 import tasks.optimize
 from flows.train import conclude, requested_config
@@ -53,7 +53,7 @@ def create(home: str, changes: dict[str, int], say: Callable[[object], None]) ->
     """Create a run of the small configuration with some `changes` in `home`."""
     os.environ["DQN_HOME"] = home
     config = requested_config("fast", CONFIG | changes)
-    say(create_run(config, dqn.environments.action_names(config.game), "crash", {}).run_id)
+    say(create_run(config, dqn.envs.games.action_names(config.game), "crash", {}).run_id)
 
 
 def statuses(home: str, say: Callable[[object], None]) -> None:
@@ -117,7 +117,7 @@ def _tell_phases(say: Callable[[object], None]) -> None:
 
 def warm() -> None:
     """Compile, load and open all that a training needs, and leave nothing of it behind."""
-    dqn.environments.action_names = cache(dqn.environments.action_names)  # opens a game to ask it
+    dqn.envs.games.action_names = cache(dqn.envs.games.action_names)  # opens a game to ask it
     torch.set_num_threads(1)  # a fork loses the threads of a pool
     home = tempfile.mkdtemp()
     said: list[object] = []

@@ -7,10 +7,10 @@ import pytest
 import torch
 from played import SEED
 
-import dqn.environments
-import dqn.episodes
-from dqn.environments import Lanes
-from dqn.episodes import LaneHistory, first_histories
+import dqn.envs.histories
+import dqn.envs.lanes
+from dqn.envs.histories import LaneHistory, first_histories
+from dqn.envs.lanes import Lanes
 from dqn.replay import ReplayMemory
 
 
@@ -54,8 +54,8 @@ def seeded_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Seed lanes anew after that many steps, so that short tests see it happen."""
 
     def set_steps(steps: int) -> None:
-        monkeypatch.setattr(dqn.environments, "SEEDED_STEPS", steps)
-        monkeypatch.setattr(dqn.episodes, "SEEDED_STEPS", steps)
+        monkeypatch.setattr(dqn.envs.lanes, "SEEDED_STEPS", steps)
+        monkeypatch.setattr(dqn.envs.histories, "SEEDED_STEPS", steps)
 
     return set_steps
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqn.collection import play
-from dqn.environments import Lanes
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.lanes import Lanes
+from dqn.envs.rollout import play
 from dqn.randomness import generator
 from dqn.schedules import LinearSchedule
 

@@ -19,7 +19,7 @@ from dqn.checkpoint import (
     restore_learner,
 )
 from dqn.config import TrainConfig, make_config
-from dqn.episodes import LaneHistory, first_histories
+from dqn.envs.histories import LaneHistory, first_histories
 from dqn.optimization import Learner, optimize
 from dqn.replay import ReplayMemory
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dqn.config import make_config
-from dqn.environments import Lanes
-from dqn.episodes import first_histories
+from dqn.envs.histories import first_histories
+from dqn.envs.lanes import Lanes
+from dqn.envs.observations import gray_frames, small_frames
 from dqn.evaluation import Protocol, games_seed
-from dqn.motion_tracer import gray_frames, small_frames
 from dqn.recording import HEIGHT, WIDTH, Shot, draw_shot, record_episode
 
 LIMITED = make_config("fast", {"episode_frames_limit": 2_000})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqn.replay
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
 from dqn.replay import ReplayMemory, balanced_batches, balanced_sizes, cut_at_starts, reestimated, shuffled_batches
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from dqn.checkpoint import Counters
 from dqn.config import make_config
-from dqn.episodes import FinishedEpisode
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.histories import FinishedEpisode
 from dqn.optimization import OptimizationResult
 from dqn.statistics import (
     Metric,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqn.config import make_config
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
 from dqn.sweep import OPERATORS, SweepRule, backward_sweep, rescaled, unrescaled
 
 # One list of estimates, the action taken, its return, the trace decay: the value of that state.

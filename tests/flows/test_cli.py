@@ -206,7 +206,7 @@ def test_the_ui_answers_on_loopback_and_stops(home: Path, a_run: str) -> None:
 
 @pytest.fixture(scope="module")
 def a_run(shared_home: Path) -> str:
-    from dqn.environments import action_names
+    from dqn.envs.games import action_names
     from flows.train import requested_config
 
     with pytest.MonkeyPatch.context() as patch:

@@ -73,7 +73,7 @@ def test_without_a_worker_nobody_waits_for_what_is_starting(client: SyncPrefectC
 
 
 def test_a_training_run_without_a_writer_is_marked_as_killed(small: dict[str, object]) -> None:
-    from dqn.environments import action_names
+    from dqn.envs.games import action_names
     from flows.parameters import requested_config
 
     config = requested_config("fast", small)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dqn.environments import action_names
+from dqn.envs.games import action_names
 from flows.agents import Agent, open_agent
 from flows.evaluate import evaluate_agent
 from flows.export import export_agent, share_agent, sharing_text

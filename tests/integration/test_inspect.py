@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqn.environments import action_names
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.games import action_names
 from dqn.moments import find_moments, stretch_to_a_point
 from flows.inspect import inspect_run
 from flows.parameters import requested_config

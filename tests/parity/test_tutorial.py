@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dqn.config import make_config
-from dqn.experience import Experience, Targets
-from dqn.motion_tracer import MotionTracer, gray_frames, small_frames
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.observations import MotionTracer, gray_frames, small_frames
 from dqn.optimizers import TensorFlowRMSprop
 from dqn.replay import balanced_batches, balanced_sizes
 from dqn.sweep import SweepRule, backward_sweep

@@ -20,9 +20,9 @@ from watched_disk import Scene
 import storage.runs
 from dqn.checkpoint import Checkpoint, Counters, Facts
 from dqn.config import TrainConfig, make_config
-from dqn.episodes import LaneHistory
-from dqn.experience import Experience, Targets
-from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.histories import LaneHistory
+from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH
 from storage.object_store import ObjectPlace
 from storage.places import LocalPlace
 from storage.runs import StoredRun

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import storage
 from dqn.checkpoint import Checkpoint, Counters, first_checkpoint
 from dqn.config import PRESETS, make_config
-from dqn.episodes import LaneHistory
+from dqn.envs.histories import LaneHistory
 from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
 from storage.errors import CorruptUnitError
 from storage.places import LocalPlace, committing

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dqn.checkpoint import Checkpoint
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
 from dqn.statistics import Metric
 from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.errors import CorruptUnitError

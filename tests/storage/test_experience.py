@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from dqn.experience import Experience, Targets
+from dqn.envs.experience import Experience, Targets
 from storage.errors import CorruptUnitError
 from storage.experience import (
     EXPERIENCE,

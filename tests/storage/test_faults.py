@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from watched_disk import CHANGES, NEEDS_ROOM, Act, Disk, Scene, commit, state, strays, worst
 
-from dqn.experience import Targets
+from dqn.envs.experience import Targets
 from storage.experience import read_targets, write_targets
 from storage.places import LocalPlace, committing, discard
 from storage.units import open_unit

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqn.environments import action_names
+from dqn.envs.games import action_names
 from flows.parameters import requested_config
 from flows.train import conclude
 from storage.errors import CorruptUnitError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import dqn.episodes
-from dqn.environments import action_names
+import dqn.envs.histories
+from dqn.envs.games import action_names
 from flows.inspect import inspect_run
 from flows.parameters import requested_config
 from flows.train import conclude
@@ -54,7 +54,7 @@ def trained(name: str, cycles: int, held: bool) -> tuple[StoredRun, str]:
 
 
 def test_all_options_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dqn.episodes, "MIDGAME_CYCLES", 2)
+    monkeypatch.setattr(dqn.envs.histories, "MIDGAME_CYCLES", 2)
     run, digest = trained("all-options", 3, held=True)
     assert digest == trained("all-options-torn", 3, held=False)[1]
     after = run.checkpoint(run.unit("checkpoint", 2)).histories

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import dqn.episodes
+import dqn.envs.histories
 from dqn.checkpoint import restore_learner
-from dqn.environments import action_names
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.games import action_names
 from dqn.hardware import prepare
 from dqn.optimization import Learner
 from dqn.replay import ReplayMemory
@@ -97,7 +97,7 @@ def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None
 
 
 def test_nothing_is_carried_from_where_a_lane_went_on_in_midgame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dqn.episodes, "MIDGAME_CYCLES", 1)
+    monkeypatch.setattr(dqn.envs.histories, "MIDGAME_CYCLES", 1)
     run = started("elsewhere", replay_cycles=2, midgame_lanes=2)
     _, memory = replay_of(*two_cycles(run))
     errors = memory.estimation_errors.reshape(32, 4)

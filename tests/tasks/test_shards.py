@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dqn.environments import action_names
+from dqn.envs.games import action_names
 from flows.inspect import open_inspection
 from flows.parameters import requested_config
 from flows.train import conclude

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import dqn.collection
-from dqn.collection import play
+import dqn.envs.rollout
 from dqn.config import make_config
-from dqn.environments import open_lanes
-from dqn.episodes import first_histories
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.histories import first_histories
+from dqn.envs.lanes import open_lanes
+from dqn.envs.rollout import play
 from dqn.schedules import LinearSchedule
 
 GREEDY = LinearSchedule(start=0, end=0)
@@ -141,7 +141,7 @@ def test_epsilon_follows_the_states_played_by_all_lanes(monkeypatch: pytest.Monk
         asked.append(epsilon)
         return q_values.argmax(axis=1)
 
-    monkeypatch.setattr(dqn.collection, "epsilon_greedy", greedy)
+    monkeypatch.setattr(dqn.envs.rollout, "epsilon_greedy", greedy)
     lanes: Any = CountingLanes(lanes=3)
     schedule = LinearSchedule(start=1, end=0, states=100)
     played([lanes], 4, schedule, 50)

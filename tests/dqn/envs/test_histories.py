@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dqn.config import make_config
-from dqn.episodes import FinishedEpisode, LaneHistory, first_histories, follow, midgame_starts
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
+from dqn.envs.histories import FinishedEpisode, LaneHistory, first_histories, follow, midgame_starts
 
 
 def table(actions: list[list[int]], rewards: list[list[float]] | None = None, **ends: list[tuple]) -> Experience:

@@ -9,9 +9,9 @@ from threading import Event
 import numpy as np
 import torch
 
-from dqn.environments import Lanes
-from dqn.experience import Experience
-from dqn.policy import epsilon_greedy
+from dqn.envs.experience import Experience
+from dqn.envs.lanes import Lanes
+from dqn.envs.policy import epsilon_greedy
 from dqn.schedules import LinearSchedule
 from dqn.threads import side_by_side
 

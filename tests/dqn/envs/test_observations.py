@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqn.motion_tracer import STATE_HEIGHT as HEIGHT
-from dqn.motion_tracer import STATE_WIDTH as WIDTH
-from dqn.motion_tracer import MotionTracer, gray_frames, small_frames
+from dqn.envs.observations import STATE_HEIGHT as HEIGHT
+from dqn.envs.observations import STATE_WIDTH as WIDTH
+from dqn.envs.observations import MotionTracer, gray_frames, small_frames
 
 
 class NaiveTracer:

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from played import SEED, assert_same_future, play_at_random
 
-from dqn.environments import (
-    Lanes,
-    action_names,
-    check_game,
-    closed_on_failure,
-    game_names,
-    game_title,
-)
-from dqn.episodes import LaneHistory, first_histories, follow
-from dqn.experience import Experience
-from dqn.motion_tracer import small_frames
+from dqn.envs.experience import Experience
+from dqn.envs.games import action_names, check_game, game_names, game_title
+from dqn.envs.histories import LaneHistory, first_histories, follow
+from dqn.envs.lanes import Lanes, closed_on_failure
+from dqn.envs.observations import small_frames
 from dqn.randomness import noop_starts
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from dqn.config import make_config
-from dqn.environments import Lanes, open_lanes
-from dqn.episodes import first_histories, follow
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.histories import first_histories, follow
+from dqn.envs.lanes import Lanes, open_lanes
+from dqn.envs.observations import FrameStack, channel_names, motion
 from dqn.evaluation import Protocol
-from dqn.experience import Experience, Targets
 from dqn.figures import moment_strip, sweep_figure
 from dqn.moments import find_moments
-from dqn.motion_tracer import FrameStack, channel_names, motion
 from dqn.network_figures import convolution_outputs, outputs_figure, weights_figure
 from dqn.networks import QNetwork
 from dqn.recording import record_episode

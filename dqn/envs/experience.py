@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH
+from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH
 
 
 @dataclass(frozen=True)

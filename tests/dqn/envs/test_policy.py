@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dqn.policy import epsilon_greedy
+from dqn.envs.policy import epsilon_greedy
 
 
 def test_epsilon_0_takes_the_best_action_the_first_of_equals() -> None:

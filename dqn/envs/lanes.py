@@ -1,56 +1,24 @@
-"""Many Atari games side by side, each episode reproducible from its seed and its actions."""
+"""Lanes: slots of a vector environment, each of which plays episode after episode and can be restored exactly."""
 
 from __future__ import annotations
 
-import re
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
-from typing import Any
 
-import ale_py
-import gymnasium
 import numpy as np
-from ale_py.vector_env import AtariVectorEnv
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from dqn.config import TrainConfig, nearest
-from dqn.episodes import SEEDED_STEPS, LaneHistory
-from dqn.motion_tracer import STATE_HEIGHT, STATE_WIDTH, FrameStack, MotionTracer, small_frames
+from dqn.config import TrainConfig
+from dqn.envs.backends import open_games
+from dqn.envs.games import action_names, check_game
+from dqn.envs.histories import SEEDED_STEPS, LaneHistory
+from dqn.envs.observations import FrameStack, MotionTracer
 from dqn.randomness import episode_seeds, noop_starts
 from dqn.threads import side_by_side
 
 NOOP = 0  # the number of that action in every game
-
-gymnasium.register_envs(ale_py)
-ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-
-
-def game_names() -> list[str]:
-    """Ids of all Atari games that can be played from the screen."""
-    return sorted(
-        name
-        for name, spec in gymnasium.registry.items()
-        if str(spec.entry_point).startswith("ale_py") and "-ram" not in name
-    )
-
-
-def check_game(game: str) -> None:
-    """Raise a ValueError with near matches unless `game` is an Atari game's id."""
-    names = game_names()
-    if game not in names:
-        titles = {game_title(name): name for name in names if name.startswith("ALE/")}
-        hint = nearest(game, names, titles) or "; an id looks like ALE/Breakout-v5"
-        raise ValueError(f"unknown game {game!r}{hint}")
-
-
-def game_title(game: str) -> str:
-    """The bare name of a game: `Breakout` for ALE/Breakout-v5 and for Breakout-v0."""
-    return re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", game.removeprefix("ALE/"))
 
 
 @dataclass(frozen=True)
@@ -94,7 +62,7 @@ class Lanes:
         check_game(game)
         self.action_names = action_names(game, full_action_set)
         self._seed = seed
-        self._games = _open_games(game, len(histories), frames_limit, threads, full_action_set)
+        self._games = open_games(game, len(histories), frames_limit, threads, full_action_set)
         self._tracer = FrameStack(len(histories), stacked_frames) if stacked_frames else MotionTracer(len(histories))
         self._lives = np.zeros(len(histories), np.int64)
         self._timed_out = np.zeros(len(histories), bool)
@@ -265,129 +233,3 @@ def closed_on_failure(groups: Iterable[Lanes]) -> Iterator[None]:
         for lanes in groups:
             lanes.close()
         raise
-
-
-def action_names(game: str, full_action_set: bool = False) -> list[str]:
-    """The names of a game's actions, or of all 18 of the console, in order."""
-    one: Any = _make(game, full_action_space=full_action_set)
-    names: list[str] = one.unwrapped.get_action_meanings()
-    one.close()
-    return names
-
-
-def _make(game: str, **options: Any) -> gymnasium.Env[Any, Any]:
-    with warnings.catch_warnings():
-        # Gymnasium calls the tutorial's Breakout-v0 out of date. It is meant.
-        warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-        return gymnasium.make(game, disable_env_checker=True, **options)
-
-
-def _make_native(game: str, lanes: int, frames_limit: int, **options: Any) -> Any:
-    """ale-py's own vectorization, with nothing done to a game but frame skipping."""
-    return gymnasium.make_vec(
-        game,
-        num_envs=lanes,
-        vectorization_mode="vector_entry_point",
-        max_num_frames_per_episode=frames_limit,
-        autoreset_mode=AutoresetMode.SAME_STEP,
-        stack_num=1,
-        maxpool=False,
-        noop_max=0,
-        reward_clipping=False,
-        use_fire_reset=False,
-        **options,
-    )
-
-
-def open_screens(config: TrainConfig, game: str) -> Any:
-    """One game in colour, as an environment of its own: the same seed and actions show what `Lanes.of` played.
-
-    Observations of a game ALE/… have a leading lane; see `dqn.recording`.
-    """
-    limit, options = config.episode_frames_limit, {"full_action_space": config.full_action_set}
-    if game.startswith("ALE/"):
-        return _make_native(game, 1, limit, num_threads=1, img_height=210, img_width=160, grayscale=False, **options)
-    return _make(game, obs_type="rgb", max_num_frames_per_episode=limit, **options)
-
-
-def _open_games(game: str, lanes: int, frames_limit: int, threads: int, full_action_set: bool) -> _Games:
-    if game.startswith("ALE/"):
-        return _NativeGames(game, lanes, frames_limit, threads, full_action_set)
-    return _GymnasiumGames(game, lanes, frames_limit, full_action_set)
-
-
-class _Games(ABC):
-    """Games that begin anew within the step that ends them, and whose lanes are reset by mask."""
-
-    env: gymnasium.vector.VectorEnv[Any, Any, Any]
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Frames (L, 105, 80), rewards, terminated, timed out and lives (L,) after `actions` (L,).
-
-        The frame is the next episode's first where one terminated, and its own last where one timed out.
-        """
-        observations, rewards, terminated, truncated, info = self.env.step(actions.astype(np.int64))
-        if truncated.any():
-            observations = observations.copy()
-            observations[truncated] = np.stack(info["final_obs"][truncated])
-        return self.frames(observations), rewards, terminated, truncated, np.array(info["lives"])
-
-    @abstractmethod
-    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reset the lanes in `mask` (L,), one seed for each or -1; frames and lives, true for those lanes."""
-
-    @abstractmethod
-    def frames(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as frames (L, 105, 80) uint8."""
-
-
-class _NativeGames(_Games):
-    """ale-py's own vectorization: threads without Python, frames made small in C++."""
-
-    env: AtariVectorEnv
-
-    def __init__(self, game: str, lanes: int, frames_limit: int, threads: int, full_action_set: bool) -> None:
-        self.env = _make_native(
-            game,
-            lanes,
-            frames_limit,
-            num_threads=min(threads, lanes),
-            img_height=STATE_HEIGHT,
-            img_width=STATE_WIDTH,
-            full_action_space=full_action_set,
-        )
-        self._started = False
-
-    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        options = {"reset_mask": mask} if self._started else None
-        assert self._started or mask.all()
-        self._started = True
-        observations, info = self.env.reset(seed=seeds, options=options)
-        return self.frames(observations), np.array(info["lives"])
-
-    def frames(self, observations: np.ndarray) -> np.ndarray:
-        return observations[:, 0]
-
-
-class _GymnasiumGames(_Games):
-    """Gymnasium's ordinary vectorization, for games whose frame skip is drawn at random."""
-
-    env: SyncVectorEnv[Any, Any]
-
-    def __init__(self, game: str, lanes: int, frames_limit: int, full_action_set: bool) -> None:
-        options = {"max_num_frames_per_episode": frames_limit, "full_action_space": full_action_set}
-
-        def make() -> gymnasium.Env[Any, Any]:
-            return _make(game, obs_type="grayscale", **options)
-
-        self.env = SyncVectorEnv([make] * lanes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-
-    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        all_seeds: list[int | None] = [None] * len(mask)
-        for lane, seed in zip(np.flatnonzero(mask), seeds, strict=True):
-            all_seeds[lane] = int(seed) if seed >= 0 else None
-        observations, info = self.env.reset(seed=all_seeds, options={"reset_mask": mask})
-        return self.frames(observations), np.array(info["lives"])
-
-    def frames(self, observations: np.ndarray) -> np.ndarray:
-        return small_frames(observations)

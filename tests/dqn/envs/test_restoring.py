@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from played import SEED, assert_same_future, play_at_random
 
-from dqn import environments
 from dqn.config import make_config
-from dqn.environments import Lanes
-from dqn.episodes import LaneHistory, first_histories, follow
+from dqn.envs import backends, lanes
+from dqn.envs.histories import LaneHistory, first_histories, follow
+from dqn.envs.lanes import Lanes
 from dqn.randomness import noop_starts
 
 
@@ -122,7 +122,7 @@ def test_lanes_that_have_played_are_restored_like_new_ones_and_go_on_where_anoth
 def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[weakref.ref[object]] = []
 
-    class Watched(environments._NativeGames):
+    class Watched(backends.NativeGames):
         def __init__(self, *options: Any) -> None:
             super().__init__(*options)
             opened.append(weakref.ref(self))
@@ -130,7 +130,7 @@ def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: py
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(environments, "_NativeGames", Watched)
+    monkeypatch.setattr(backends, "NativeGames", Watched)
     config = make_config("fast", {"game": "ALE/Pong-v5", "lanes": 2, "lane_groups": 2, "threads": 2})
     far = [LaneHistory(lane, lane, np.zeros(1_000_000, np.uint8)) for lane in range(2)]
     before = signal.signal(signal.SIGALRM, interrupt)
@@ -138,7 +138,7 @@ def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: py
     try:
         signal.setitimer(signal.ITIMER_REAL, 2)
         with pytest.raises(KeyboardInterrupt):
-            environments.open_lanes(config, far)
+            lanes.open_lanes(config, far)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

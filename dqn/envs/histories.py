@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqn.config import TrainConfig
-from dqn.experience import Experience
+from dqn.envs.experience import Experience
 from dqn.randomness import generator
 
 # Seeding an emulator takes it as long as some 500 steps, and restoring a lane means playing again all
