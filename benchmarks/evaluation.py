@@ -22,7 +22,7 @@ from dqn.envs.lanes import open_lanes
 from dqn.envs.rollout import play
 from dqn.evaluation import Protocol
 from dqn.hardware import prepare, resolve
-from dqn.optimization import Learner
+from dqn.learning.learner import Learner
 from dqn.schedules import LinearSchedule
 from flows.agents import open_agent
 from tasks.evaluate import play_evaluation

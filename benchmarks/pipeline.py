@@ -25,10 +25,11 @@ from dqn.envs.histories import first_histories
 from dqn.envs.lanes import open_lanes
 from dqn.envs.rollout import play
 from dqn.hardware import prepare, resolve
-from dqn.optimization import Learner, optimize
+from dqn.learning.learner import Learner
+from dqn.learning.optimization import optimize
+from dqn.learning.replay import ReplayMemory
+from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.randomness import generator
-from dqn.replay import ReplayMemory
-from dqn.sweep import SweepRule, backward_sweep
 
 DQN = [sys.executable, "-c", "from flows.cli import main; main()"]
 CYCLES = 20

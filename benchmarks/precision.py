@@ -13,7 +13,7 @@ from benchmarks.speed import LEARNING_RATE, PlainLoop
 from dqn.config import TrainConfig, make_config
 from dqn.figures import new_figure
 from dqn.hardware import prepare, resolve
-from dqn.optimization import Learner
+from dqn.learning.learner import Learner
 
 STATES, STEPS, LAST = 1_024, 120, 30
 PICTURE = PAGE.parent / "precision.png"

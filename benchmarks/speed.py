@@ -26,10 +26,10 @@ from dqn.envs.histories import SEEDED_STEPS, first_histories
 from dqn.envs.lanes import open_lanes
 from dqn.envs.rollout import play
 from dqn.hardware import prepare, resolve
-from dqn.networks import QNetwork, q_loss
-from dqn.optimization import Learner
-from dqn.optimizers import make_optimizer
-from dqn.sweep import OPERATORS, SweepRule, backward_sweep
+from dqn.learning.learner import Learner
+from dqn.learning.networks import QNetwork, q_loss
+from dqn.learning.optimizers import make_optimizer
+from dqn.learning.sweep import OPERATORS, SweepRule, backward_sweep
 from storage.experience import write_experience
 
 LANES, STEPS, TURNS = 64, 64, 7

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from dqn.config import TrainConfig
 from dqn.envs.histories import LaneHistory, first_histories
-from dqn.optimization import Learner
+from dqn.learning.learner import Learner, fill_learner, learner_tensors
 
 RECENT_EPISODES = 100
-TRAINED = "trained"
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -63,19 +62,6 @@ def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint
     return Checkpoint(Facts(config, tuple(action_names)), first_histories(config.lanes), *learner_tensors(learner))
 
 
-def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights and the optimizer state of `learner` by name, on the CPU.
-
-    On a CPU most are its own, not copies: they change when it is trained again.
-    """
-    weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
-    state = learner.optimizer.state_dict()["state"]
-    optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
-    if learner.config.average_decay:  # else the network's own weights are those in training
-        optimizer |= {f"{index}.{TRAINED}": _plain(tensor) for index, tensor in enumerate(learner.weights)}
-    return weights, optimizer
-
-
 def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
     """The learner that `checkpoint` was made from.
 
@@ -85,31 +71,6 @@ def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
     learner = Learner(checkpoint.config, len(checkpoint.facts.action_names), device)
     fill_learner(learner, checkpoint.weights, checkpoint.optimizer)
     return learner
-
-
-def fill_learner(learner: Learner, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-    """Make `learner` the one that these tensors are of, by `learner_tensors`; they are copied.
-
-    Raises:
-        ValueError: the weights are not those of its network.
-    """
-    try:
-        learner.network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in optimizer.items():
-        index, name = key.split(".", 1)
-        if name == TRAINED:
-            with torch.no_grad():
-                learner.weights[int(index)].copy_(tensor)
-            continue
-        # A copy, in the order of memory that the optimizer itself would use.
-        like = learner.weights[int(index)] if tensor.ndim else tensor
-        state.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(tensor)
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    learner.refresh()
 
 
 def histories_as_arrays(histories: list[LaneHistory]) -> dict[str, np.ndarray]:
@@ -139,7 +100,3 @@ def histories_from_arrays(arrays: dict[str, np.ndarray]) -> list[LaneHistory]:
         LaneHistory(int(episode), int(seeded), played, float(score), int(steps))
         for episode, seeded, score, steps, played in zip(*(arrays[name] for name in names), actions, strict=True)
     ]
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()

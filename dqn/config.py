@@ -80,7 +80,7 @@ class TrainConfig(BaseModel):
 
     # The backward sweep
     sweep: Literal["max", "ebu", "peng", "watkins"] = Field(
-        "peng", description="How the value of the next state enters the return; see dqn.sweep."
+        "peng", description="How the value of the next state enters the return; see dqn.learning.sweep."
     )
     discount: float = Field(0.99, ge=0, le=1, description="Weight of the next state's value.")
     trace_decay: float = Field(
@@ -97,7 +97,7 @@ class TrainConfig(BaseModel):
 
     # The network
     network: Literal["tutorial", "nips", "nature", "small", "residual"] = Field(
-        "residual", description="Convolutions and dense layers; see dqn.networks."
+        "residual", description="Convolutions and dense layers; see dqn.learning.networks."
     )
     normalize: bool = Field(True, description="Normalize each hidden layer before its ReLU.")
     scale_input: bool = Field(True, description="Divide pixels by 255 before the first layer.")

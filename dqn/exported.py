@@ -13,7 +13,7 @@ from dqn.config import TrainConfig
 from dqn.envs.games import game_title
 from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.evaluation import Evaluation
-from dqn.networks import QNetwork, ResidualBlock
+from dqn.learning.networks import QNetwork, ResidualBlock
 
 # What makes a layer of torch again, besides its weights
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {

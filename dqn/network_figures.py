@@ -13,7 +13,7 @@ from torch import nn
 
 from dqn.envs.observations import channel_names, motion
 from dqn.figures import bare, new_figure
-from dqn.networks import QNetwork
+from dqn.learning.networks import QNetwork
 
 
 def convolutions(network: QNetwork) -> list[nn.Conv2d]:

@@ -11,8 +11,8 @@ from dqn.checkpoint import RECENT_EPISODES, Counters
 from dqn.config import TrainConfig
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import FinishedEpisode
-from dqn.optimization import LOSS_WINDOW, OptimizationResult
-from dqn.replay import high_errors
+from dqn.learning.optimization import LOSS_WINDOW, OptimizationResult
+from dqn.learning.replay import high_errors
 
 
 class Metric(NamedTuple):

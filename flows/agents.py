@@ -10,7 +10,7 @@ from dqn.checkpoint import Checkpoint, Facts, restore_learner
 from dqn.envs.games import action_names, check_game
 from dqn.evaluation import Protocol
 from dqn.hardware import playable, prepare
-from dqn.optimization import Learner
+from dqn.learning.learner import Learner
 from storage.registry import SCHEME, open_shared
 from storage.runs import StoredRun, open_run, open_tracking
 

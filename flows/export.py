@@ -9,7 +9,7 @@ from typing import Any
 
 from dqn.evaluation import Evaluation
 from dqn.exported import Exported, model_card, untrained_network
-from dqn.networks import QNetwork
+from dqn.learning.networks import QNetwork
 from flows.agents import Agent
 from storage.evaluations import read_evaluation
 from storage.exports import write_export

@@ -22,7 +22,7 @@ from mlflow.types import Schema, TensorSpec
 from dqn.envs.games import game_title
 from dqn.evaluation import Evaluation
 from dqn.exported import Exported
-from dqn.networks import QNetwork
+from dqn.learning.networks import QNetwork
 from storage.errors import StorageError
 from storage.exports import read_export
 from storage.runs import StoredRun

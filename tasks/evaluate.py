@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 import dqn.evaluation
 from dqn.checkpoint import Counters
 from dqn.evaluation import Evaluation, Protocol, evaluation_groups
-from dqn.optimization import Learner
+from dqn.learning.learner import Learner
 from storage.evaluations import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
 from storage.units import Unit

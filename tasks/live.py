@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
-from dqn.data_parallel import Processes
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import starts_in_midgame
 from dqn.envs.lanes import Lanes, open_lanes, start_in_midgame
 from dqn.hardware import prepare
-from dqn.optimization import Learner
+from dqn.learning.data_parallel import Processes
+from dqn.learning.learner import Learner
 from storage.experience import read_all_targets, read_experience, read_experiences
 from storage.runs import StoredRun
 from storage.units import Unit

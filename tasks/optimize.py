@@ -9,14 +9,15 @@ from time import perf_counter
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-import dqn.optimization
-from dqn.checkpoint import Checkpoint, Counters, learner_tensors
+import dqn.learning.optimization
+from dqn.checkpoint import Checkpoint, Counters
 from dqn.envs.experience import Experience
 from dqn.envs.histories import follow, midgame_starts
-from dqn.optimization import Learner, OptimizationResult
-from dqn.replay import ReplayMemory, cut_at_starts, reestimated
+from dqn.learning.learner import Learner, learner_tensors
+from dqn.learning.optimization import OptimizationResult
+from dqn.learning.replay import ReplayMemory, cut_at_starts, reestimated
+from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.statistics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
-from dqn.sweep import SweepRule, backward_sweep
 from storage.checkpoints import write_checkpoint
 from storage.errors import StorageError
 from storage.experience import read_all_targets, read_experiences
@@ -51,7 +52,7 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
         processes = checkpoint.config.optimizer_processes
-        train = dqn.optimization.optimize if processes == 1 else processes_of(checkpoint).optimize
+        train = dqn.learning.optimization.optimize if processes == 1 else processes_of(checkpoint).optimize
         result = train(
             learner,
             memory,

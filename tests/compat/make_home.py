@@ -88,7 +88,7 @@ def networks() -> dict[str, Any]:
     import torch
 
     from dqn.config import make_config
-    from dqn.networks import QNetwork
+    from dqn.learning.networks import QNetwork
 
     found = {}
     states = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (2, 105, 80, 2), np.uint8)

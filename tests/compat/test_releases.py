@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from dqn.config import make_config
-from dqn.networks import QNetwork
+from dqn.learning.networks import QNetwork
 from flows.agents import open_agent
 from flows.evaluate import evaluate_agent
 from flows.inspect import inspect_run

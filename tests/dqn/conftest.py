@@ -11,7 +11,7 @@ import dqn.envs.histories
 import dqn.envs.lanes
 from dqn.envs.histories import LaneHistory, first_histories
 from dqn.envs.lanes import Lanes
-from dqn.replay import ReplayMemory
+from dqn.learning.replay import ReplayMemory
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,13 +15,13 @@ from dqn.checkpoint import (
     first_checkpoint,
     histories_as_arrays,
     histories_from_arrays,
-    learner_tensors,
     restore_learner,
 )
 from dqn.config import TrainConfig, make_config
 from dqn.envs.histories import LaneHistory, first_histories
-from dqn.optimization import Learner, optimize
-from dqn.replay import ReplayMemory
+from dqn.learning.learner import Learner, learner_tensors
+from dqn.learning.optimization import optimize
+from dqn.learning.replay import ReplayMemory
 
 CPU = torch.device("cpu")
 MakeMemory = Callable[[int], ReplayMemory]

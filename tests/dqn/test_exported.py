@@ -13,7 +13,7 @@ from dqn.checkpoint import Counters, Facts
 from dqn.config import TrainConfig, make_config
 from dqn.evaluation import Evaluation, Protocol
 from dqn.exported import Exported, model_card, network_weights, plain_weights, recipe_to_play
-from dqn.networks import QNetwork
+from dqn.learning.networks import QNetwork
 
 NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)
 ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")

@@ -7,7 +7,7 @@ from dqn.checkpoint import Counters
 from dqn.config import make_config
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import FinishedEpisode
-from dqn.optimization import OptimizationResult
+from dqn.learning.optimization import OptimizationResult
 from dqn.statistics import (
     Metric,
     minutes_at_work,

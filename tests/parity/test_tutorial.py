@@ -12,9 +12,9 @@ import torch
 from dqn.config import make_config
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.observations import MotionTracer, gray_frames, small_frames
-from dqn.optimizers import TensorFlowRMSprop
-from dqn.replay import balanced_batches, balanced_sizes
-from dqn.sweep import SweepRule, backward_sweep
+from dqn.learning.optimizers import TensorFlowRMSprop
+from dqn.learning.replay import balanced_batches, balanced_sizes
+from dqn.learning.sweep import SweepRule, backward_sweep
 
 DATA = Path(os.environ.get("PARITY_DATA") or Path(__file__).parent / "data")
 TUTORIAL = make_config("tutorial")

@@ -13,9 +13,9 @@ from dqn.checkpoint import restore_learner
 from dqn.envs.experience import Experience
 from dqn.envs.games import action_names
 from dqn.hardware import prepare
-from dqn.optimization import Learner
-from dqn.replay import ReplayMemory
-from dqn.sweep import SweepRule, backward_sweep
+from dqn.learning.learner import Learner
+from dqn.learning.replay import ReplayMemory
+from dqn.learning.sweep import SweepRule, backward_sweep
 from flows.parameters import requested_config
 from flows.train import conclude
 from flows.verify import verify_run

@@ -16,9 +16,9 @@ from dqn.envs.lanes import Lanes, open_lanes
 from dqn.envs.observations import FrameStack, channel_names, motion
 from dqn.evaluation import Protocol
 from dqn.figures import moment_strip, sweep_figure
+from dqn.learning.networks import QNetwork
 from dqn.moments import find_moments
 from dqn.network_figures import convolution_outputs, outputs_figure, weights_figure
-from dqn.networks import QNetwork
 from dqn.recording import record_episode
 
 CONFIG = make_config("fast", {"frame_stack": True, "lanes": 2, "lane_groups": 1, "threads": 1, "network": "small"})

@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from dqn.optimizers import TensorFlowRMSprop
+from dqn.learning.optimizers import TensorFlowRMSprop
 
 _SHARED_WEIGHTS = 200_000  # a tensor with more is shared among threads
 _BLOCK = 2_048  # weights that a kernel has at hand at a time

@@ -24,11 +24,11 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor
 
-from dqn.checkpoint import fill_learner, learner_tensors
 from dqn.config import TrainConfig
 from dqn.hardware import set_up_cuda
-from dqn.optimization import Learner, OptimizationResult, optimize
-from dqn.replay import ReplayMemory
+from dqn.learning.learner import Learner, fill_learner, learner_tensors
+from dqn.learning.optimization import OptimizationResult, optimize
+from dqn.learning.replay import ReplayMemory
 
 START_SECONDS = 120  # for all processes to find each other
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -98,7 +98,7 @@ class Processes:
         scheduled: dict[str, float],
         on_batch: Report = lambda done, batches: None,
     ) -> OptimizationResult:
-        """As `dqn.optimization.optimize`; the learner is left as all processes have trained it.
+        """As `dqn.learning.optimization.optimize`; the learner is left as all processes have trained it.
 
         The memory is in the host's memory once, however many processes there are.
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from dqn import networks
 from dqn.config import make_config
+from dqn.learning import networks
+from dqn.learning.networks import QNetwork, ResidualBlock, dropped_out, highest_of_neighbours, q_loss
 from dqn.network_figures import convolution_outputs, convolutions
-from dqn.networks import QNetwork, ResidualBlock, dropped_out, highest_of_neighbours, q_loss
 
 
 def build(actions: int = 3, preset: str = "fast", **overrides: Any) -> QNetwork:

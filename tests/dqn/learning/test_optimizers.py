@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dqn.config import make_config
-from dqn.optimizers import TensorFlowRMSprop, make_optimizer
+from dqn.learning.optimizers import TensorFlowRMSprop, make_optimizer
 
 
 def test_mean_square_starts_at_1_and_epsilon_stands_inside_the_root() -> None:

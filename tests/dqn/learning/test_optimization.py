@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import dqn.optimization
+import dqn.learning.learner
 from dqn.config import TrainConfig, make_config
 from dqn.hardware import prepare
-from dqn.networks import QNetwork
-from dqn.optimization import Learner, optimize
-from dqn.replay import ReplayMemory
+from dqn.learning.learner import Learner
+from dqn.learning.networks import QNetwork
+from dqn.learning.optimization import optimize
+from dqn.learning.replay import ReplayMemory
 
 CPU = torch.device("cpu")
 MakeMemory = Callable[[int], ReplayMemory]
@@ -263,7 +264,7 @@ def trained_as(toy_memory: MakeMemory, device: torch.device, **overrides: Any) -
 
 def test_compiled_step_computes_the_same(toy_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     # All that torch.compile does but for writing kernels, which takes a compiler half a minute.
-    monkeypatch.setattr(dqn.optimization, "_COMPILER", "aot_eager")
+    monkeypatch.setattr(dqn.learning.learner, "_COMPILER", "aot_eager")
     losses, weights = trained_as(toy_memory, CPU, compiled="yes")
     plain_losses, plain_weights = trained_as(toy_memory, CPU, compiled="no")
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-4)
@@ -281,7 +282,7 @@ def test_compiled_loss_does_not_reinterpret_bytes(
         seen.extend(graph.graph.nodes)
         return graph.forward
 
-    monkeypatch.setattr(dqn.optimization, "_COMPILER", backend)
+    monkeypatch.setattr(dqn.learning.learner, "_COMPILER", backend)
     learner = Learner(cpu_config(network=network, compiled="yes"), 3, CPU)
     batch = toy_memory(2).batch(np.arange(2), CPU)
     loss = learner._loss(*batch, None)

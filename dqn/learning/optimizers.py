@@ -58,7 +58,7 @@ def make_optimizer(config: TrainConfig, weights: Iterable[Tensor]) -> torch.opti
     if config.optimizer == "rmsprop":
         return TensorFlowRMSprop(weights, weight_decay=config.l2)
     if config.optimizer == "adam":
-        # For the GPU in one kernel; the CPU has dqn.one_pass. RAdam knows no such kernel.
+        # For the GPU in one kernel; the CPU has dqn.learning.fused_step. RAdam knows no such kernel.
         gpu = config.device == "cuda"
         return torch.optim.Adam(weights, weight_decay=config.l2, fused=gpu, foreach=not gpu)
     return torch.optim.RAdam(weights, foreach=True, weight_decay=config.l2)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dqn.config import make_config
-from dqn.one_pass import OnePassStep, gradient_scale
-from dqn.optimizers import make_optimizer
+from dqn.learning.fused_step import OnePassStep, gradient_scale
+from dqn.learning.optimizers import make_optimizer
 
 SHAPES = [(32, 2, 8, 8), (7,), (500, 600), (3, 1)]
 

@@ -12,12 +12,12 @@ import psutil
 import pytest
 import torch
 
-from dqn import data_parallel
-from dqn.checkpoint import learner_tensors
 from dqn.config import TrainConfig, make_config
-from dqn.data_parallel import Processes
-from dqn.optimization import Learner, OptimizationResult, optimize
-from dqn.replay import ReplayMemory
+from dqn.learning import data_parallel
+from dqn.learning.data_parallel import Processes
+from dqn.learning.learner import Learner, learner_tensors
+from dqn.learning.optimization import OptimizationResult, optimize
+from dqn.learning.replay import ReplayMemory
 
 CPU = torch.device("cpu")
 SETTINGS = {"device": "cpu", "precision": "float32", "network": "small", "batch_size": 15, "threads": 2}

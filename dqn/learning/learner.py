@@ -1,11 +1,10 @@
-"""One optimization run: train the network towards the targets of the sweep."""
+"""The networks in training with their optimizer, and how their tensors are saved and restored."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dqn.config import TrainConfig
-from dqn.networks import QNetwork, q_loss
-from dqn.one_pass import OnePassStep, gradient_scale
-from dqn.optimizers import make_optimizer
-from dqn.randomness import generator, torch_generator
-from dqn.replay import ReplayMemory, balanced_batches, shuffled_batches
+from dqn.learning.fused_step import OnePassStep, gradient_scale
+from dqn.learning.networks import QNetwork, q_loss
+from dqn.learning.optimizers import make_optimizer
 
-LOSS_WINDOW = 100
 _COMPILER = "inductor"  # of torch.compile's backends
-_GPU_LOOKS = 10  # batches from one look at the losses to the next: each look waits for the GPU
-
-
-@dataclass(frozen=True)
-class OptimizationResult:
-    """What an optimization run did."""
-
-    losses: np.ndarray  # (batches,) float32
-    epochs: float
-    states_trained: int
 
 
 class Learner:
@@ -120,67 +106,46 @@ class Learner:
             group["lr"] = learning_rate
 
 
-def bold_driver(learning_rate: float, before: float, now: float) -> float:
-    """The next learning rate, by the mean losses of two epochs: a little more after progress, half after none.
+TRAINED = "trained"
 
-    Losses compare only within an optimization run, where the targets stay.
-    Source: Vogl and others 1988 (the growth of 1.05), Battiti 1989 (the name, and the half).
+
+def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights and the optimizer state of `learner` by name, on the CPU.
+
+    On a CPU most are its own, not copies: they change when it is trained again.
     """
-    return learning_rate * (1.05 if now < before else 0.5)
+    weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
+    state = learner.optimizer.state_dict()["state"]
+    optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
+    if learner.config.average_decay:  # else the network's own weights are those in training
+        optimizer |= {f"{index}.{TRAINED}": _plain(tensor) for index, tensor in enumerate(learner.weights)}
+    return weights, optimizer
 
 
-def optimize(
-    learner: Learner,
-    memory: ReplayMemory,
-    cycle: int,
-    scheduled: dict[str, float],
-    on_batch: Callable[[int, int], None] = lambda done, batches: None,
-    part: slice | None = None,
-) -> OptimizationResult:
-    """Train `learner` on `memory` for the cycle's epochs, or until the loss is low enough.
+def fill_learner(learner: Learner, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    """Make `learner` the one that these tensors are of, by `learner_tensors`; they are copied.
 
-    Stops after max_epochs; past min_epochs also as soon as the mean loss of the last 100 batches is
-    below the loss limit. As in the tutorial, the history starts as zeros, and the least number of
-    batches is that of min_epochs and two more.
-
-    Args:
-        cycle: part of the key of every draw.
-        scheduled: values of learning_rate, max_epochs and loss_limit.
-        on_batch: told the batches done and at most to do.
-        part: of every batch, where other processes take the rest and the learner averages; see dqn.data_parallel.
+    Raises:
+        ValueError: the weights are not those of its network.
     """
-    config = learner.config
-    batch_size = min(config.batch_size, len(memory))
-    memory = memory.on(learner.device)
-    batches = _batches(config, memory, batch_size, cycle)
-    epoch = len(memory) / batch_size
-    least, most = int(epoch * config.min_epochs), max(1, int(epoch * scheduled["max_epochs"]))
-    learning_rate, per_epoch = scheduled["learning_rate"], max(1, int(epoch))
-    learner.set_learning_rate(learning_rate)
-    losses: list[Tensor] = []
-    looks, limit = _GPU_LOOKS if learner.device.type == "cuda" else 1, scheduled["loss_limit"]
-    while len(losses) < most:
-        key = (cycle, len(losses)) if part is None else (cycle, len(losses), part.start)
-        dropout = torch_generator(config.seed, "dropout", *key) if config.dropout else None
-        chosen = next(batches) if part is None else next(batches)[part]
-        losses.append(learner.train_batch(*memory.batch(chosen, learner.device), dropout))
-        if limit > 0 and len(losses) > least + 1 and len(losses) % looks == 0:
-            recent = torch.stack(losses[-LOSS_WINDOW:]).sum().item() / LOSS_WINDOW
-            if recent < limit:
-                break
-        if config.adapt_learning_rate and len(losses) >= 2 * per_epoch and len(losses) % per_epoch == 0:
-            before, now = torch.stack(losses[-2 * per_epoch :]).reshape(2, per_epoch).mean(1).tolist()
-            learning_rate = bold_driver(learning_rate, before, now)
-            learner.set_learning_rate(learning_rate)
-        on_batch(len(losses), most)
+    try:
+        learner.network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in optimizer.items():
+        index, name = key.split(".", 1)
+        if name == TRAINED:
+            with torch.no_grad():
+                learner.weights[int(index)].copy_(tensor)
+            continue
+        # A copy, in the order of memory that the optimizer itself would use.
+        like = learner.weights[int(index)] if tensor.ndim else tensor
+        state.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(tensor)
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
     learner.refresh()
-    trained = len(losses) * batch_size
-    return OptimizationResult(torch.stack(losses).cpu().numpy().astype(np.float32), trained / len(memory), trained)
 
 
-def _batches(config: TrainConfig, memory: ReplayMemory, batch_size: int, cycle: int) -> Iterator[np.ndarray]:
-    """Batches of indices of the memory without end, as the configuration wants them drawn."""
-    draws = generator(config.seed, "batches", cycle)
-    if config.balanced_sampling:
-        return balanced_batches(memory.estimation_errors, config.error_threshold, batch_size, draws)
-    return shuffled_batches(len(memory), batch_size, draws)
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()

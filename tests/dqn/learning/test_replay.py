@@ -8,9 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dqn.replay
+import dqn.learning.replay
 from dqn.envs.experience import Experience, Targets
-from dqn.replay import ReplayMemory, balanced_batches, balanced_sizes, cut_at_starts, reestimated, shuffled_batches
+from dqn.learning.replay import (
+    ReplayMemory,
+    balanced_batches,
+    balanced_sizes,
+    cut_at_starts,
+    reestimated,
+    shuffled_batches,
+)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_memory_keeps_states_targets_actions_and_errors_together() -> None:
 
 
 def test_reestimated_experience_has_present_estimates_for_its_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dqn.replay, "_ESTIMATED_STATES", 4)  # two steps of two lanes
+    monkeypatch.setattr(dqn.learning.replay, "_ESTIMATED_STATES", 4)  # two steps of two lanes
     experience, _, _ = numbered_memory()
     experience.q_values[:] = -1.0
     asked = []
@@ -191,7 +198,7 @@ def test_memory_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(
 ) -> None:
     device, memory = torch.device("cuda"), numbered_memory()[2]
     if not fits:
-        monkeypatch.setattr(dqn.replay, "_free_memory", lambda device: 1)
+        monkeypatch.setattr(dqn.learning.replay, "_free_memory", lambda device: 1)
     moved = memory.on(device)
     assert moved.states.is_cuda == fits
     chosen = np.array([4, 1])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dqn.config import make_config
 from dqn.envs.experience import Experience
-from dqn.sweep import OPERATORS, SweepRule, backward_sweep, rescaled, unrescaled
+from dqn.learning.sweep import OPERATORS, SweepRule, backward_sweep, rescaled, unrescaled
 
 # One list of estimates, the action taken, its return, the trace decay: the value of that state.
 VALUE_OF_STATE: dict[str, Callable[[list[float], int, float, float], float]] = {

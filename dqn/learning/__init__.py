@@ -1,0 +1,1 @@
+"""From experience to weights: the sweep, the replay memory, the networks and their optimization."""
