@@ -20,7 +20,7 @@ from dqn.envs.games import action_names
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import open_lanes
 from dqn.envs.rollout import play
-from dqn.evaluation import Protocol
+from dqn.evaluation.evaluation import Protocol
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
 from dqn.schedules import LinearSchedule

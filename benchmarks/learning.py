@@ -23,11 +23,11 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from benchmarks.report import HERE, machine, replace_table
-from dqn.curve_figures import RUN_COLORS
 from dqn.envs.games import game_title
-from dqn.evaluation import BOOTSTRAP_SAMPLES
-from dqn.figures import new_figure
-from dqn.human_scores import human_normalized
+from dqn.evaluation.evaluation import BOOTSTRAP_SAMPLES
+from dqn.evaluation.human_scores import human_normalized
+from dqn.plots.curve_figures import RUN_COLORS
+from dqn.plots.figures import new_figure
 from storage.runs import open_tracking
 
 PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "learning.json"

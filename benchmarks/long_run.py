@@ -85,7 +85,7 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    from dqn.statistics import Metric
+    from dqn.metrics import Metric
     from storage.checkpoints import write_checkpoint
     from storage.runs import open_run
     from tasks.reference import UnitReference, made_by, reference

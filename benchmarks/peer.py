@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from benchmarks.learning import RESULTS, publish
 from benchmarks.report import machine
-from dqn.evaluation import Evaluation, Protocol
+from dqn.evaluation.evaluation import Evaluation, Protocol
 
 ZOO: dict[str, Any] = {
     "buffer_size": 100_000,

@@ -11,9 +11,9 @@ import torch
 from benchmarks.report import PAGE, Row
 from benchmarks.speed import LEARNING_RATE, PlainLoop
 from dqn.config import TrainConfig, make_config
-from dqn.figures import new_figure
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
+from dqn.plots.figures import new_figure
 
 STATES, STEPS, LAST = 1_024, 120, 30
 PICTURE = PAGE.parent / "precision.png"

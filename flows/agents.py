@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dqn.checkpoint import Checkpoint, Facts, restore_learner
 from dqn.envs.games import action_names, check_game
-from dqn.evaluation import Protocol
+from dqn.evaluation.evaluation import Protocol
 from dqn.hardware import playable, prepare
 from dqn.learning.learner import Learner
 from storage.registry import SCHEME, open_shared

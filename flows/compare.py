@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dqn.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
 from dqn.envs.games import game_title
-from dqn.statistics import Curve
+from dqn.metrics import Curve
+from dqn.plots.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
 from flows.pages import Page, Picture, Table
 from storage.runs import StoredRun
 

@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dqn.evaluation import Evaluation
-from dqn.exported import Exported, model_card, untrained_network
+from dqn.evaluation.evaluation import Evaluation
+from dqn.export.inference_spec import Exported, untrained_network
+from dqn.export.model_card import model_card
 from dqn.learning.networks import QNetwork
 from flows.agents import Agent
 from storage.evaluations import read_evaluation

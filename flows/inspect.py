@@ -11,13 +11,13 @@ from prefect import flow
 from pydantic import Field
 
 from dqn.checkpoint import Facts
-from dqn.curve_figures import q_value_curves, score_curve
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.games import game_title
-from dqn.figures import error_histogram, moment_strip, q_value_histogram, score_histogram, sweep_figure
 from dqn.learning.networks import QNetwork
-from dqn.moments import find_moments, stretch_to_a_point
-from dqn.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure
+from dqn.plots.curve_figures import q_value_curves, score_curve
+from dqn.plots.figures import error_histogram, moment_strip, q_value_histogram, score_histogram, sweep_figure
+from dqn.plots.highlights import find_moments, stretch_to_a_point
+from dqn.plots.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure
 from flows.agents import find_cycle, ready_to_play
 from flows.pages import Page, Picture
 from flows.parameters import Name

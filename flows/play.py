@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dqn.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, draw_shot, record_episode
+from dqn.plots.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, draw_shot, record_episode
 from flows.agents import Agent
 
 

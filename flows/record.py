@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-from dqn.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, Shot, draw_shot, record_episode
+from dqn.plots.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, Shot, draw_shot, record_episode
 from flows.agents import Agent
 
 SPAN_SHOTS = 200  # the first ones, whose Q-values say how far the bars reach

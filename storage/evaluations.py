@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dqn.evaluation import Evaluation
+from dqn.evaluation.evaluation import Evaluation
 from storage.errors import CorruptUnitError
 
 FILE = "evaluation.json"

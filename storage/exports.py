@@ -9,8 +9,8 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError
 
-from dqn.evaluation import Evaluation
-from dqn.exported import Exported, network_weights, plain_weights, recipe_to_play, untrained_network
+from dqn.evaluation.evaluation import Evaluation
+from dqn.export.inference_spec import Exported, network_weights, plain_weights, recipe_to_play, untrained_network
 from storage.checkpoints import facts_as_json, facts_from_json
 from storage.errors import CorruptUnitError
 

@@ -20,8 +20,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from dqn.envs.games import game_title
-from dqn.evaluation import Evaluation
-from dqn.exported import Exported
+from dqn.evaluation.evaluation import Evaluation
+from dqn.export.inference_spec import Exported
 from dqn.learning.networks import QNetwork
 from storage.errors import StorageError
 from storage.exports import read_export

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dqn.config import TrainConfig, nearest
 from dqn.envs.games import game_title
-from dqn.statistics import Curve, minutes_at_work
+from dqn.metrics import Curve, minutes_at_work
 from storage.errors import StorageError, UnreachableError
 from storage.made_with import made_with
 from storage.settings import Settings, without_password

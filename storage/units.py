@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
 from storage.files import fail
 

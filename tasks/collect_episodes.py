@@ -11,8 +11,8 @@ from dqn.envs.experience import Experience
 from dqn.envs.histories import follow
 from dqn.envs.lanes import closed_on_failure
 from dqn.envs.rollout import play
+from dqn.metrics import play_metrics, score_metrics
 from dqn.randomness import generator
-from dqn.statistics import play_metrics, score_metrics
 from storage.experience import write_experience
 from storage.runs import open_run
 from tasks.live import keep_learner, keep_played, take_lanes, take_learner, unit_at_hand

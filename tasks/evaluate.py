@@ -7,9 +7,9 @@ from time import perf_counter
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-import dqn.evaluation
+import dqn.evaluation.evaluation
 from dqn.checkpoint import Counters
-from dqn.evaluation import Evaluation, Protocol, evaluation_groups
+from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups
 from dqn.learning.learner import Learner
 from storage.evaluations import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
@@ -53,7 +53,7 @@ def evaluate_checkpoint(
         draft.speed[name] = states_per_second
         draft.metrics += evaluation.metrics(name, counters.states)
         write_evaluation(draft.directory, evaluation)
-        from dqn.figures import score_histogram  # and with it matplotlib, which a training may never need
+        from dqn.plots.figures import score_histogram
 
         # Before the commit, after which nobody would draw it again; and whole, or not at all.
         drawn = draft.directory.with_suffix(".png")
@@ -65,7 +65,7 @@ def evaluate_checkpoint(
 def play_evaluation(learner: Learner, protocol: Protocol, threads: int, cycle: int = 0) -> tuple[Evaluation, float]:
     """Play the protocol's episodes; the evaluation and its states per second, from opening the games on."""
     began = perf_counter()
-    evaluation = dqn.evaluation.evaluate(
+    evaluation = dqn.evaluation.evaluation.evaluate(
         evaluation_groups(protocol, learner.config, threads),
         learner.estimate,
         protocol,

@@ -17,7 +17,7 @@ from dqn.learning.learner import Learner, learner_tensors
 from dqn.learning.optimization import OptimizationResult
 from dqn.learning.replay import ReplayMemory, cut_at_starts, reestimated
 from dqn.learning.sweep import SweepRule, backward_sweep
-from dqn.statistics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
+from dqn.metrics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
 from storage.checkpoints import write_checkpoint
 from storage.errors import StorageError
 from storage.experience import read_all_targets, read_experiences

@@ -35,7 +35,7 @@ def _make_native(game: str, lanes: int, frames_limit: int, **options: Any) -> An
 def open_screens(config: TrainConfig, game: str) -> Any:
     """One game in colour, as an environment of its own: the same seed and actions show what `Lanes.of` played.
 
-    Observations of a game ALE/… have a leading lane; see `dqn.recording`.
+    Observations of a game ALE/… have a leading lane; see `dqn.plots.recording`.
     """
     limit, options = config.episode_frames_limit, {"full_action_space": config.full_action_set}
     if game.startswith("ALE/"):

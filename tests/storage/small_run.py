@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.runs import StoredRun
 from storage.units import Unit

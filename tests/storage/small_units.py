@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.places import LocalPlace, committing
 from storage.units import MANIFEST, Unit, cycle_name, open_unit
 

@@ -13,7 +13,7 @@ import pytest
 
 from dqn.checkpoint import Checkpoint
 from dqn.envs.experience import Experience, Targets
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.errors import CorruptUnitError
 from storage.experience import read_experience, read_targets, write_experience, write_targets

@@ -13,7 +13,7 @@ import pytest
 from s3_server import BUCKET
 from small_units import FILES, METRICS, read_tree, write_tree
 
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
 from storage.object_store import ObjectPlace
 from storage.places import LocalPlace, Place, committing

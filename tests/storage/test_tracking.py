@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from dqn.config import TrainConfig, make_config
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.settings import Settings
 from storage.tracking import FLOW_RUN, MARK, Tracking

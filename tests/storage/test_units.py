@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from small_units import FILES, METRICS, Tree, all_entries, commit, read_tree, trees, write_tree
 
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
 from storage.places import LocalPlace, committing, discard
 from storage.units import open_unit

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dqn.statistics import Metric
+from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
 from storage.places import LocalPlace, committing
 from storage.units import open_unit

@@ -14,12 +14,12 @@ from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import first_histories, follow
 from dqn.envs.lanes import Lanes, open_lanes
 from dqn.envs.observations import FrameStack, channel_names, motion
-from dqn.evaluation import Protocol
-from dqn.figures import moment_strip, sweep_figure
+from dqn.evaluation.evaluation import Protocol
 from dqn.learning.networks import QNetwork
-from dqn.moments import find_moments
-from dqn.network_figures import convolution_outputs, outputs_figure, weights_figure
-from dqn.recording import record_episode
+from dqn.plots.figures import moment_strip, sweep_figure
+from dqn.plots.highlights import find_moments
+from dqn.plots.network_figures import convolution_outputs, outputs_figure, weights_figure
+from dqn.plots.recording import record_episode
 
 CONFIG = make_config("fast", {"frame_stack": True, "lanes": 2, "lane_groups": 1, "threads": 1, "network": "small"})
 

@@ -11,7 +11,7 @@ from torch import nn
 from dqn.config import make_config
 from dqn.learning import networks
 from dqn.learning.networks import QNetwork, ResidualBlock, dropped_out, highest_of_neighbours, q_loss
-from dqn.network_figures import convolution_outputs, convolutions
+from dqn.plots.network_figures import convolution_outputs, convolutions
 
 
 def build(actions: int = 3, preset: str = "fast", **overrides: Any) -> QNetwork:

@@ -16,7 +16,7 @@ from dqn.envs.histories import first_histories
 from dqn.envs.lanes import Lanes
 from dqn.envs.observations import motion
 from dqn.envs.policy import epsilon_greedy
-from dqn.evaluation import Protocol, games_seed, policy_draws
+from dqn.evaluation.evaluation import Protocol, games_seed, policy_draws
 from dqn.randomness import episode_seeds
 
 WIDTH, HEIGHT = 1040, 480  # of a picture, in pixels; both even, as video codecs want

@@ -15,9 +15,9 @@ from dqn.envs.games import game_title
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import Lanes
 from dqn.envs.policy import epsilon_greedy
-from dqn.human_scores import human_normalized
+from dqn.evaluation.human_scores import human_normalized
+from dqn.metrics import Metric
 from dqn.randomness import generator
-from dqn.statistics import Metric
 from dqn.threads import side_by_side
 
 BOOTSTRAP_SAMPLES = 10_000

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dqn.envs.observations import channel_names, motion
-from dqn.figures import bare, new_figure
 from dqn.learning.networks import QNetwork
+from dqn.plots.figures import bare, new_figure
 
 
 def convolutions(network: QNetwork) -> list[nn.Conv2d]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dqn.config import make_config
-from dqn.evaluation import Evaluation, Protocol, evaluate, evaluation_groups
-from dqn.human_scores import human_normalized
+from dqn.evaluation.evaluation import Evaluation, Protocol, evaluate, evaluation_groups
+from dqn.evaluation.human_scores import human_normalized
 
 
 class ScriptedLanes:

@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.games import game_title
 from dqn.envs.observations import motion
-from dqn.evaluation import Evaluation
-from dqn.moments import Moment
+from dqn.evaluation.evaluation import Evaluation
+from dqn.plots.highlights import Moment
 
 BLUE, ORANGE, GREEN, RED, GRAY, LIGHT = "#1f6feb", "#e8702a", "#2a9d58", "#d1343d", "#6b7280", "#d5d9e0"
 INK = "#1f2430"

@@ -8,14 +8,7 @@ from dqn.config import make_config
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import FinishedEpisode
 from dqn.learning.optimization import OptimizationResult
-from dqn.statistics import (
-    Metric,
-    minutes_at_work,
-    optimization_metrics,
-    play_metrics,
-    score_metrics,
-    sweep_metrics,
-)
+from dqn.metrics import Metric, minutes_at_work, optimization_metrics, play_metrics, score_metrics, sweep_metrics
 
 
 def by_name(metrics: list[Metric]) -> dict[str, float]:

@@ -7,8 +7,8 @@ from dqn.config import make_config
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import Lanes
 from dqn.envs.observations import gray_frames, small_frames
-from dqn.evaluation import Protocol, games_seed
-from dqn.recording import HEIGHT, WIDTH, Shot, draw_shot, record_episode
+from dqn.evaluation.evaluation import Protocol, games_seed
+from dqn.plots.recording import HEIGHT, WIDTH, Shot, draw_shot, record_episode
 
 LIMITED = make_config("fast", {"episode_frames_limit": 2_000})
 

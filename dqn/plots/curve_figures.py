@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, ScalarFormatter
 
-from dqn.figures import BLUE, GRAY, GREEN, LIGHT, ORANGE, RED, new_figure, plain
-from dqn.statistics import Curve
+from dqn.metrics import Curve
+from dqn.plots.figures import BLUE, GRAY, GREEN, LIGHT, ORANGE, RED, new_figure, plain
 
 STATES = "states played"
 MINUTES = "minutes of work"

@@ -11,8 +11,9 @@ from torch import nn
 
 from dqn.checkpoint import Counters, Facts
 from dqn.config import TrainConfig, make_config
-from dqn.evaluation import Evaluation, Protocol
-from dqn.exported import Exported, model_card, network_weights, plain_weights, recipe_to_play
+from dqn.evaluation.evaluation import Evaluation, Protocol
+from dqn.export.inference_spec import Exported, network_weights, plain_weights, recipe_to_play
+from dqn.export.model_card import model_card
 from dqn.learning.networks import QNetwork
 
 NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)

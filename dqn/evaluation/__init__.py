@@ -1,0 +1,1 @@
+"""Complete episodes of a trained network, and what their scores mean."""

@@ -1,0 +1,1 @@
+"""An agent described for use outside this project: its computation as data, and its model card."""

@@ -1,0 +1,1 @@
+"""Figures and videos; everything that needs matplotlib or a font."""
