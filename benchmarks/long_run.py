@@ -86,7 +86,7 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     from prefect.cache_policies import NO_CACHE
 
     from dqn.metrics import Metric
-    from storage.checkpoints import write_checkpoint
+    from storage.formats.checkpoint import write_checkpoint
     from storage.runs import open_run
     from tasks.reference import UnitReference, made_by, reference
 

@@ -25,7 +25,7 @@ import psutil
 
 from benchmarks.report import HERE, machine, replace_table
 from flows.servers import answers, start, stop, wait_until
-from storage.experience import read_experiences
+from storage.formats.experience import read_experiences
 
 PAGE, RESULTS = HERE.parent / "docs" / "scaling.md", HERE / "results" / "scaling.json"
 ROUNDS, CYCLES, WARM_CYCLES = 3, 6, 2

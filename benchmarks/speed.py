@@ -30,7 +30,7 @@ from dqn.learning.learner import Learner
 from dqn.learning.networks import QNetwork, q_loss
 from dqn.learning.optimizers import make_optimizer
 from dqn.learning.sweep import OPERATORS, SweepRule, backward_sweep
-from storage.experience import write_experience
+from storage.formats.experience import write_experience
 
 LANES, STEPS, TURNS = 64, 64, 7
 GAME = "ALE/Breakout-v5"

@@ -11,7 +11,7 @@ from dqn.envs.games import action_names, check_game
 from dqn.evaluation.evaluation import Protocol
 from dqn.hardware import playable, prepare
 from dqn.learning.learner import Learner
-from storage.registry import SCHEME, open_shared
+from storage.model_registry import SCHEME, open_shared
 from storage.runs import StoredRun, open_run, open_tracking
 
 

@@ -83,7 +83,7 @@ def train(
 @app.command()
 def runs(as_json: AsJson = False) -> None:
     """List the runs, newest first."""
-    from storage.run_list import list_runs
+    from storage.run_catalog import list_runs
 
     rows = list_runs()
     if as_json:
@@ -192,7 +192,7 @@ def share(
     quiet_prefect()
     from flows.agents import open_agent
     from flows.export import share_agent, sharing_text
-    from storage.registry import SCHEME
+    from storage.model_registry import SCHEME
 
     if run.startswith(SCHEME):
         raise ValueError(f"{run} is shared already; give a run, and `dqn runs` lists them")

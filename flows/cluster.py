@@ -16,7 +16,7 @@ from prefect.settings import get_current_settings
 
 from dqn.config import TrainConfig
 from dqn.hardware import prepare, resolve
-from storage.made_with import versions
+from storage.provenance import versions
 from storage.runs import StoredRun, open_run
 from storage.settings import Settings
 from tasks import live

@@ -22,10 +22,10 @@ from flows.agents import find_cycle, ready_to_play
 from flows.pages import Page, Picture
 from flows.parameters import Name
 from storage.errors import StorageError
-from storage.evaluations import read_evaluation
-from storage.experience import read_all_targets, read_experiences
+from storage.formats.evaluation import read_evaluation
+from storage.formats.experience import read_all_targets, read_experiences
 from storage.runs import EVALUATION, KINDS, StoredRun
-from storage.units import cycle_name
+from storage.units.unit import cycle_name
 
 SCORES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high", "loss/mean")
 CURVES = (

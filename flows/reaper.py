@@ -15,7 +15,7 @@ from prefect.states import Cancelled, Crashed
 
 from flows.failure import run_command
 from storage.errors import StorageError
-from storage.run_list import mark_dead_runs
+from storage.run_catalog import mark_dead_runs
 
 AT_WORK = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 

@@ -32,8 +32,8 @@ from flows.parameters import (
     requested_settings,
 )
 from flows.reports import TrainingReport
-from storage.description import describe, link_units, system_metrics
-from storage.run_list import run_of_flow
+from storage.run_catalog import run_of_flow
+from storage.run_page import describe, link_units, system_metrics
 from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.tracking import FLOW_RUN, TARGET
 from tasks.collect_episodes import collect_episodes

@@ -12,10 +12,10 @@ from dqn.checkpoint import Checkpoint
 from dqn.envs.experience import Experience
 from dqn.envs.lanes import Lanes
 from storage.errors import StorageError
-from storage.evaluations import read_evaluation
-from storage.experience import read_experience, read_targets
+from storage.formats.evaluation import read_evaluation
+from storage.formats.experience import read_experience, read_targets
 from storage.runs import EVALUATION, KINDS, StoredRun
-from storage.units import Unit
+from storage.units.unit import Unit
 from tasks.progress import report
 
 

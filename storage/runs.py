@@ -11,13 +11,16 @@ from typing import Any
 
 from dqn.checkpoint import Checkpoint, Facts, first_checkpoint
 from dqn.config import TrainConfig
-from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
+from storage.durable import discard
 from storage.errors import CorruptUnitError, StorageError, UnreachableError
-from storage.places import Place, committing, discard, keep_manifest, open_place
+from storage.formats.checkpoint import read_checkpoint, read_facts, write_checkpoint
+from storage.run_lock import is_held, one_writer
 from storage.settings import Settings
 from storage.tracking import Tracking
-from storage.units import Draft, Unit, cycle_name, read_manifest
-from storage.writer import is_held, one_writer
+from storage.units.local_store import keep_manifest
+from storage.units.open_store import open_place
+from storage.units.store import Place, committing
+from storage.units.unit import Draft, Unit, cycle_name, read_manifest
 
 KINDS = ("experience", "targets", "checkpoint")
 _SHARDED = KINDS[:2]
@@ -70,7 +73,7 @@ class StoredRun:
     def commit(
         self, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str] | None = None
     ) -> Iterator[Draft]:
-        """Commit what the block writes as this run's unit of `kind` for `cycle`; see storage.places."""
+        """Commit what the block writes as this run's unit of `kind` for `cycle`; see storage.units.store."""
         with committing(
             self.place(kind),
             kind=kind,
@@ -81,7 +84,7 @@ class StoredRun:
             yield draft
 
     def unit(self, kind: str, cycle: int, known: str = "", *, kept: bool = True) -> Unit:
-        """The committed unit of `kind` for `cycle`, verified unless its digest is `known`; see storage.places.
+        """The committed unit of `kind` for `cycle`, verified unless its digest is `known`; see storage.units.store.
 
         Raises:
             StorageError: there is none, or it is corrupt.

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.files import make_directories
+from storage.durable import make_directories
 from storage.urls import check_url, directory_of, is_local
 
 _CHECKOUT = Path(__file__).resolve().parent.parent

@@ -26,9 +26,9 @@ from dqn.config import TrainConfig, nearest
 from dqn.envs.games import game_title
 from dqn.metrics import Curve, minutes_at_work
 from storage.errors import StorageError, UnreachableError
-from storage.made_with import made_with
+from storage.provenance import made_with
 from storage.settings import Settings, without_password
-from storage.units import Unit
+from storage.units.unit import Unit
 from storage.urls import check_url
 
 MARK = "dqn.run"  # the tag that tells our runs from others in the same store

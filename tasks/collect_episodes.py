@@ -13,7 +13,7 @@ from dqn.envs.lanes import closed_on_failure
 from dqn.envs.rollout import play
 from dqn.metrics import play_metrics, score_metrics
 from dqn.randomness import generator
-from storage.experience import write_experience
+from storage.formats.experience import write_experience
 from storage.runs import open_run
 from tasks.live import keep_learner, keep_played, take_lanes, take_learner, unit_at_hand
 from tasks.progress import report

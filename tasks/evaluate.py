@@ -11,9 +11,9 @@ import dqn.evaluation.evaluation
 from dqn.checkpoint import Counters
 from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups
 from dqn.learning.learner import Learner
-from storage.evaluations import write_evaluation
+from storage.formats.evaluation import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
-from storage.units import Unit
+from storage.units.unit import Unit
 from tasks.live import keep_learner, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference

@@ -16,9 +16,9 @@ from dqn.envs.lanes import Lanes, open_lanes, start_in_midgame
 from dqn.hardware import prepare
 from dqn.learning.data_parallel import Processes
 from dqn.learning.learner import Learner
-from storage.experience import read_all_targets, read_experience, read_experiences
+from storage.formats.experience import read_all_targets, read_experience, read_experiences
 from storage.runs import StoredRun
-from storage.units import Unit
+from storage.units.unit import Unit
 
 _LEARNER, _PLAYER = "learner", "player"
 

@@ -18,11 +18,11 @@ from dqn.learning.optimization import OptimizationResult
 from dqn.learning.replay import ReplayMemory, cut_at_starts, reestimated
 from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
-from storage.checkpoints import write_checkpoint
 from storage.errors import StorageError
-from storage.experience import read_all_targets, read_experiences
+from storage.formats.checkpoint import write_checkpoint
+from storage.formats.experience import read_all_targets, read_experiences
 from storage.runs import StoredRun, open_run
-from storage.units import Unit, cycle_name
+from storage.units.unit import Unit, cycle_name
 from tasks.live import keep_learner, let_go_of_experience, processes_of, take_experience, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.reference import UnitReference, made_by, reference

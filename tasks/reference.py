@@ -10,7 +10,7 @@ from typing import Any
 from prefect.runtime import flow_run, task_run
 
 from storage.runs import open_run
-from storage.units import Unit
+from storage.units.unit import Unit
 
 logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import sweep_metrics
-from storage.experience import write_targets
+from storage.formats.experience import write_targets
 from storage.runs import open_run
 from tasks.live import facts_of, keep_targets, played, unit_at_hand
 from tasks.progress import report

@@ -26,9 +26,9 @@ from flows.evaluate import evaluate_agent
 from flows.inspect import inspect_run
 from flows.train import train
 from flows.verify import verify_run
-from storage.evaluations import read_evaluation
-from storage.exports import read_export
-from storage.run_list import list_runs
+from storage.formats.agent_export import read_export
+from storage.formats.evaluation import read_evaluation
+from storage.run_catalog import list_runs
 from storage.runs import StoredRun, open_run, open_tracking
 
 COMPAT = Path(__file__).parent

@@ -25,7 +25,7 @@ import pytest
 import trainer
 from trainer import Fault
 
-from storage.units import Unit, open_unit
+from storage.units.unit import Unit, open_unit
 
 CYCLES = 2
 CHILD_SECONDS = 250  # the longest that any child may take, below the limit of a test

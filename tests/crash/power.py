@@ -15,7 +15,7 @@ from typing import Any
 from harness import Laboratory, kind_of
 from trainer import STAGES, Fault
 
-from storage.units import open_unit
+from storage.units.unit import open_unit
 
 BLOCK_BYTES = 4096  # what the disk writes whole or not at all
 

@@ -22,11 +22,11 @@ import torch
 from prefect.logging import disable_run_logger
 
 import dqn.envs.games
-import storage.places
+import storage.units.store
 import tasks.optimize
 from flows.train import conclude, requested_config
 from storage.errors import StorageError
-from storage.run_list import list_runs
+from storage.run_catalog import list_runs
 from storage.runs import create_run, open_run
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
@@ -102,7 +102,7 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
 
 def _tell_phases(say: Callable[[object], None]) -> None:
     """Let what belongs to no stage alone tell when it begins; a commit says of what."""
-    write, sync = tasks.optimize.write_checkpoint, storage.places.sync_tree
+    write, sync = tasks.optimize.write_checkpoint, storage.units.store.sync_tree
 
     def write_checkpoint(*arguments: Any) -> None:
         say("checkpoint")
@@ -112,7 +112,7 @@ def _tell_phases(say: Callable[[object], None]) -> None:
         say(f"commit {stage.name.rpartition('-')[0]}")
         sync(stage)
 
-    tasks.optimize.write_checkpoint, storage.places.sync_tree = write_checkpoint, sync_tree
+    tasks.optimize.write_checkpoint, storage.units.store.sync_tree = write_checkpoint, sync_tree
 
 
 def warm() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flows import cli
-from storage.experience import read_experience, write_experience
+from storage.formats.experience import read_experience, write_experience
 from storage.runs import StoredRun, open_run
 
 DOUBLE = "insert into metrics select key, value, timestamp + 1, run_uuid, step, is_nan from metrics where {}"

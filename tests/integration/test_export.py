@@ -20,8 +20,8 @@ from flows.export import export_agent, share_agent, sharing_text
 from flows.parameters import requested_config
 from flows.record import record
 from storage.errors import CorruptUnitError
-from storage.exports import read_export
-from storage.registry import SCHEME
+from storage.formats.agent_export import read_export
+from storage.model_registry import SCHEME
 from storage.runs import create_run
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "play_exported.py"

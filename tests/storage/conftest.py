@@ -23,10 +23,10 @@ from dqn.config import TrainConfig, make_config
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import LaneHistory
 from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH
-from storage.object_store import ObjectPlace
-from storage.places import LocalPlace
 from storage.runs import StoredRun
 from storage.settings import Settings
+from storage.units.local_store import LocalPlace
+from storage.units.s3_store import ObjectPlace
 
 
 @pytest.fixture(scope="module", autouse=True)

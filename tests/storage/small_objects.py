@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from storage.errors import CorruptUnitError
-from storage.object_store import ObjectPlace
-from storage.places import committing
-from storage.units import Unit
+from storage.units.s3_store import ObjectPlace
+from storage.units.store import committing
+from storage.units.unit import Unit
 
 OLD, NEW = b"old " * 9, b"new " * 10
 FILES = 3

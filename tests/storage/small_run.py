@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.runs import StoredRun
-from storage.units import Unit
+from storage.units.unit import Unit
 
 
 def commit(run: StoredRun, kind: str, cycle: int, inputs: dict[str, str] | None = None, data: bytes = b"x") -> Unit:

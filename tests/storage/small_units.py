@@ -13,8 +13,9 @@ import pytest
 from hypothesis import strategies as st
 
 from dqn.metrics import Metric
-from storage.places import LocalPlace, committing
-from storage.units import MANIFEST, Unit, cycle_name, open_unit
+from storage.units.local_store import LocalPlace
+from storage.units.store import committing
+from storage.units.unit import MANIFEST, Unit, cycle_name, open_unit
 
 Tree = dict[
     str, Any

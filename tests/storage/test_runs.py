@@ -8,7 +8,7 @@ from small_run import commit, damage
 
 from storage.errors import CorruptUnitError, StorageError
 from storage.runs import KINDS, StoredRun
-from storage.units import cycle_name
+from storage.units.unit import cycle_name
 
 # ---------------------------------------------------------------- units
 
@@ -91,7 +91,7 @@ def test_an_error_of_the_disk_is_no_broken_unit(run: StoredRun, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("storage.units.hashlib.file_digest", fail)
+    monkeypatch.setattr("storage.units.unit.hashlib.file_digest", fail)
     for look in (lambda: run.made("checkpoint", 3, {}), run.newest_checkpoint):
         with pytest.raises(OSError, match="Input/output error"):
             look()

@@ -15,7 +15,7 @@ from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.settings import Settings
 from storage.tracking import FLOW_RUN, MARK, Tracking
-from storage.units import Unit
+from storage.units.unit import Unit
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 
 from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
-from storage.places import LocalPlace, committing
-from storage.units import open_unit
+from storage.units.local_store import LocalPlace
+from storage.units.store import committing
+from storage.units.unit import open_unit
 
 Act = Callable[[int, str], None]  # is told the number and the name of every operation before it is done
 

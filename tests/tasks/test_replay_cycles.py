@@ -20,9 +20,9 @@ from flows.parameters import requested_config
 from flows.train import conclude
 from flows.verify import verify_run
 from storage.errors import StorageError
-from storage.experience import read_experience, read_targets
+from storage.formats.experience import read_experience, read_targets
 from storage.runs import StoredRun, create_run
-from storage.units import Unit
+from storage.units.unit import Unit
 from tasks import live
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import older_cycles, optimize, replay_of

@@ -15,7 +15,7 @@ from flows.parameters import requested_config
 from flows.train import conclude
 from flows.verify import verify_run
 from storage.errors import CorruptUnitError
-from storage.experience import read_experience, read_experiences
+from storage.formats.experience import read_experience, read_experiences
 from storage.runs import StoredRun, create_run
 from tasks import live
 from tasks.collect_episodes import collect_episodes

@@ -14,11 +14,12 @@ import pytest
 from dqn.checkpoint import Checkpoint
 from dqn.envs.experience import Experience, Targets
 from dqn.metrics import Metric
-from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.errors import CorruptUnitError
-from storage.experience import read_experience, read_targets, write_experience, write_targets
-from storage.places import LocalPlace, committing
-from storage.units import MANIFEST, Draft, Unit, open_unit
+from storage.formats.checkpoint import read_checkpoint, write_checkpoint
+from storage.formats.experience import read_experience, read_targets, write_experience, write_targets
+from storage.units.local_store import LocalPlace
+from storage.units.store import committing
+from storage.units.unit import MANIFEST, Draft, Unit, open_unit
 
 CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "200"))
 KINDS = ["experience", "targets", "checkpoint"]

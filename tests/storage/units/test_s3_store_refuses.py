@@ -15,11 +15,11 @@ import pytest
 from s3_server import CUT, DENY, PASS, SECRET, S3Server
 from small_objects import commit, local_leftovers, state
 
-import storage.object_store
+import storage.units.s3_store
 from storage.errors import StorageError
-from storage.object_store import ObjectPlace
-from storage.places import open_place
 from storage.settings import Settings
+from storage.units.open_store import open_place
+from storage.units.s3_store import ObjectPlace
 
 
 def test_a_store_that_is_away_for_a_moment_in_mid_write_is_waited_for(
@@ -93,7 +93,7 @@ def test_an_endpoint_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_half_of_the_credentials_is_told(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setattr(storage.object_store, "_open_store", storage.object_store._open_store.__wrapped__)
+    monkeypatch.setattr(storage.units.s3_store, "_open_store", storage.units.s3_store._open_store.__wrapped__)
     place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     with pytest.raises(OSError, match="Missing SecretAccessKey; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         place.cycles()
@@ -135,7 +135,7 @@ def test_no_secret_is_kept_with_a_unit(make_place: Callable[..., ObjectPlace]) -
 
 
 def test_without_the_package_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "storage.object_store")
+    monkeypatch.delitem(sys.modules, "storage.units.s3_store")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StorageError, match=r"^s3://units/replay needs a package .*: pip install 'dqn\[s3\]'$"):
         open_place("s3://units/replay", Settings(tmp_path, "sqlite://"), "run")
@@ -151,5 +151,5 @@ def test_only_the_object_store_asks_for_the_package() -> None:
         at_once = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
         if any(name.partition(".")[0] in ("obstore", "boto3") for name in names):
             found.add(path.name)
-        assert "storage.object_store" not in at_once, path
+        assert "storage.units.s3_store" not in at_once, path
     assert found == {"object_store.py"}

@@ -14,7 +14,7 @@ import zarr
 
 from dqn.envs.experience import Experience, Targets
 from storage.errors import CorruptUnitError
-from storage.experience import (
+from storage.formats.experience import (
     EXPERIENCE,
     TARGETS,
     read_all_targets,
@@ -24,8 +24,9 @@ from storage.experience import (
     write_experience,
     write_targets,
 )
-from storage.places import LocalPlace, committing
-from storage.units import Unit, open_unit
+from storage.units.local_store import LocalPlace
+from storage.units.store import committing
+from storage.units.unit import Unit, open_unit
 
 Make = Callable[..., Any]
 Same = Callable[[object, object], bool]

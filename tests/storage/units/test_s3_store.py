@@ -16,9 +16,9 @@ from s3_server import CUT, CUT_AFTER, ERROR, PASS, SECRET, S3Server
 from small_objects import FILES, NEW, OLD, commit, local_leftovers, objects, state
 
 from storage.errors import StorageError
-from storage.object_store import ObjectPlace
-from storage.places import committing
-from storage.units import Unit
+from storage.units.s3_store import ObjectPlace
+from storage.units.store import committing
+from storage.units.unit import Unit
 
 FAULTS = int(os.environ.get("S3_FAULTS", "1"))  # at so many requests of a commit besides the one for its manifest
 RACES = int(os.environ.get("RACES", "3"))

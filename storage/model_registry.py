@@ -24,14 +24,14 @@ from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import Exported
 from dqn.learning.networks import QNetwork
 from storage.errors import StorageError
-from storage.exports import read_export
+from storage.formats.agent_export import read_export
 from storage.runs import StoredRun
 from storage.tracking import Tracking
 from storage.urls import directory_of, is_local
 
 SCHEME = "models:/"
 CHAMPION = "champion"
-FOLDER = "agent"  # of a model, with the agent as `storage.exports` writes it
+FOLDER = "agent"  # of a model, with the agent as `storage.formats.agent_export` writes it
 CHECKPOINT, PROTOCOL, MEAN = "dqn.checkpoint", "dqn.protocol", "dqn.mean_score"  # tags of a version
 
 

@@ -12,9 +12,11 @@ import pytest
 from watched_disk import CHANGES, NEEDS_ROOM, Act, Disk, Scene, commit, state, strays, worst
 
 from dqn.envs.experience import Targets
-from storage.experience import read_targets, write_targets
-from storage.places import LocalPlace, committing, discard
-from storage.units import open_unit
+from storage.durable import discard
+from storage.formats.experience import read_targets, write_targets
+from storage.units.local_store import LocalPlace
+from storage.units.store import committing
+from storage.units.unit import open_unit
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

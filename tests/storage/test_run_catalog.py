@@ -11,8 +11,8 @@ import storage.runs
 from dqn.checkpoint import Checkpoint, Counters, Facts, first_checkpoint
 from dqn.config import TrainConfig, make_config
 from dqn.metrics import Metric
-from storage.checkpoints import write_checkpoint
-from storage.run_list import list_runs
+from storage.formats.checkpoint import write_checkpoint
+from storage.run_catalog import list_runs
 from storage.runs import StoredRun, create_run, open_run, open_tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

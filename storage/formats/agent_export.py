@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 
 from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import Exported, network_weights, plain_weights, recipe_to_play, untrained_network
-from storage.checkpoints import facts_as_json, facts_from_json
 from storage.errors import CorruptUnitError
+from storage.formats.checkpoint import facts_as_json, facts_from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 FORMAT = 3

@@ -12,7 +12,7 @@ from mlflow.system_metrics import system_metrics_monitor
 
 from storage.errors import CorruptUnitError
 from storage.runs import StoredRun
-from storage.units import Unit, cycle_name
+from storage.units.unit import Unit, cycle_name
 
 _Monitor: Any = system_metrics_monitor.SystemMetricsMonitor
 

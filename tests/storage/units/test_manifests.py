@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_units import commit, forge, json_values, manifest_of, reads
 
 from storage.errors import CorruptUnitError
-from storage.units import FORMAT, MANIFEST, open_unit
+from storage.units.unit import FORMAT, MANIFEST, open_unit
 
 # ---------------------------------------------------------------- manifests from a stranger
 

@@ -27,10 +27,11 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
+from storage.durable import discard
 from storage.errors import CorruptUnitError, StorageError
-from storage.places import Place, cycles_in, discard
 from storage.settings import without_password
-from storage.units import MANIFEST, Unit, check_files, cycle_name, manifest_text, parse_manifest
+from storage.units.store import Place, cycles_in
+from storage.units.unit import MANIFEST, Unit, check_files, cycle_name, manifest_text, parse_manifest
 from storage.urls import bucket_and_prefix
 
 RETRY_SECONDS = 60.0  # for so long a store that is away is asked again, as MLflow is

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import storage.writer
+import storage.run_lock
 from storage.errors import StorageError
 from storage.runs import StoredRun
 
@@ -123,14 +123,14 @@ def test_asking_whether_a_run_is_held_refuses_no_writer(run: StoredRun, monkeypa
         pass
 
     def ask(say: Callable[[bytes], None]) -> None:
-        flock = storage.writer.fcntl.flock
+        flock = storage.run_lock.fcntl.flock
 
         def slow_flock(*args: Any) -> None:
             flock(*args)
             say(b"asking")
             time.sleep(0.2)
 
-        monkeypatch.setattr(storage.writer.fcntl, "flock", slow_flock)
+        monkeypatch.setattr(storage.run_lock.fcntl, "flock", slow_flock)
         run.is_held()
 
     with another_process(ask) as (_, hears):

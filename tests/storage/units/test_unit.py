@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from small_units import FILES, METRICS, Tree, all_entries, commit, read_tree, trees, write_tree
 
 from dqn.metrics import Metric
+from storage.durable import discard
 from storage.errors import CorruptUnitError
-from storage.places import LocalPlace, committing, discard
-from storage.units import open_unit
+from storage.units.local_store import LocalPlace
+from storage.units.store import committing
+from storage.units.unit import open_unit
 
 # ---------------------------------------------------------------- commit and open
 
@@ -31,7 +33,7 @@ def test_what_was_committed_is_what_is_opened(tmp_path: Path) -> None:
 
 
 def test_speeds_and_the_time_of_commit_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.units.time.time_ns", lambda: 1_700_000_000_123_456_789)
+    monkeypatch.setattr("storage.units.unit.time.time_ns", lambda: 1_700_000_000_123_456_789)
     with committing(LocalPlace(tmp_path, tmp_path / "staging"), kind="k", cycle=0, inputs={}, made_by={}) as draft:
         draft.speed["sweep"] = 12.5
     unit = open_unit(tmp_path / "00000")

@@ -15,9 +15,10 @@ from small_units import FILES, METRICS, read_tree, write_tree
 
 from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
-from storage.object_store import ObjectPlace
-from storage.places import LocalPlace, Place, committing
-from storage.units import MANIFEST, Unit
+from storage.units.local_store import LocalPlace
+from storage.units.s3_store import ObjectPlace
+from storage.units.store import Place, committing
+from storage.units.unit import MANIFEST, Unit
 
 INPUTS = {"experience": "ab" * 32}
 NAMES = ["table", "array/c/0", "array/zarr.json", "empty"]
@@ -222,7 +223,7 @@ def test_the_manifest_of_another_unit_tells_that_it_is_another_one(shelf: Shelf)
 
 def test_of_a_unit_that_is_known_files_are_not_read(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     made = shelf.commit()
-    monkeypatch.setattr("storage.units.hashlib.file_digest", None)
+    monkeypatch.setattr("storage.units.unit.hashlib.file_digest", None)
     known = shelf.place.open(4, made.digest)
     assert known == made
     with pytest.raises(TypeError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from watched_disk import CHANGES, Disk, Killed, Scene, commit, state, worst
 
-from storage.places import discard
+from storage.durable import discard
 from storage.settings import Settings
 
 SAMPLES = int(os.environ.get("POWER_LOSSES", "2"))  # of what is left, for each operation

@@ -25,10 +25,11 @@ import storage
 from dqn.checkpoint import Checkpoint, Counters, first_checkpoint
 from dqn.config import PRESETS, make_config
 from dqn.envs.histories import LaneHistory
-from storage.checkpoints import read_checkpoint, read_facts, write_checkpoint
 from storage.errors import CorruptUnitError
-from storage.places import LocalPlace, committing
-from storage.units import open_unit
+from storage.formats.checkpoint import read_checkpoint, read_facts, write_checkpoint
+from storage.units.local_store import LocalPlace
+from storage.units.store import committing
+from storage.units.unit import open_unit
 
 Make = Callable[..., Checkpoint]
 Same = Callable[[object, object], bool]

@@ -1,7 +1,7 @@
 """Committed units: directories that exist whole and verified, or not at all.
 
 A unit's manifest names every file with its size and SHA-256, so that whatever happens to it later is noticed
-when it is opened. Where units stand, and how they come there, is told in storage.places.
+when it is opened. Where units stand, and how they come there, is told in storage.units.store.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dqn.metrics import Metric
+from storage.durable import fail
 from storage.errors import CorruptUnitError
-from storage.files import fail
 
 MANIFEST = "manifest.json"
 FORMAT = 1

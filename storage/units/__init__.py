@@ -1,0 +1,1 @@
+"""Committed units: what one is, and the stores that keep them."""

@@ -1,0 +1,30 @@
+"""The store for a URL."""
+
+from __future__ import annotations
+
+from storage.errors import StorageError
+from storage.settings import Settings
+from storage.units.local_store import LocalPlace
+from storage.units.store import Place
+from storage.urls import directory_of, is_local
+
+
+def open_place(url: str, settings: Settings, run_id: str) -> Place:
+    """The place of a run at `url`, which storage.urls has checked.
+
+    Raises:
+        StorageError: a package that it takes is not installed.
+    """
+    if is_local(url):
+        directory = directory_of(url)
+        at_home = directory.is_relative_to(settings.home)
+        # What is renamed into its place must be on the same file system.
+        staging = settings.staging(run_id) if at_home else directory.parent / "staging" / directory.name
+        return LocalPlace(directory, staging)
+    try:
+        from storage.units.s3_store import ObjectPlace
+    except ModuleNotFoundError as error:
+        raise StorageError(
+            f"{url} needs a package that is not installed ({error.name}): pip install 'dqn[s3]'"
+        ) from None
+    return ObjectPlace(url, settings.staging(run_id), settings.cache(run_id))
