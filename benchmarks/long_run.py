@@ -88,7 +88,7 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     from dqn.metrics import Metric
     from storage.formats.checkpoint import write_checkpoint
     from storage.runs import open_run
-    from tasks.reference import UnitReference, made_by, reference
+    from tasks.unit_reference import UnitReference, made_by, reference
 
     @task(name="collect-episodes", task_run_name="collect-episodes-{cycle:05d}", cache_policy=NO_CACHE)
     def collect_episodes(run_id: str, cycle: int, shard: int) -> None: ...

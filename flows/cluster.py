@@ -19,9 +19,9 @@ from dqn.hardware import prepare, resolve
 from storage.provenance import versions
 from storage.runs import StoredRun, open_run
 from storage.settings import Settings
-from tasks import live
+from tasks import process_cache
 from tasks.progress import report
-from tasks.reference import UnitReference
+from tasks.unit_reference import UnitReference
 
 COLLECTOR, OPTIMIZER = "collector", "optimizer"  # resources that workers offer
 CONNECT_SECONDS = 10
@@ -59,7 +59,7 @@ def workplace() -> Iterator[Workplace]:
         try:
             yield _Here()
         finally:
-            live.release()
+            process_cache.release()
         return
     check_cluster(address)
     from prefect_dask.client import PrefectDaskClient
@@ -73,9 +73,9 @@ def workplace() -> Iterator[Workplace]:
         try:
             yield _Cluster(client, address)
         finally:
-            live.release()
+            process_cache.release()
             with suppress(Exception):  # whatever became of the cluster, the flow run is over
-                client.run(live.release)
+                client.run(process_cache.release)
 
 
 def check_cluster(address: str) -> None:

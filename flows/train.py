@@ -40,7 +40,7 @@ from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
 from tasks.optimize import optimize
 from tasks.progress import report_cycle, report_run
-from tasks.reference import UnitReference
+from tasks.unit_reference import UnitReference
 from tasks.update_q_values import update_q_values
 
 HANDED_OVER = "SCHEDULED"  # MLflow's word for a run that waits for its next flow run

@@ -15,9 +15,9 @@ from dqn.metrics import play_metrics, score_metrics
 from dqn.randomness import generator
 from storage.formats.experience import write_experience
 from storage.runs import open_run
-from tasks.live import keep_learner, keep_played, take_lanes, take_learner, unit_at_hand
+from tasks.process_cache import keep_learner, keep_played, take_lanes, take_learner, unit_at_hand
 from tasks.progress import report
-from tasks.reference import UnitReference, made_by, name_of_part, reference
+from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
 
 
 @task(name="collect-episodes", task_run_name=name_of_part("collect-episodes"), cache_policy=NO_CACHE)

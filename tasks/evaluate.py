@@ -14,9 +14,9 @@ from dqn.learning.learner import Learner
 from storage.formats.evaluation import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
 from storage.units.unit import Unit
-from tasks.live import keep_learner, take_learner, unit_at_hand
+from tasks.process_cache import keep_learner, take_learner, unit_at_hand
 from tasks.progress import report
-from tasks.reference import UnitReference, made_by, reference
+from tasks.unit_reference import UnitReference, made_by, reference
 
 
 @task(name="evaluate", task_run_name="evaluate-{cycle:05d}", cache_policy=NO_CACHE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from statistics import fmean
 from time import perf_counter
 
@@ -10,11 +9,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import dqn.learning.optimization
-from dqn.checkpoint import Checkpoint, Counters
+from dqn.checkpoint import Checkpoint
+from dqn.cycle import next_checkpoint
 from dqn.envs.experience import Experience
-from dqn.envs.histories import follow, midgame_starts
-from dqn.learning.learner import Learner, learner_tensors
-from dqn.learning.optimization import OptimizationResult
+from dqn.envs.histories import follow
+from dqn.learning.learner import Learner
 from dqn.learning.replay import ReplayMemory, cut_at_starts, reestimated
 from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
@@ -23,9 +22,16 @@ from storage.formats.checkpoint import write_checkpoint
 from storage.formats.experience import read_all_targets, read_experiences
 from storage.runs import StoredRun, open_run
 from storage.units.unit import Unit, cycle_name
-from tasks.live import keep_learner, let_go_of_experience, processes_of, take_experience, take_learner, unit_at_hand
+from tasks.process_cache import (
+    keep_learner,
+    let_go_of_experience,
+    processes_of,
+    take_experience,
+    take_learner,
+    unit_at_hand,
+)
 from tasks.progress import report
-from tasks.reference import UnitReference, made_by, reference
+from tasks.unit_reference import UnitReference, made_by, reference
 
 KIND = "checkpoint"
 
@@ -109,21 +115,3 @@ def metrics_of_play(before: Checkpoint, experience: Experience, played: list[Uni
     scores, _ = score_metrics(before.facts.recent_scores, finished)
     targets = read_all_targets([unit.directory for unit in swept])
     return play_metrics(config, experience, states) + scores + sweep_metrics(config, experience, targets, states)
-
-
-def next_checkpoint(
-    before: Checkpoint, learner: Learner, experience: Experience, result: OptimizationResult
-) -> Checkpoint:
-    """The checkpoint one cycle after `before`."""
-    counters = before.facts.counters
-    histories, finished = follow(before.histories, experience, counters.states)
-    histories = midgame_starts(histories, before.config, counters.cycle + 1)
-    _, recent_scores = score_metrics(before.facts.recent_scores, finished)
-    counters = Counters(
-        cycle=counters.cycle + 1,
-        states=counters.states + experience.states_played,
-        episodes=counters.episodes + len(finished),
-        updates=counters.updates + len(result.losses),
-    )
-    facts = replace(before.facts, counters=counters, recent_scores=recent_scores)
-    return Checkpoint(facts, histories, *learner_tensors(learner))

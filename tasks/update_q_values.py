@@ -11,9 +11,9 @@ from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import sweep_metrics
 from storage.formats.experience import write_targets
 from storage.runs import open_run
-from tasks.live import facts_of, keep_targets, played, unit_at_hand
+from tasks.process_cache import facts_of, keep_targets, played, unit_at_hand
 from tasks.progress import report
-from tasks.reference import UnitReference, made_by, name_of_part, reference
+from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
 
 
 @task(name="update-q-values", task_run_name=name_of_part("update-q-values"), cache_policy=NO_CACHE)

@@ -22,7 +22,7 @@ import torch
 from prefect.logging import disable_run_logger
 
 import dqn.envs.games
-import storage.units.store
+import storage.units.local_store
 import tasks.optimize
 from flows.train import conclude, requested_config
 from storage.errors import StorageError
@@ -30,7 +30,7 @@ from storage.run_catalog import list_runs
 from storage.runs import create_run, open_run
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
-from tasks.live import release
+from tasks.process_cache import release
 from tasks.update_q_values import update_q_values
 
 CONFIG = {"network": "nips", "replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 1}
@@ -102,7 +102,7 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
 
 def _tell_phases(say: Callable[[object], None]) -> None:
     """Let what belongs to no stage alone tell when it begins; a commit says of what."""
-    write, sync = tasks.optimize.write_checkpoint, storage.units.store.sync_tree
+    write, sync = tasks.optimize.write_checkpoint, storage.units.local_store.sync_tree
 
     def write_checkpoint(*arguments: Any) -> None:
         say("checkpoint")
@@ -112,7 +112,7 @@ def _tell_phases(say: Callable[[object], None]) -> None:
         say(f"commit {stage.name.rpartition('-')[0]}")
         sync(stage)
 
-    tasks.optimize.write_checkpoint, storage.units.store.sync_tree = write_checkpoint, sync_tree
+    tasks.optimize.write_checkpoint, storage.units.local_store.sync_tree = write_checkpoint, sync_tree
 
 
 def warm() -> None:

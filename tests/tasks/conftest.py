@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from prefect.logging import disable_run_logger
 
-from tasks import live
+from tasks import process_cache
 
 
 @pytest.fixture(autouse=True)
@@ -11,4 +11,4 @@ def _nothing_held() -> Iterator[None]:
     """No test finds what another one's tasks have left in memory, and tasks log outside a flow run."""
     with disable_run_logger():
         yield
-    live.release()
+    process_cache.release()

@@ -14,7 +14,7 @@ from flows.parameters import requested_config
 from flows.train import conclude
 from flows.verify import verify_run
 from storage.runs import StoredRun, create_run
-from tasks import live
+from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
 from tasks.optimize import optimize
@@ -48,7 +48,7 @@ def trained(name: str, cycles: int, held: bool) -> tuple[StoredRun, str]:
         for task in (collect_episodes, update_q_values, optimize):
             reference = task.fn(run.run_id, cycle)
             if not held:
-                live.release()
+                process_cache.release()
         conclude(run, reference)
     return run, reference.digest
 
@@ -61,7 +61,7 @@ def test_all_options_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [math.isnan(history.score) for history in after] == [False, False, True, True]
     found = verify_run(run, replay=True)
     assert found.problems == [] and found.frames == 2 * 160, "the first checkpoint was pruned"
-    live.release()
+    process_cache.release()
     assert evaluate.fn(run.run_id, 3).figures["evaluation/steps"] > 0
     report = Path(inspect_run(run))
     assert report.is_file() and "all-options" in report.read_text()

@@ -23,7 +23,7 @@ from storage.errors import StorageError
 from storage.formats.experience import read_experience, read_targets
 from storage.runs import StoredRun, create_run
 from storage.units.unit import Unit
-from tasks import live
+from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import older_cycles, optimize, replay_of
 from tasks.update_q_values import update_q_values
@@ -43,7 +43,7 @@ def go_on(run: StoredRun, *cycles: int, held: bool = True) -> str:
         for task in (collect_episodes, update_q_values, optimize):
             reference = task.fn(run.run_id, cycle)
             if not held:
-                live.release()
+                process_cache.release()
         conclude(run, reference)
     return reference.digest
 

@@ -17,7 +17,7 @@ from flows.verify import verify_run
 from storage.errors import CorruptUnitError
 from storage.formats.experience import read_experience, read_experiences
 from storage.runs import StoredRun, create_run
-from tasks import live
+from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import optimize
 from tasks.update_q_values import update_q_values
@@ -42,7 +42,7 @@ def go_on(run: StoredRun, *cycles: int, order: tuple[int, ...] = (0, 1), held: b
             for shard in order[: run.shards]:
                 task.fn(run.run_id, cycle, shard)
                 if not held:
-                    live.release()
+                    process_cache.release()
         made = optimize.fn(run.run_id, cycle)
         conclude(run, made)
     return made.digest
@@ -92,12 +92,12 @@ def test_games_of_shards_that_others_play_now_are_closed(monkeypatch: pytest.Mon
     run, closed = started("moved", **IN_SHARDS), []
     start = run.unit("checkpoint", 0)
     games = SimpleNamespace(close=lambda: closed.append(1))
-    monkeypatch.setitem(live._held, "lanes-1", (replace(start, cycle=-1), [games]))
-    monkeypatch.setitem(live._held, "lanes-0", (start, ["games that go on"]))
-    monkeypatch.setattr(live, "open_lanes", lambda config, histories, shard: [f"games of {shard}"])
-    assert live.take_lanes(start, run.checkpoint(start), 1) == ["games of 1"]
-    assert closed == [1] and set(live._held) == {"lanes-0"}
-    live._held.clear()
+    monkeypatch.setitem(process_cache._held, "lanes-1", (replace(start, cycle=-1), [games]))
+    monkeypatch.setitem(process_cache._held, "lanes-0", (start, ["games that go on"]))
+    monkeypatch.setattr(process_cache, "open_lanes", lambda config, histories, shard: [f"games of {shard}"])
+    assert process_cache.take_lanes(start, run.checkpoint(start), 1) == ["games of 1"]
+    assert closed == [1] and set(process_cache._held) == {"lanes-0"}
+    process_cache._held.clear()
 
 
 def test_the_network_may_play_on_the_cpu_what_a_gpu_trains() -> None:

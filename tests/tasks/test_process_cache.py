@@ -13,7 +13,7 @@ from flows.parameters import requested_config
 from flows.train import conclude
 from storage.errors import CorruptUnitError
 from storage.runs import StoredRun, create_run, open_run
-from tasks import live
+from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import optimize
 from tasks.update_q_values import update_q_values
@@ -40,7 +40,7 @@ def go_on(run: StoredRun, cycles: int, between: Callable[[], None] = lambda: Non
 
 
 def test_tasks_that_hand_on_what_they_hold_do_what_those_do_that_read_it() -> None:
-    assert go_on(started("held"), 2) == go_on(started("read"), 2, between=live.release)
+    assert go_on(started("held"), 2) == go_on(started("read"), 2, between=process_cache.release)
 
 
 def test_what_is_held_does_not_suffer_from_a_disk_that_does() -> None:
@@ -58,7 +58,7 @@ def test_what_is_held_does_not_suffer_from_a_disk_that_does() -> None:
 def test_what_is_not_held_is_checked() -> None:
     run = started("checked")
     collect_episodes.fn(run.run_id, 1)
-    live.release()
+    process_cache.release()
     next(run.unit("experience", 1).directory.glob("experience.zarr/actions/c*")).write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match="SHA-256 differs"):
         update_q_values.fn(run.run_id, 1)
@@ -67,11 +67,11 @@ def test_what_is_not_held_is_checked() -> None:
 def test_another_runs_things_are_not_taken() -> None:
     other, run = started("other", seed=1), started("own", seed=2)
     collect_episodes.fn(other.run_id, 1)
-    held = live.played(other.unit("experience", 1))
+    held = process_cache.played(other.unit("experience", 1))
     collect_episodes.fn(run.run_id, 1)
-    own = live.played(run.unit("experience", 1))
+    own = process_cache.played(run.unit("experience", 1))
     assert not np.array_equal(own.actions, held.actions)
-    assert live.played(other.unit("experience", 1)).states.size == 0, "read anew, without its states"
+    assert process_cache.played(other.unit("experience", 1)).states.size == 0, "read anew, without its states"
 
 
 def test_a_checkpoint_has_the_metrics_of_its_whole_cycle_and_they_are_published_once() -> None:
@@ -89,11 +89,11 @@ def test_games_are_closed_when_they_are_let_go(monkeypatch: pytest.MonkeyPatch) 
     run = started("closed")
     collect_episodes.fn(run.run_id, 1)
     closed: list[int] = []
-    groups = live._held["lanes"][1]
+    groups = process_cache._held["lanes"][1]
     for number, lanes in enumerate(groups):
         monkeypatch.setattr(lanes, "close", lambda number=number: closed.append(number))
-    live.release()
-    assert closed == [0, 1] and not live._held
+    process_cache.release()
+    assert closed == [0, 1] and not process_cache._held
 
 
 def test_the_home_holds_no_drafts_afterwards(home: Path) -> None:
