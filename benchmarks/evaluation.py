@@ -24,7 +24,7 @@ from dqn.evaluation.evaluation import Protocol
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
 from dqn.schedules import LinearSchedule
-from flows.agents import open_agent
+from flows.commands.agents import open_agent
 from tasks.evaluate import play_evaluation
 
 EPISODES, TURNS = 30, 3

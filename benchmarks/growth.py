@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.quiet import quiet_prefect
+from flows.server.environment import quiet_prefect
 
 LANES, STEPS = 4, 16
 SETTINGS = {"network": "small", "lanes": LANES, "replay_states": LANES * STEPS, "batch_size": LANES * STEPS}

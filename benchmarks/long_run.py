@@ -52,7 +52,7 @@ def measure(home: Path, cycles: int) -> list[dict[str, float]]:
     import psutil
 
     import flows.train
-    from flows.servers import start_embedded_prefect_server
+    from flows.server.processes import start_embedded_prefect_server
 
     started, samples = time.monotonic(), []
     start_embedded_prefect_server()

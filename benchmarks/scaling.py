@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks.report import HERE, machine, replace_table
-from flows.servers import answers, start, stop, wait_until
+from flows.server.processes import answers, start, stop, wait_until
 from storage.formats.experience import read_experiences
 
 PAGE, RESULTS = HERE.parent / "docs" / "scaling.md", HERE / "results" / "scaling.json"

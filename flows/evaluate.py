@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
-from flows.agents import Agent, open_agent
+from flows.commands.agents import open_agent
+from flows.commands.evaluation import evaluate_agent
 from flows.parameters import Count, Game, Name, Seed
-from tasks.evaluate import evaluate_checkpoint
 
 
 @flow(name="dqn-evaluate", flow_run_name="evaluate-{run}", validate_parameters=True)
@@ -33,47 +32,3 @@ def evaluate(
         seed: Seed of the games and the policy.
     """
     return evaluate_agent(open_agent(run, checkpoint), episodes, epsilon, game, seed)
-
-
-def evaluate_agent(
-    agent: Agent,
-    episodes: int | None = None,
-    epsilon: float | None = None,
-    game: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Play complete episodes with `agent`; commit the scores and log them in MLflow.
-
-    Returns:
-        What was evaluated, the scores, what they say, and the states per second.
-
-    Raises:
-        ValueError: an argument is out of range, or the game has other actions.
-    """
-    protocol = agent.protocol(episodes, epsilon, game, seed)
-    cores, counters = len(os.sched_getaffinity(0)), agent.facts.counters
-    evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, counters, agent.learner, protocol, cores)
-    agent.run.publish(unit)
-    return {
-        "run": agent.run.run_id,
-        "name": agent.name,
-        "cycle": agent.facts.counters.cycle,
-        "states": agent.facts.counters.states,
-        **evaluation.as_dict(),
-        "states_per_second": next(iter(unit.made["speed"].values())),
-    }
-
-
-def evaluation_text(result: dict[str, Any]) -> str:
-    """What `evaluate_agent` returns, for reading."""
-    human = result.get("human_normalized")
-    return (
-        f"{result['episodes']} episodes of {result['name']} (cycle {result['cycle']}, {result['states']:,} states) "
-        f"on {result['game']} at epsilon {result['epsilon']:g}\n"
-        f"mean score {result['mean']:.2f} (95 % interval {result['mean_low']:.2f} to {result['mean_high']:.2f}), "
-        f"median {result['median']:g}, sd {result['sd']:.2f}, min {result['min']:g}, max {result['max']:g}, "
-        f"{result['cut_off']} cut off by the time limit\n"
-        + ("" if human is None else f"human-normalized {human:.3f} (0 is a random player, 1 a human tester)\n")
-        + f"{result['states_per_second']:,.0f} states/s\n"
-        f"scores: {' '.join(f'{score:g}' for score in result['scores'])}"
-    )

@@ -17,7 +17,6 @@ from prefect.states import Failed
 
 from dqn.config import Preset, make_config
 from dqn.envs.games import action_names, game_title
-from flows.cluster import Workplace, workplace
 from flows.failure import MENDABLE, run_command, tell_how_to_go_on
 from flows.parameters import (
     DEFAULT_STATES,
@@ -31,7 +30,8 @@ from flows.parameters import (
     requested_config,
     requested_settings,
 )
-from flows.reports import TrainingReport
+from flows.prefect_report import TrainingReport
+from flows.runners import Workplace, workplace
 from storage.run_catalog import run_of_flow
 from storage.run_page import describe, link_units, system_metrics
 from storage.runs import StoredRun, create_run, open_run, open_tracking

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from flows.servers import answers
+from flows.server.processes import answers
 
 SECONDS = 300  # for anything to happen, on a slow machine
 DQN = (sys.executable, "-m", "flows.cli")

@@ -17,7 +17,7 @@ from socket import create_server
 import pytest
 from s3_server import BUCKET, S3Server
 
-from flows.servers import answers, start, stop, wait_until
+from flows.server.processes import answers, start, stop, wait_until
 
 START_SECONDS = 180
 

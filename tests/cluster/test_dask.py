@@ -144,7 +144,7 @@ def test_processes_of_a_worker_share_every_batch(cluster: Cluster) -> None:
 
 def test_nobody_offers_to_play(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.start_worker("third", "optimizer")
-    command = ["-c", "import flows.cluster; flows.cluster.WORKER_SECONDS = 2; from flows.cli import main; main()"]
+    command = ["-c", "import flows.runners; flows.runners.WORKER_SECONDS = 2; from flows.cli import main; main()"]
     done = subprocess.run([DQN[0], *command, *TRAIN[len(DQN) :]], env=cluster.settings, capture_output=True, text=True)
     assert done.returncode == 1
     assert "offers the resource collector; start one: dask worker tcp://" in done.stderr.strip().splitlines()[-1]

@@ -21,11 +21,11 @@ import torch
 
 from dqn.config import make_config
 from dqn.learning.networks import QNetwork
-from flows.agents import open_agent
-from flows.evaluate import evaluate_agent
-from flows.inspect import inspect_run
+from flows.commands.agents import open_agent
+from flows.commands.evaluation import evaluate_agent
+from flows.commands.inspection import inspect_run
+from flows.commands.verify import verify_run
 from flows.train import train
-from flows.verify import verify_run
 from storage.formats.agent_export import read_export
 from storage.formats.evaluation import read_evaluation
 from storage.run_catalog import list_runs

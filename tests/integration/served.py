@@ -8,7 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from flows.servers import answers, server_environment, start, stop, wait_until
+from flows.server.processes import answers, server_environment, start, stop, wait_until
 from storage.settings import Settings
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dqn.envs.games import action_names
-from flows.compare import compare_runs, table_row
+from flows.commands.compare import compare_runs, table_row
 from flows.parameters import requested_config
 from storage.runs import StoredRun, create_run, open_run
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flows.agents import open_agent
-from flows.evaluate import evaluate_agent
+from flows.commands.agents import open_agent
+from flows.commands.evaluation import evaluate_agent
 from storage.runs import EVALUATION, StoredRun, open_run
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -63,7 +63,7 @@ def test_an_unknown_checkpoint_is_told_with_those_there_are(run: StoredRun, whic
 def test_an_agent_trained_on_a_gpu_plays_where_there_is_none(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = run.checkpoint(run.newest_checkpoint())
     on_gpu = checkpoint.config.model_copy(update={"device": "cuda", "precision": "bfloat16"})
-    from flows.agents import ready_to_play
+    from flows.commands.agents import ready_to_play
 
     learner: Any = ready_to_play(replace(checkpoint, facts=replace(checkpoint.facts, config=on_gpu)))
     assert (learner.config.device, learner.config.precision) == ("cpu", "float32")

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from dqn.envs.games import action_names
-from flows.agents import Agent, open_agent
-from flows.evaluate import evaluate_agent
-from flows.export import export_agent, share_agent, sharing_text
+from flows.commands.agents import Agent, open_agent
+from flows.commands.evaluation import evaluate_agent
+from flows.commands.export import export_agent, share_agent, sharing_text
+from flows.commands.record import record
 from flows.parameters import requested_config
-from flows.record import record
 from storage.errors import CorruptUnitError
 from storage.formats.agent_export import read_export
 from storage.model_registry import SCHEME

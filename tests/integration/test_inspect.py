@@ -8,7 +8,7 @@ import pytest
 from dqn.envs.experience import Experience
 from dqn.envs.games import action_names
 from dqn.plots.highlights import find_moments, stretch_to_a_point
-from flows.inspect import inspect_run
+from flows.commands.inspection import inspect_run
 from flows.parameters import requested_config
 from storage.runs import StoredRun, create_run, open_run
 

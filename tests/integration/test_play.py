@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from flows.agents import open_agent
-from flows.play import play
+from flows.commands.agents import open_agent
+from flows.commands.play import play
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -45,19 +45,19 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_window_shows_episodes_until_it_is_closed(
     trained_run: str, display: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import flows.play
+    import flows.commands.play
 
-    monkeypatch.setattr(flows.play, "FRAMES_PER_SECOND", 10_000)
+    monkeypatch.setattr(flows.commands.play, "FRAMES_PER_SECOND", 10_000)
     episodes: list[tuple[float, int]] = []
-    show, windows = flows.play._Window.show, []
+    show, windows = flows.commands.play._Window.show, []
 
-    def shown(window: flows.play._Window, picture: Image.Image) -> bool:
+    def shown(window: flows.commands.play._Window, picture: Image.Image) -> bool:
         windows.append(window._label.winfo_ismapped())
         if len(episodes) == 2:
             window._root.after(0, window.close)  # as if somebody clicked
         return bool(show(window, picture))
 
-    monkeypatch.setattr(flows.play._Window, "show", shown)
+    monkeypatch.setattr(flows.commands.play._Window, "show", shown)
     play(open_agent(trained_run), on_episode=lambda score, steps: episodes.append((score, steps)))
     assert len(episodes) == 2 and all(0 < steps <= 101 for _, steps in episodes)
     assert any(windows), "the window was on the screen"

@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import pytest
 
-from flows.agents import open_agent
-from flows.record import record
+from flows.commands.agents import open_agent
+from flows.commands.record import record
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -41,7 +41,7 @@ def test_a_failure_leaves_the_old_video(trained_run: str, tmp_path: Path, monkey
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flows.record.draw_shot", fail)
+    monkeypatch.setattr("flows.commands.record.draw_shot", fail)
     with pytest.raises(OSError, match="No space"):
         record(open_agent(trained_run), path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -9,7 +9,7 @@ import pytest
 from served import Server, free_port
 
 import flows.train
-from flows.servers import mlflow_command
+from flows.server.processes import mlflow_command
 from flows.train import train
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run

@@ -9,10 +9,10 @@ import pytest
 
 import dqn.envs.histories
 from dqn.envs.games import action_names
-from flows.inspect import inspect_run
+from flows.commands.inspection import inspect_run
+from flows.commands.verify import verify_run
 from flows.parameters import requested_config
 from flows.train import conclude
-from flows.verify import verify_run
 from storage.runs import StoredRun, create_run
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes

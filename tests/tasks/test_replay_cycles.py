@@ -16,9 +16,9 @@ from dqn.hardware import prepare
 from dqn.learning.learner import Learner
 from dqn.learning.replay import ReplayMemory
 from dqn.learning.sweep import SweepRule, backward_sweep
+from flows.commands.verify import verify_run
 from flows.parameters import requested_config
 from flows.train import conclude
-from flows.verify import verify_run
 from storage.errors import StorageError
 from storage.formats.experience import read_experience, read_targets
 from storage.runs import StoredRun, create_run

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dqn.envs.games import action_names
-from flows.inspect import open_inspection
+from flows.commands.inspection import open_inspection
+from flows.commands.verify import verify_run
 from flows.parameters import requested_config
 from flows.train import conclude
-from flows.verify import verify_run
 from storage.errors import CorruptUnitError
 from storage.formats.experience import read_experience, read_experiences
 from storage.runs import StoredRun, create_run

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from flows.quiet import quiet_prefect
+from flows.server.environment import quiet_prefect
 
 app = typer.Typer(
     name="dqn",
@@ -64,7 +64,7 @@ def train(
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
     quiet_prefect()
-    from flows.start import start
+    from flows.cli.train import start
 
     wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
     wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
@@ -89,7 +89,7 @@ def runs(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    from flows.display import print_table
+    from flows.cli.display import print_table
 
     if not rows:
         print("no runs yet; `dqn train` starts one")
@@ -125,9 +125,9 @@ def evaluate(
 ) -> None:
     """Play complete episodes with a checkpoint and tell the scores."""
     quiet_prefect()
-    from flows.agents import open_agent
-    from flows.display import Display
-    from flows.evaluate import evaluate_agent, evaluation_text
+    from flows.cli.display import Display
+    from flows.commands.agents import open_agent
+    from flows.commands.evaluation import evaluate_agent, evaluation_text
 
     with Display():
         result = evaluate_agent(open_agent(run, checkpoint), episodes, epsilon, game, seed)
@@ -145,8 +145,8 @@ def record(
 ) -> None:
     """Play one episode with a checkpoint into a video."""
     quiet_prefect()
-    from flows.agents import open_agent
-    from flows.record import record
+    from flows.commands.agents import open_agent
+    from flows.commands.record import record
 
     result = record(open_agent(run, checkpoint), out, epsilon, game, seed)
     print(f"{result['path']}: an episode of {result['steps']:,} steps with a score of {result['score']:g}")
@@ -158,8 +158,8 @@ def play(
 ) -> None:
     """Watch a checkpoint play in a window, until it is closed."""
     quiet_prefect()
-    from flows.agents import open_agent
-    from flows.play import play
+    from flows.commands.agents import open_agent
+    from flows.commands.play import play
 
     def tell(score: float, steps: int) -> None:
         print(f"an episode of {steps:,} steps with a score of {score:g}", flush=True)
@@ -175,8 +175,8 @@ def export(
 ) -> None:
     """Write a checkpoint's weights as safetensors, with a JSON configuration and a model card."""
     quiet_prefect()
-    from flows.agents import open_agent
-    from flows.export import export_agent
+    from flows.commands.agents import open_agent
+    from flows.commands.export import export_agent
 
     print(export_agent(open_agent(run, checkpoint), out))
 
@@ -190,8 +190,8 @@ def share(
 ) -> None:
     """Register a checkpoint in MLflow under its game's name, as the champion if it is the best."""
     quiet_prefect()
-    from flows.agents import open_agent
-    from flows.export import share_agent, sharing_text
+    from flows.commands.agents import open_agent
+    from flows.commands.export import share_agent, sharing_text
     from storage.model_registry import SCHEME
 
     if run.startswith(SCHEME):
@@ -211,8 +211,8 @@ def inspect(
 ) -> None:
     """Make a report with pictures of a cycle's play, sweep and network."""
     quiet_prefect()
-    from flows.agents import find_cycle
-    from flows.inspect import inspect_run
+    from flows.commands.agents import find_cycle
+    from flows.commands.inspection import inspect_run
 
     found, its_cycle = find_cycle(run)
     print(inspect_run(found, its_cycle if cycle is None else cycle, state, channel))
@@ -224,8 +224,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare runs of one game: a table, and a report with their curves."""
-    from flows.compare import COLUMNS, compare_runs, table_row
-    from flows.display import print_table
+    from flows.cli.display import print_table
+    from flows.commands.compare import COLUMNS, compare_runs, table_row
     from storage.runs import open_run, open_tracking
 
     rows, report = compare_runs([open_run(open_tracking().find_run(run).info.run_id) for run in runs])
@@ -243,8 +243,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check all that is stored of a run, and tell its digest."""
-    from flows.display import Display
-    from flows.verify import verify_run
+    from flows.cli.display import Display
+    from flows.commands.verify import verify_run
     from storage.runs import open_run, open_tracking
 
     found = open_run(open_tracking().find_run(run).info.run_id)
@@ -269,7 +269,7 @@ def ui(
     port: Annotated[int | None, typer.Option(help="Port.  [default: 5000, or DQN_MLFLOW_PORT]")] = None,
 ) -> None:
     """Start the MLflow UI over the runs, until Ctrl-C."""
-    from flows.servers import run_mlflow_ui
+    from flows.server.processes import run_mlflow_ui
 
     _stop_on_sigterm()
     run_mlflow_ui(port)
@@ -278,7 +278,7 @@ def ui(
 @app.command()
 def serve() -> None:
     """Start a Prefect server, an MLflow server and a worker, and deploy, until Ctrl-C."""
-    from flows.serve import serve
+    from flows.server.serve import serve
 
     _stop_on_sigterm()
     serve()
@@ -291,7 +291,7 @@ def main() -> None:
     except SystemExit as stop:
         if "prefect.events.worker" not in sys.modules:
             raise
-        from flows.servers import leave
+        from flows.server.processes import leave
 
         leave(int(stop.code or 0))
 
@@ -344,7 +344,3 @@ def _stop_on_sigterm() -> list[int]:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, stop)
     return came
-
-
-if __name__ == "__main__":
-    main()

@@ -18,16 +18,25 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from flows.servers import answers, check_port, check_safe, mlflow_command, server_environment, start, stop, wait_until
+from flows.server.processes import (
+    answers,
+    check_port,
+    check_safe,
+    mlflow_command,
+    server_environment,
+    start,
+    stop,
+    wait_until,
+)
 from storage.errors import StorageError
 from storage.settings import Settings
 
 if TYPE_CHECKING:
-    from flows.reaper import Reaper
+    from flows.server.reaper import Reaper
 
 POOL, WORKER = "local", "dqn"
 MARK = "DQN_SERVED"  # in the environment of every process below `dqn serve`, however deep: the home it serves
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 RETENTION = timedelta(days=30)  # of finished flow runs in the Prefect database
 EVENT_RETENTION = timedelta(days=2)
 MOST_RESTARTS = 5  # of a server within an hour
@@ -149,14 +158,14 @@ def _start(services: dict[str, Service], settings: Settings) -> None:
     worker = services["worker"]
     # Only now is Prefect imported here, with the settings that its client shall have.
     os.environ.update({name: value for name, value in worker.environment.items() if name.startswith("PREFECT_")})
-    from flows import pool
+    from flows.server import work_pool
 
     began = datetime.now(UTC)
-    pool.prepare(POOL, settings)
+    work_pool.prepare(POOL, settings)
     _say(_reaper(settings).reap(sure=True))
     process = worker.start()
     _deploy(worker.environment)
-    wait_until(lambda: pool.has_worker(POOL, WORKER, began), "the worker", process, worker.said)
+    wait_until(lambda: work_pool.has_worker(POOL, WORKER, began), "the worker", process, worker.said)
 
 
 def _deploy(environment: dict[str, str]) -> None:
@@ -202,7 +211,7 @@ def _look_after(services: dict[str, Service], settings: Settings) -> None:
 
 
 def _reaper(settings: Settings) -> Reaper:
-    from flows.reaper import Reaper  # it imports Prefect, which reads the settings then
+    from flows.server.reaper import Reaper
 
     return Reaper(WORKER, lambda: {_flow_run(process) for process in _processes(settings)})
 

@@ -12,7 +12,7 @@ import httpx
 import typer
 
 from flows.parameters import Target, check_resume, requested_config, requested_settings
-from flows.servers import prefect_is_away, start_embedded_prefect_server
+from flows.server.processes import prefect_is_away, start_embedded_prefect_server
 from storage.errors import StorageError, one_line
 from storage.settings import Settings
 
@@ -36,7 +36,7 @@ def start(wanted: dict[str, Any], stopped: list[int]) -> str:
     display = None
     try:
         start_embedded_prefect_server(meanwhile=_open_all)
-        from flows.display import Display
+        from flows.cli.display import Display
         from flows.train import train_to_the_end
 
         display = Display()
@@ -75,7 +75,7 @@ def _check(
         check_resume(preset, settings, name)
         return str(open_tracking().find_run(resume).info.run_id)
     if cluster := Settings.from_environment().cluster:
-        from flows.cluster import check_cluster
+        from flows.runners import check_cluster
 
         requested_config(preset, settings, lambda config: config)  # what it lacks, the machine that optimizes will say
         check_cluster(cluster)
@@ -88,7 +88,8 @@ def _open_all() -> None:
     """Import what takes seconds, and open the store, which takes as long when it is new."""
     from storage.runs import open_tracking
 
-    for module in ("flows.display", "flows.train", "torch._dynamo"):  # the last is what the first optimizer asks for
+    # torch._dynamo is what the first optimizer imports.
+    for module in ("flows.cli.display", "flows.train", "torch._dynamo"):
         import_module(module)
     open_tracking()
 

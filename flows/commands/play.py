@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dqn.plots.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, draw_shot, record_episode
-from flows.agents import Agent
+from flows.commands.agents import Agent
 
 
 def play(

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from dqn.plots.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, Shot, draw_shot, record_episode
-from flows.agents import Agent
+from flows.commands.agents import Agent
 
 SPAN_SHOTS = 200  # the first ones, whose Q-values say how far the bars reach
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flows.reports import cycle_line
+from flows.prefect_report import cycle_line
 from tasks.progress import progress
 
 PLAIN_SECONDS = 10.0

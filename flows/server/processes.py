@@ -41,7 +41,7 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
     from prefect.client import orchestration
     from prefect.settings import get_current_settings
 
-    from flows.embedded_server import EmbeddedServer
+    from flows.server.embedded import EmbeddedServer
 
     assert orchestration  # imported here, for two threads that import it stand in each other's way
     if address := get_current_settings().api.url:

@@ -9,8 +9,9 @@ import sys
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import cli, cluster
-from flows.cluster import check_cluster, workplace
+from flows import runners
+from flows.cli import app
+from flows.runners import check_cluster, workplace
 from storage.settings import Settings
 
 API = {PREFECT_API_URL: "http://127.0.0.1:4200/api"}
@@ -29,7 +30,7 @@ def test_without_the_setting_tasks_run_here_and_nothing_of_dask_is_imported(monk
     monkeypatch.delenv("DQN_CLUSTER", raising=False)
     imported = {name for name in sys.modules if name.partition(".")[0] in ("distributed", "dask", "prefect_dask")}
     with workplace() as place:
-        assert isinstance(place, cluster._Here)
+        assert isinstance(place, runners._Here)
     assert imported == {
         name for name in sys.modules if name.partition(".")[0] in ("distributed", "dask", "prefect_dask")
     }
@@ -41,7 +42,7 @@ def test_a_cluster_needs_a_prefect_server_of_its_own(
     monkeypatch.setenv("DQN_CLUSTER", "tcp://127.0.0.1:8786")
     monkeypatch.setattr(sys, "argv", ["dqn", "train", "--shards", "2", "--set", "device=cuda"])
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(SystemExit) as stopped:
-        cli._run()
+        app._run()
     assert stopped.value.code == 2
     assert "DQN_CLUSTER is tcp://127.0.0.1:8786, but PREFECT_API_URL is not set" in capsys.readouterr().err
 

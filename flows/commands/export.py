@@ -11,7 +11,7 @@ from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import Exported, untrained_network
 from dqn.export.model_card import model_card
 from dqn.learning.networks import QNetwork
-from flows.agents import Agent
+from flows.commands.agents import Agent
 from storage.formats.agent_export import write_export
 from storage.formats.evaluation import read_evaluation
 from storage.model_registry import (

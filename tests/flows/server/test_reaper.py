@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
-from flows.reaper import Reaper
+from flows.server.reaper import Reaper
 from storage.runs import create_run, open_tracking
 
 pytestmark = pytest.mark.usefixtures("home", "prefect_server")

@@ -9,7 +9,7 @@ from typing import Any
 from dqn.envs.games import game_title
 from dqn.metrics import Curve
 from dqn.plots.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
-from flows.pages import Page, Picture, Table
+from flows.commands.html_report import Page, Picture, Table
 from storage.runs import StoredRun
 
 CURVES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high")

@@ -1,0 +1,5 @@
+"""`python -m flows.cli` is the command `dqn`."""
+
+from flows.cli.app import main
+
+main()

@@ -1,0 +1,239 @@
+"""Pictures of a cycle from its stored experience, in one report that opens offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dqn.checkpoint import Facts
+from dqn.envs.experience import Experience, Targets
+from dqn.envs.games import game_title
+from dqn.learning.networks import QNetwork
+from dqn.plots.curve_figures import q_value_curves, score_curve
+from dqn.plots.figures import error_histogram, moment_strip, q_value_histogram, score_histogram, sweep_figure
+from dqn.plots.highlights import find_moments, stretch_to_a_point
+from dqn.plots.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure
+from flows.commands.agents import ready_to_play
+from flows.commands.html_report import Page, Picture
+from storage.errors import StorageError
+from storage.formats.evaluation import read_evaluation
+from storage.formats.experience import read_all_targets, read_experiences
+from storage.runs import EVALUATION, KINDS, StoredRun
+from storage.units.unit import cycle_name
+
+SCORES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high", "loss/mean")
+
+
+CURVES = (
+    *SCORES,
+    "schedule/epsilon",
+    "q_values/before_min",
+    "q_values/before_mean",
+    "q_values/before_max",
+    "estimation_error/mean",
+)
+
+
+@dataclass
+class Inspection:
+    """What is stored of one cycle, and the page about it."""
+
+    run: StoredRun
+    cycle: int
+    facts: Facts
+    network: QNetwork | None
+    experience: Experience | None = None
+    targets: Targets | None = None
+    page: Page = field(default_factory=Page)
+
+    @property
+    def game(self) -> str:
+        """Title of the game."""
+        return game_title(self.facts.config.game)
+
+
+def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
+    """Make the pictures and the report of a cycle, and keep them among the run's artifacts in MLflow.
+
+    What was pruned is said in the report, and the rest is shown.
+
+    Raises:
+        ValueError: nothing is stored of that cycle, or there is no such state or channel.
+    """
+    about = open_inspection(run, cycle)
+    page = about.page
+    page.title = f"{about.game}: cycle {about.cycle} of run {run.name}"
+    page.facts = _facts(about)
+    _training(about)
+    if about.experience is not None:
+        _moments(about, about.experience)
+    if about.experience is not None and about.targets is not None:
+        _sweep(about, about.experience, about.targets)
+    if about.network is not None:
+        _network(about, about.network, state, channel)
+    folder = f"inspection/{cycle_name(about.cycle)}"
+    for name, figure in page.figures():
+        run.tracking.client.log_figure(run.run_id, figure, f"{folder}/{name}.png")
+    run.tracking.client.log_text(run.run_id, page.html(), f"{folder}/report.html")
+    return f"{run.artifacts}/{folder}/report.html"
+
+
+def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
+    """What is stored of `cycle`, or of the newest cycle that is done and not pruned.
+
+    Raises:
+        ValueError: nothing is.
+        StorageError: a unit is broken.
+    """
+    stored = {kind: _cycles_of(run, kind) for kind in KINDS}
+    if cycle is None:  # in a run that is going on, the newest one may have no checkpoint yet
+        whole = [number for number in stored["experience"] if number in stored["checkpoint"]]
+        cycle = next(iter(whole or stored["experience"] or stored["checkpoint"]), 0)
+    if not any(cycle in cycles for cycles in stored.values()):
+        kept = ", ".join(map(str, sorted({*stored["experience"], *stored["checkpoint"]}))) or "nothing"
+        raise ValueError(
+            f"nothing is stored of cycle {cycle} of run {run.name}: it was pruned or never made; kept: {kept}"
+        )
+    newest = run.newest_checkpoint() if cycle not in stored["checkpoint"] else run.unit("checkpoint", cycle)
+    network = None
+    if cycle in stored["checkpoint"]:
+        network = ready_to_play(run.checkpoint(newest)).network
+    about = Inspection(run, cycle, run.facts(newest), network)
+    if cycle in stored["experience"]:
+        about.experience = read_experiences([_directories(run, "experience", cycle)])
+    if cycle in stored["targets"]:
+        about.targets = read_all_targets(_directories(run, "targets", cycle))
+    for what, thing in (("checkpoint", network), ("experience", about.experience), ("targets", about.targets)):
+        if thing is None:
+            why = "cycle 0 is the untrained start" if cycle == 0 else "it was pruned, or not made yet"
+            about.page.notes.append(f"The {what} of cycle {cycle} cannot be shown: {why}.")
+    return about
+
+
+def _cycles_of(run: StoredRun, kind: str) -> list[int]:
+    """The cycles of which all of `kind` is stored, every shard of it, newest first."""
+    cycles = [set(run.cycles(part)) for part in run.kinds(kind)]
+    return sorted(set.intersection(*cycles), reverse=True)
+
+
+def _directories(run: StoredRun, kind: str, cycle: int) -> list[Path]:
+    return [run.unit(part, cycle).directory for part in run.kinds(kind)]
+
+
+def _facts(about: Inspection) -> dict[str, str]:
+    config, counters = about.facts.config, about.facts.counters
+    played = f"{about.experience.states_played:,} states of {config.lanes} lanes" if about.experience else "pruned"
+    return {
+        "run": f"{about.run.name} ({about.run.run_id})",
+        "game": config.game,
+        "actions": ", ".join(about.facts.action_names),
+        "played in this cycle": played,
+        "states played by the run": f"{counters.states:,}",
+        "recipe": f"network {config.network}, sweep {config.sweep}, discount {config.discount:g}, {config.optimizer}",
+    }
+
+
+def _training(about: Inspection) -> None:
+    curves = about.run.tracking.curves(about.run.run_id, CURVES)
+    pictures = []
+    if "score/episode" in curves or "evaluation/mean" in curves:
+        pictures.append(Picture("score-curve", score_curve(curves, about.game), "Scores against states played."))
+    else:
+        about.page.notes.append("There are no scores to show: no episode of the run has ended yet.")
+    if "loss/mean" in curves and len(curves["loss/mean"].values) > 1:
+        caption = "Q-values, errors and loss against states."
+        pictures.append(Picture("q-value-curves", q_value_curves(curves, about.game), caption))
+    else:
+        about.page.notes.append("There are no curves of Q-values to show: they begin with the second cycle.")
+    try:
+        evaluation = read_evaluation(about.run.unit(EVALUATION, about.cycle).directory)
+        pictures.append(Picture("scores", score_histogram(evaluation), "The evaluation of this cycle's checkpoint."))
+    except StorageError:
+        about.page.notes.append(f"The checkpoint of cycle {about.cycle} was not evaluated.")
+    about.page.add("Training", "How the run came here.", pictures)
+
+
+def _moments(about: Inspection, experience: Experience) -> None:
+    moments, missing = find_moments(experience)
+    about.page.notes += [f"This cycle has no state of the kind: {name}." for name in missing]
+    names, game = about.facts.action_names, about.facts.config.game
+    about.page.add(
+        "Moments",
+        "Consecutive states with what the network made of them when it played. The action taken is orange, the highest "
+        "Q-value bold; where they differ, the action was random. Below: what the action brought.",
+        [
+            Picture(m.name.replace(" ", "-"), moment_strip(experience, names, m, game), _SAYINGS[m.name])
+            for m in moments
+        ],
+    )
+
+
+_SAYINGS = {
+    "highest reward": "Expectation is high until the points are made, and falls once they are.",
+    "highest Q-value": "What the network takes for the best state of the cycle.",
+    "life lost": "The closer the loss, the less the network expects, whatever it does.",
+    "largest spread of Q-values": "Here the choice of the action matters most to the network.",
+    "smallest spread of Q-values": "Here it hardly matters: the differences may be less than the error.",
+}
+
+
+_OUTPUTS = "Each channel is bright where its filter found what it looks for; all on one scale."
+
+
+_WEIGHTS = "One square for each output channel. Red adds to it, blue takes away from it, and white is zero."
+
+
+def _sweep(about: Inspection, experience: Experience, targets: Targets) -> None:
+    config, pictures = about.facts.config, []
+    if stretch := stretch_to_a_point(experience):
+        figure = sweep_figure(experience, targets, stretch, config.game, config.discount)
+        pictures.append(Picture("sweep", figure, "The reward is carried back to the states that led to it."))
+    else:
+        about.page.notes.append("No point was made in this cycle, so there is no stretch that leads to one.")
+    pictures += [
+        Picture(
+            "q-values", q_value_histogram(experience, targets, config.game), "What was expected, and what should be."
+        ),
+        Picture(
+            "estimation-errors",
+            error_histogram(targets, config.game, config.error_threshold),
+            "How far the sweep moved the taken action's Q-value.",
+        ),
+    ]
+    about.page.add("The sweep", "Q-values before the backward sweep and after it.", pictures)
+
+
+def _network(about: Inspection, network: QNetwork, state: str | None, channel: int) -> None:
+    layers, pictures = len(convolutions(network)), []
+    if about.experience is not None:
+        shown: np.ndarray = about.experience.states[_chosen_state(about.experience, state)]
+        outputs = convolution_outputs(network, shown)
+        pictures += [
+            Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, about.game), _OUTPUTS)
+            for number, output in outputs.items()
+        ]
+    elif state:
+        raise ValueError(f"the states of cycle {about.cycle} were pruned; leave out --state")
+    first = [(1, source) for source in range(about.facts.config.state_channels)]
+    wanted = [*first, *((number, channel) for number in range(2, layers + 1))]
+    pictures += [
+        Picture(f"weights-{number}-{source}", weights_figure(network, number, source, about.game), _WEIGHTS)
+        for number, source in wanted
+    ]
+    about.page.add("The network", "What each convolution puts out for one state, and its weights.", pictures)
+
+
+def _chosen_state(experience: Experience, state: str | None) -> tuple[int, int]:
+    """Step and lane of the state STEP:LANE, or of the highest Q-value."""
+    steps, lanes = experience.actions.shape
+    if state is None:
+        step, lane = divmod(int(experience.q_values.max(axis=2).argmax()), lanes)
+        return step, lane
+    step_text, _, lane_text = state.partition(":")
+    if not (step_text.isdecimal() and lane_text.isdecimal() and int(step_text) < steps and int(lane_text) < lanes):
+        raise ValueError(
+            f"state is {state!r}; write it as STEP:LANE, with a step below {steps} and a lane below {lanes}"
+        )
+    return int(step_text), int(lane_text)

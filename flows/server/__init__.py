@@ -1,0 +1,1 @@
+"""`dqn serve`, `dqn ui` and the server of one training: processes, ports and their environment."""
