@@ -61,7 +61,7 @@ STUDIES = {
     "nature": Study(f"--set network=nature {TWO_EPOCHS} {falling_until(4_500_000)}", (0,), BREAKOUT),
     "nature-one-epoch": Study(
         "--set network=nature --set learning_rate=2.5e-4:1e-5:4000000 "
-        "--set epsilon=1:0.01:1000000 --set average_decay=0 --set threads=1 --states 4000000",
+        "--set epsilon=1:0.01:1000000 --set ema_decay=0 --set threads=1 --states 4000000",
         (0,),
         BREAKOUT,
     ),

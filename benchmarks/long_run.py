@@ -101,14 +101,14 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
         run = open_run(run_id)
         before = run.checkpoint(run.unit("checkpoint", cycle - 1))
         states = cycle * STATES
-        counters = replace(before.facts.counters, cycle=cycle, states=states)
+        counters = replace(before.metadata.counters, cycle=cycle, states=states)
         with run.commit("checkpoint", cycle, {}, made_by()) as draft:
             names = ["schedule/epsilon", "q_values/before_mean", "q_values/after_mean", "estimation_error/mean"]
             names += ["loss/mean", "optimization/epochs", "score/mean_100", "counter/episodes"]
             names += [f"other/{number}" for number in range(CURVES - len(names) - 2)]
             draft.metrics += [Metric(name, states, 1 / cycle) for name in names]
             draft.metrics += [Metric("counter/states", states, states), Metric("counter/cycles", states, cycle)]
-            write_checkpoint(draft.directory, replace(before, facts=replace(before.facts, counters=counters)))
+            write_checkpoint(draft.directory, replace(before, metadata=replace(before.metadata, counters=counters)))
         sample(cycle)
         return reference(draft.unit)
 

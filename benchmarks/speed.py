@@ -184,8 +184,8 @@ class PlainLoop:
         loss = q_loss(q_values, targets, actions, self.config.loss)
         self.optimizer.zero_grad()
         loss.backward()
-        if self.config.gradient_norm_limit:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm_limit)
+        if self.config.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         return loss.item()
 

@@ -29,7 +29,7 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointMetadata:
     """The small part of a checkpoint: what the run is, and how far it is."""
 
     config: TrainConfig
@@ -45,7 +45,7 @@ class Checkpoint:
     One that was just made shares tensors with its learner, and holds only until that is trained again.
     """
 
-    facts: Facts
+    metadata: CheckpointMetadata
     histories: list[LaneHistory]
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]  # "<index of the weight>.<name>": state of the optimizer; `trained`: what it steps
@@ -53,13 +53,15 @@ class Checkpoint:
     @property
     def config(self) -> TrainConfig:
         """The configuration of the run."""
-        return self.facts.config
+        return self.metadata.config
 
 
 def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint:
     """The state of a new run of a resolved configuration."""
     learner = Learner(config, len(action_names), torch.device("cpu"))
-    return Checkpoint(Facts(config, tuple(action_names)), first_histories(config.lanes), *learner_tensors(learner))
+    return Checkpoint(
+        CheckpointMetadata(config, tuple(action_names)), first_histories(config.lanes), *learner_tensors(learner)
+    )
 
 
 def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
@@ -68,7 +70,7 @@ def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
     Raises:
         ValueError: the weights are not those of the configuration's network.
     """
-    learner = Learner(checkpoint.config, len(checkpoint.facts.action_names), device)
+    learner = Learner(checkpoint.config, len(checkpoint.metadata.action_names), device)
     fill_learner(learner, checkpoint.weights, checkpoint.optimizer)
     return learner
 

@@ -12,6 +12,13 @@ from dqn.schedules import LinearSchedule
 
 Preset = Literal["fast", "tutorial"]
 
+RENAMED = {
+    "trace_decay": "td_lambda",
+    "average_decay": "ema_decay",
+    "gradient_norm_limit": "max_grad_norm",
+    "testing_epsilon": "evaluation_epsilon",
+}
+
 
 class TrainConfig(BaseModel):
     """Everything that decides what a training run computes. The defaults are the preset `fast`.
@@ -72,7 +79,7 @@ class TrainConfig(BaseModel):
     )
 
     # Evaluation
-    testing_epsilon: float = Field(0.01, ge=0, le=1, description="Probability of a random action in evaluation.")
+    evaluation_epsilon: float = Field(0.01, ge=0, le=1, description="Probability of a random action in evaluation.")
     evaluation_episodes: int = Field(30, ge=1, description="Complete episodes of an evaluation.")
     evaluation_states: int = Field(
         0, ge=0, description="States played between two evaluations while training; 0 means none."
@@ -83,7 +90,7 @@ class TrainConfig(BaseModel):
         "peng", description="How the value of the next state enters the return; see dqn.learning.sweep."
     )
     discount: float = Field(0.99, ge=0, le=1, description="Weight of the next state's value.")
-    trace_decay: float = Field(
+    td_lambda: float = Field(
         0.65,
         ge=0,
         le=1,
@@ -112,7 +119,7 @@ class TrainConfig(BaseModel):
     learning_rate: LinearSchedule = Field(
         LinearSchedule(start=5e-4, end=1e-5, states=4_400_000), description="Step size of the optimizer."
     )
-    average_decay: float = Field(
+    ema_decay: float = Field(
         0.99,
         ge=0,
         lt=1,
@@ -128,9 +135,7 @@ class TrainConfig(BaseModel):
         "action-taken",
         description="Squared error summed over all actions, or half of it on the action taken.",
     )
-    gradient_norm_limit: float = Field(
-        10.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
-    )
+    max_grad_norm: float = Field(10.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone.")
     l2: float = Field(
         0.0, ge=0, description="Adds l2 / 2 · the sum of all squared weights to the loss, after gradients are limited."
     )
@@ -178,6 +183,14 @@ class TrainConfig(BaseModel):
         le=1024,
         description="Groups of a shard's lanes that play at the same time, each in a thread; 0 means auto.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, fields: Any) -> Any:
+        """Fields of runs that releases before 0.2 have stored."""
+        return (
+            {RENAMED.get(name, name): value for name, value in fields.items()} if isinstance(fields, dict) else fields
+        )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> TrainConfig:
@@ -258,9 +271,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_input": False,
         "optimizer": "rmsprop",
         "learning_rate": "1e-3:1e-5:5000000",
-        "average_decay": 0.0,
+        "ema_decay": 0.0,
         "loss": "all-actions",
-        "gradient_norm_limit": 0.0,
+        "max_grad_norm": 0.0,
         "batch_size": 128,
         "balanced_sampling": True,
         "max_epochs": "5:10:5000000",
@@ -279,6 +292,8 @@ def make_config(preset: str = "fast", overrides: Mapping[str, Any] | None = None
         raise ValueError(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
     overrides = dict(overrides or {})
     for name in overrides:
+        if name in RENAMED:
+            raise ValueError(f"unknown field {name!r}; it is called {RENAMED[name]} here")
         if name not in TrainConfig.model_fields:
             raise ValueError(f"unknown field {name!r}{nearest(name, TrainConfig.model_fields)}")
     try:

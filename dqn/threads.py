@@ -9,7 +9,7 @@ from threading import Event
 import torch
 
 
-def side_by_side(calls: Sequence[Callable[[Event], None]], most: int, torch_threads: int) -> None:
+def run_in_threads(calls: Sequence[Callable[[Event], None]], most: int, torch_threads: int) -> None:
     """Make the calls, at most `most` of them at a time, and wait for all.
 
     Each is told by an event that another one failed, or that this thread was interrupted, and returns soon then.

@@ -27,7 +27,7 @@ def evaluate(
         run: A run's id or name, latest, or a shared agent such as models:/Breakout@champion.
         checkpoint: latest, best, or the number of a cycle.
         episodes: Complete episodes to play; the run's evaluation_episodes unless told otherwise.
-        epsilon: Probability of a random action; the run's testing_epsilon unless told otherwise.
+        epsilon: Probability of a random action; the run's evaluation_epsilon unless told otherwise.
         game: Another game with the same actions.
         seed: Seed of the games and the policy.
     """

@@ -156,17 +156,17 @@ def run_cycles(run: StoredRun, place: Workplace) -> bool:
         Whether the target was reached.
     """
     log = get_run_logger()
-    newest = run.pick_up()
-    facts = run.facts(newest)
+    newest = run.resume()
+    metadata = run.metadata(newest)
     place.begin(run)
-    done, found = facts.counters, run.tracking.client.get_run(run.run_id)
+    done, found = metadata.counters, run.tracking.client.get_run(run.run_id)
     text = found.data.tags.get(TARGET, "")
     target = Target.parse(text)
-    describe(run, facts.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
+    describe(run, metadata.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
     path = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     address = f"{run.settings.mlflow_address}/#/{path}"
     fraction, cycle = target.fraction(done.states, done.cycle), done.cycle
-    log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, facts.config.game, cycle, address)
+    log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, metadata.config.game, cycle, address)
     report = TrainingReport(run.run_id, run.name, address, fraction)
     summary: dict[str, float] = {}
     last = cycle + run.settings.flow_run_cycles
@@ -176,7 +176,7 @@ def run_cycles(run: StoredRun, place: Workplace) -> bool:
         place.each_shard(collect_episodes, run, cycle)
         place.each_shard(update_q_values, run, cycle)
         made = place.once(optimize, run, cycle)
-        conclude(run, made)
+        publish_and_prune(run, made)
         summary |= made.figures
         evaluate_if_due(run, place, cycle, int(summary["counter/states"]))
         fraction = target.fraction(summary["counter/states"], cycle)
@@ -191,10 +191,10 @@ def evaluate_if_due(run: StoredRun, place: Workplace, cycle: int, states: int) -
     """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
     every = run.config.evaluation_states
     if every and states // every > run.evaluated_states() // every:
-        conclude(run, place.once(evaluate, run, cycle))
+        publish_and_prune(run, place.once(evaluate, run, cycle))
 
 
-def conclude(run: StoredRun, made: UnitReference) -> None:
+def publish_and_prune(run: StoredRun, made: UnitReference) -> None:
     """Publish the metrics of a checkpoint or an evaluation, and prune after a checkpoint: as the run's one writer."""
     run.publish(run.unit(made.kind, made.cycle, known=made.digest))
     if made.kind == "checkpoint":

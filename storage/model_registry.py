@@ -50,10 +50,10 @@ def champion_of(tracking: Tracking, game: str) -> ModelVersion | None:
     return _version(tracking, champion_address(game))
 
 
-def crown(tracking: Tracking, version: ModelVersion, exported: Exported) -> None:
+def promote(tracking: Tracking, version: ModelVersion, exported: Exported) -> None:
     """Make a version the champion of its game, for the mean score of its evaluation."""
     assert exported.evaluation is not None
-    limit = exported.facts.config.episode_frames_limit
+    limit = exported.metadata.config.episode_frames_limit
     tags = {
         PROTOCOL: protocol_text(exported.evaluation, limit),
         MEAN: repr(exported.evaluation.summary()["mean"]),
@@ -65,7 +65,7 @@ def crown(tracking: Tracking, version: ModelVersion, exported: Exported) -> None
 
 def shared_version(tracking: Tracking, exported: Exported) -> ModelVersion | None:
     """The version that this checkpoint was shared as before, if it was."""
-    name = game_title(exported.facts.config.game)
+    name = game_title(exported.metadata.config.game)
     found = tracking.client.search_model_versions(f"name = '{name}' and tags.`{CHECKPOINT}` = '{exported.checkpoint}'")
     return next(iter(found), None)
 
@@ -80,12 +80,12 @@ def share(run: StoredRun, exported: Exported, network: QNetwork, folder: Path, c
         folder: an empty one to work in, with the agent's files in `agent` below it already.
         card: description of the version, in Markdown.
     """
-    client, title = run.tracking.client, game_title(exported.facts.config.game)
+    client, title = run.tracking.client, game_title(exported.metadata.config.game)
     model = folder / "model"
-    _save(network, len(exported.facts.action_names), model)
+    _save(network, len(exported.metadata.action_names), model)
     (folder / FOLDER).rename(model / FOLDER)
     experiment = client.get_run(run.run_id).info.experiment_id
-    name = f"{run.name}-{exported.facts.counters.cycle:05d}"
+    name = f"{run.name}-{exported.metadata.counters.cycle:05d}"
     logged = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "-", name), run.run_id)
     client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from dqn.checkpoint import Checkpoint, Facts, first_checkpoint
+from dqn.checkpoint import Checkpoint, CheckpointMetadata, first_checkpoint
 from dqn.config import TrainConfig
 from storage.durable import discard
 from storage.errors import CorruptUnitError, StorageError, UnreachableError
-from storage.formats.checkpoint import read_checkpoint, read_facts, write_checkpoint
+from storage.formats.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from storage.run_lock import is_held, one_writer
 from storage.settings import Settings
 from storage.tracking import Tracking
 from storage.units.local_store import keep_manifest
-from storage.units.open_store import open_place
-from storage.units.store import Place, committing
+from storage.units.open_store import open_store
+from storage.units.store import UnitStore, committing
 from storage.units.unit import Draft, Unit, cycle_name, read_manifest
 
 KINDS = ("experience", "targets", "checkpoint")
@@ -37,8 +37,8 @@ class StoredRun:
     name: str
     settings: Settings
     tracking: Tracking
-    artifacts: Place
-    replay: Place
+    artifacts: UnitStore
+    replay: UnitStore
     shards: int = 1
 
     @cached_property
@@ -48,14 +48,14 @@ class StoredRun:
         Raises:
             StorageError: no checkpoint is whole.
         """
-        return self.facts(self.newest_checkpoint()).config
+        return self.metadata(self.newest_checkpoint()).config
 
     def kinds(self, *kinds: str) -> list[str]:
         """The kinds of units that `kinds` come in: of experience and targets one for each of several shards."""
         shards = [f"-{shard}" for shard in range(self.shards)] if self.shards > 1 else [""]
         return [kind + shard for kind in kinds for shard in (shards if kind in _SHARDED else [""])]
 
-    def place(self, kind: str) -> Place:
+    def place(self, kind: str) -> UnitStore:
         """Where the units of a kind stand."""
         if kind == "checkpoint":
             return self.artifacts / "checkpoints"
@@ -110,9 +110,9 @@ class StoredRun:
         """What a checkpoint's unit holds."""
         return read_checkpoint(unit.directory)
 
-    def facts(self, unit: Unit) -> Facts:
+    def metadata(self, unit: Unit) -> CheckpointMetadata:
         """The small part of the checkpoint in `unit`."""
-        return read_facts(unit.directory)
+        return read_metadata(unit.directory)
 
     def newest_checkpoint(self) -> Unit:
         """The newest checkpoint that is whole; broken ones are told in the log and passed over.
@@ -176,7 +176,7 @@ class StoredRun:
             raise ValueError(f"there is no checkpoint of cycle {int(which)}; {there}")
         return self.unit("checkpoint", int(which))
 
-    def pick_up(self) -> Unit:
+    def resume(self) -> Unit:
         """Take the run up where its last writer left it: returns the newest whole checkpoint.
 
         What that writer had still to do with it is done: its metrics are published, old cycles pruned.
@@ -188,7 +188,7 @@ class StoredRun:
         newest = self.newest_checkpoint()
         self.publish_waiting()
         self.tracking.publish(self.run_id, newest)
-        config = self.facts(newest).config
+        config = self.metadata(newest).config
         self.prune(newest.cycle, config.keep_cycles, config.replay_cycles)
         return newest
 
@@ -269,8 +269,8 @@ def open_tracking() -> Tracking:
 def _stored_run(tracking: Tracking, run_id: str) -> StoredRun:
     run = tracking.client.get_run(run_id)
     settings, shards = tracking.settings, int(run.data.params.get("shards", 1))
-    artifacts = open_place(tracking.artifacts_of(run), settings, run_id)
-    replay = open_place(f"{settings.replay.rstrip('/')}/{run_id}", settings, run_id)
+    artifacts = open_store(tracking.artifacts_of(run), settings, run_id)
+    replay = open_store(f"{settings.replay.rstrip('/')}/{run_id}", settings, run_id)
     return StoredRun(run_id, str(run.info.run_name), settings, tracking, artifacts, replay, shards)
 
 
@@ -282,7 +282,7 @@ def open_run(run_id: str) -> StoredRun:
 def create_run(config: TrainConfig, action_names: list[str], name: str | None, tags: Mapping[str, str]) -> StoredRun:
     """Create a training run of a resolved configuration, with the checkpoint of cycle 0."""
     tracking = open_tracking()
-    open_place(tracking.settings.replay, tracking.settings, "").names()  # whether it answers, before anything is made
+    open_store(tracking.settings.replay, tracking.settings, "").names()  # whether it answers, before anything is made
     started: Any = tracking.start_run(config, name, tags)
     run = open_run(started.info.run_id)
     with run.writing(), run.commit("checkpoint", 0, {}) as draft:

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dqn.envs.experience import Experience
-from dqn.envs.histories import follow
+from dqn.envs.histories import advance
 from dqn.envs.lanes import closed_on_failure
 from dqn.envs.rollout import play
 from dqn.metrics import play_metrics, score_metrics
@@ -31,8 +31,8 @@ def collect_episodes(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
         return reference(unit)
     checkpoint, learner = take_learner(run, start, to_play=True)
     groups = take_lanes(start, checkpoint, shard)
-    config, states = checkpoint.config, checkpoint.facts.counters.states
-    steps, actions = config.cycle_steps(states), len(checkpoint.facts.action_names)
+    config, states = checkpoint.config, checkpoint.metadata.counters.states
+    steps, actions = config.cycle_steps(states), len(checkpoint.metadata.action_names)
     lanes = config.shard_lanes(shard)
     experience = Experience.empty(steps, lanes.stop - lanes.start, actions, channels=config.state_channels)
     draws = [generator(config.seed, "policy", cycle, group) for group in config.group_numbers(shard)]
@@ -45,8 +45,8 @@ def collect_episodes(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
         play(groups, learner.estimate, experience, config.epsilon, states, draws, on_step, config.lanes)
         write_experience(draft.directory, experience)
         if run.shards == 1:  # those of all shards together are told by `optimize`
-            _, finished = follow(checkpoint.histories, experience, states)
-            scores, _ = score_metrics(checkpoint.facts.recent_scores, finished)
+            _, finished = advance(checkpoint.histories, experience, states)
+            scores, _ = score_metrics(checkpoint.metadata.recent_scores, finished)
             draft.metrics += play_metrics(config, experience, states) + scores
         draft.speed["collect-episodes"] = experience.states_played / (perf_counter() - began)
     keep_played(draft.unit, groups, experience)

@@ -27,7 +27,7 @@ def evaluate(run_id: str, cycle: int) -> UnitReference:
     if unit := run.made(EVALUATION, cycle, {"checkpoint": start.digest}):
         return reference(unit)
     checkpoint, learner = take_learner(run, start)
-    config, counters = checkpoint.config, checkpoint.facts.counters
+    config, counters = checkpoint.config, checkpoint.metadata.counters
     _, unit = evaluate_checkpoint(run, start.digest, counters, learner, Protocol.of(config), config.threads)
     keep_learner(start, checkpoint, learner)
     return reference(unit)

@@ -12,7 +12,7 @@ import dqn.learning.optimization
 from dqn.checkpoint import Checkpoint
 from dqn.cycle import next_checkpoint
 from dqn.envs.experience import Experience
-from dqn.envs.histories import follow
+from dqn.envs.histories import advance
 from dqn.learning.learner import Learner
 from dqn.learning.replay import ReplayMemory, cut_at_starts, reestimated
 from dqn.learning.sweep import SweepRule, backward_sweep
@@ -63,7 +63,7 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
             learner,
             memory,
             cycle,
-            checkpoint.config.scheduled(checkpoint.facts.counters.states),
+            checkpoint.config.scheduled(checkpoint.metadata.counters.states),
             lambda done, batches: report("optimize", cycle, done, batches),
         )
         for units in (played, swept):  # of one shard, on the average
@@ -71,7 +71,7 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
         draft.speed["optimize"] = result.states_trained / (perf_counter() - began)
         after = next_checkpoint(checkpoint, learner, experience, result)
         draft.metrics += metrics_of_play(checkpoint, experience, played, swept)
-        draft.metrics += optimization_metrics(result, after.facts.counters)
+        draft.metrics += optimization_metrics(result, after.metadata.counters)
         write_checkpoint(draft.directory, after)
     keep_learner(draft.unit, after, learner)
     return reference(draft.unit)
@@ -110,8 +110,8 @@ def metrics_of_play(before: Checkpoint, experience: Experience, played: list[Uni
     """The metrics of a cycle's play and sweep: of their units, or of all lanes where those are only shards."""
     if len(played) == 1:
         return [*played[0].metrics, *swept[0].metrics]
-    config, states = before.config, before.facts.counters.states
-    _, finished = follow(before.histories, experience, states)
-    scores, _ = score_metrics(before.facts.recent_scores, finished)
+    config, states = before.config, before.metadata.counters.states
+    _, finished = advance(before.histories, experience, states)
+    scores, _ = score_metrics(before.metadata.recent_scores, finished)
     targets = read_all_targets([unit.directory for unit in swept])
     return play_metrics(config, experience, states) + scores + sweep_metrics(config, experience, targets, states)

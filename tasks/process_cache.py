@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dqn.checkpoint import Checkpoint, Facts, restore_learner
+from dqn.checkpoint import Checkpoint, CheckpointMetadata, restore_learner
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import starts_in_midgame
 from dqn.envs.lanes import Lanes, open_lanes, start_in_midgame
@@ -46,7 +46,7 @@ def take_learner(run: StoredRun, unit: Unit, *, to_play: bool = False) -> tuple[
         return held
     checkpoint = run.checkpoint(unit)
     config = checkpoint.config.to_play() if to_play else checkpoint.config
-    described = replace(checkpoint, facts=replace(checkpoint.facts, config=config))
+    described = replace(checkpoint, metadata=replace(checkpoint.metadata, config=config))
     return checkpoint, restore_learner(described, prepare(config))
 
 
@@ -55,14 +55,14 @@ def keep_learner(unit: Unit, checkpoint: Checkpoint, learner: Learner) -> None:
     _held[_LEARNER if learner.config == checkpoint.config else _PLAYER] = unit, (checkpoint, learner)
 
 
-def facts_of(run: StoredRun, unit: Unit) -> Facts:
+def metadata_of(run: StoredRun, unit: Unit) -> CheckpointMetadata:
     """The small part of the checkpoint in `unit`."""
     for what in (_LEARNER, _PLAYER):
         held = _held.get(what)
         if held and held[0].digest == unit.digest:
-            facts: Facts = held[1][0].facts
-            return facts
-    return run.facts(unit)
+            metadata: CheckpointMetadata = held[1][0].metadata
+            return metadata
+    return run.metadata(unit)
 
 
 def take_lanes(unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes]:
@@ -113,7 +113,7 @@ def take_experience(experience: list[Unit], targets: list[Unit]) -> tuple[Experi
 def processes_of(checkpoint: Checkpoint) -> Processes:
     """The processes that share optimization runs of the checkpoint's configuration, started when first asked for."""
     global _processes
-    about = checkpoint.config, len(checkpoint.facts.action_names)
+    about = checkpoint.config, len(checkpoint.metadata.action_names)
     if _processes is None or not _processes.are_for(*about):
         _end_processes()
         _processes = Processes(*about)

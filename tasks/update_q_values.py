@@ -11,7 +11,7 @@ from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import sweep_metrics
 from storage.formats.experience import write_targets
 from storage.runs import open_run
-from tasks.process_cache import facts_of, keep_targets, played, unit_at_hand
+from tasks.process_cache import keep_targets, metadata_of, played, unit_at_hand
 from tasks.progress import report
 from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
 
@@ -25,15 +25,15 @@ def update_q_values(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
     inputs = {source.kind: source.digest}
     if unit := run.made(kind, cycle, inputs):
         return reference(unit)
-    facts = facts_of(run, unit_at_hand(run, "checkpoint", cycle - 1))
+    metadata = metadata_of(run, unit_at_hand(run, "checkpoint", cycle - 1))
     experience = played(source)
     report("update-q-values", cycle, 0, experience.states_played)
     with run.commit(kind, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        targets = backward_sweep(experience, SweepRule.of(facts.config))
+        targets = backward_sweep(experience, SweepRule.of(metadata.config))
         draft.speed["update-q-values"] = experience.states_played / (perf_counter() - began)
         if run.shards == 1:
-            draft.metrics += sweep_metrics(facts.config, experience, targets, facts.counters.states)
+            draft.metrics += sweep_metrics(metadata.config, experience, targets, metadata.counters.states)
         write_targets(draft.directory, targets)
     keep_targets(draft.unit, targets)
     return reference(draft.unit)

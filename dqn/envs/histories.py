@@ -72,7 +72,7 @@ def midgame_starts(histories: list[LaneHistory], config: TrainConfig, cycle: int
     return after
 
 
-def follow(
+def advance(
     histories: list[LaneHistory], experience: Experience, states: int
 ) -> tuple[list[LaneHistory], list[FinishedEpisode]]:
     """Carry the lanes' histories over `experience`, which starts after `states` states of the run.
@@ -83,14 +83,14 @@ def follow(
     """
     after, finished = [], []
     for lane, history in enumerate(histories):
-        history, episodes = _follow_lane(history, experience, lane, states)
+        history, episodes = _advance_lane(history, experience, lane, states)
         after.append(history)
         finished += episodes
     whole = [episode for episode in finished if not np.isnan(episode.score)]
     return after, sorted(whole, key=lambda episode: episode.states)
 
 
-def _follow_lane(
+def _advance_lane(
     history: LaneHistory, experience: Experience, lane: int, states: int
 ) -> tuple[LaneHistory, list[FinishedEpisode]]:
     lanes = experience.actions.shape[1]

@@ -16,7 +16,7 @@ from dqn.envs.games import action_names, check_game
 from dqn.envs.histories import SEEDED_STEPS, LaneHistory
 from dqn.envs.observations import FrameStack, MotionTracer
 from dqn.randomness import episode_seeds, noop_starts
-from dqn.threads import side_by_side
+from dqn.threads import run_in_threads
 
 NOOP = 0  # the number of that action in every game
 
@@ -46,7 +46,7 @@ class Lanes:
         *,
         frames_limit: int = 108_000,
         threads: int = 0,
-        lanes_in_all: int | None = None,
+        total_lanes: int | None = None,
         full_action_set: bool = False,
         noop_max: int = 0,
         stacked_frames: int = 0,
@@ -66,7 +66,7 @@ class Lanes:
         self._tracer = FrameStack(len(histories), stacked_frames) if stacked_frames else MotionTracer(len(histories))
         self._lives = np.zeros(len(histories), np.int64)
         self._timed_out = np.zeros(len(histories), bool)
-        self._lanes_in_all = lanes_in_all or len(histories)
+        self._total_lanes = total_lanes or len(histories)
         self._episodes = np.zeros(len(histories), np.int64)
         self._seeded_steps = np.zeros(len(histories), np.int64)
         self._noop_max = noop_max
@@ -80,7 +80,7 @@ class Lanes:
         histories: list[LaneHistory],
         *,
         threads: int = 0,
-        lanes_in_all: int | None = None,
+        total_lanes: int | None = None,
         game: str | None = None,
         seed: int | None = None,
         stopped: Event | None = None,
@@ -92,7 +92,7 @@ class Lanes:
             config.seed if seed is None else seed,
             frames_limit=config.episode_frames_limit,
             threads=threads,
-            lanes_in_all=lanes_in_all,
+            total_lanes=total_lanes,
             full_action_set=config.full_action_set,
             noop_max=config.noop_max,
             stacked_frames=config.state_channels if config.frame_stack else 0,
@@ -128,7 +128,7 @@ class Lanes:
         self._tracer.advance(frames)
         ended = terminated | cut_off
         if ended.any():
-            self._episodes = self._episodes + ended * self._lanes_in_all
+            self._episodes = self._episodes + ended * self._total_lanes
             self._tracer.reset(frames, terminated)
             self._noops_left[ended] = noop_starts(self._seed, self._episodes[ended], self._noop_max)
             seeded = ended & (self._seeded_steps >= SEEDED_STEPS)
@@ -163,7 +163,7 @@ class Lanes:
             if done < longest:
                 self.step(script[done])
         there = np.array([history.episode for history in histories])
-        own = (there - seeded) % self._lanes_in_all == 0  # else it started in mid-game, in numbers of another lane
+        own = (there - seeded) % self._total_lanes == 0  # else it started in mid-game, in numbers of another lane
         assert np.array_equal(self._episodes[own], there[own])
         self._episodes = there
         played = np.array([history.steps for history in histories])
@@ -198,12 +198,12 @@ def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0
             config,
             histories[groups[number]],
             threads=max(1, config.threads // len(groups)),
-            lanes_in_all=len(histories),
+            total_lanes=len(histories),
             stopped=stopped,
         )
 
     with closed_on_failure(opened.values()):
-        side_by_side([partial(open_group, number) for number in range(len(groups))], len(groups), torch_threads=1)
+        run_in_threads([partial(open_group, number) for number in range(len(groups))], len(groups), torch_threads=1)
     return [opened[number] for number in range(len(groups))]
 
 
@@ -221,7 +221,7 @@ def start_in_midgame(groups: list[Lanes], config: TrainConfig, histories: list[L
     ]
     calls = [partial(lanes.restore, histories[where]) for lanes, where in starting]
     with closed_on_failure(groups):
-        side_by_side(calls, max(1, len(calls)), torch_threads=1)
+        run_in_threads(calls, max(1, len(calls)), torch_threads=1)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dqn.envs.experience import Experience
 from dqn.envs.lanes import Lanes
 from dqn.envs.policy import epsilon_greedy
 from dqn.schedules import LinearSchedule
-from dqn.threads import side_by_side
+from dqn.threads import run_in_threads
 
 
 def play(
@@ -24,7 +24,7 @@ def play(
     states: int,
     generators: Sequence[np.random.Generator],
     on_step: Callable[[int, int], None] = lambda done, steps: None,
-    lanes_in_all: int | None = None,
+    total_lanes: int | None = None,
 ) -> None:
     """Play every lane for all steps of `experience`, and fill that.
 
@@ -39,10 +39,10 @@ def play(
         states: played by the run before this.
         generators: draws of the policy, one for each group.
         on_step: told the steps done and to do by the first group.
-        lanes_in_all: of the run, where these are some of more; each step of all of them plays so many states.
+        total_lanes: of the run, where these are some of more; each step of all of them plays so many states.
     """
     assert experience.steps >= 1
-    states_per_step = lanes_in_all or experience.actions.shape[1]
+    states_per_step = total_lanes or experience.actions.shape[1]
     ends = np.cumsum([len(lanes.episodes) for lanes in groups])
     slices = [slice(end - len(lanes.episodes), end) for lanes, end in zip(groups, ends.tolist(), strict=True)]
     assert slices[-1].stop == experience.actions.shape[1]
@@ -60,7 +60,7 @@ def play(
         experience.bootstrap_q_values[where] = q_values
 
     calls = [partial(play_group, *each) for each in zip(groups, slices, generators, strict=True)]
-    side_by_side(calls, len(groups), max(1, torch.get_num_threads() // len(groups)))
+    run_in_threads(calls, len(groups), max(1, torch.get_num_threads() // len(groups)))
 
 
 def _play_step(

@@ -18,7 +18,7 @@ from dqn.envs.policy import epsilon_greedy
 from dqn.evaluation.human_scores import human_normalized
 from dqn.metrics import Metric
 from dqn.randomness import generator
-from dqn.threads import side_by_side
+from dqn.threads import run_in_threads
 
 BOOTSTRAP_SAMPLES = 10_000
 # Few lanes with several episodes each are done at nearly the same time, and few emulators have to be seeded.
@@ -45,7 +45,7 @@ class Protocol:
     @classmethod
     def of(cls, config: TrainConfig) -> Protocol:
         """The one by which a run of this configuration is evaluated while it trains."""
-        return cls(config.game, config.evaluation_episodes, config.testing_epsilon)
+        return cls(config.game, config.evaluation_episodes, config.evaluation_epsilon)
 
     def __str__(self) -> str:
         return f"{game_title(self.game)}-{self.episodes}x{self.epsilon:g}-seed{self.seed}"
@@ -104,7 +104,7 @@ def evaluation_groups(protocol: Protocol, config: TrainConfig, threads: int) -> 
     """
     histories = first_histories(min(protocol.episodes, LANES))
     size = -(-len(histories) // GROUPS)
-    options: dict[str, Any] = {"game": protocol.game, "seed": games_seed(protocol), "lanes_in_all": len(histories)}
+    options: dict[str, Any] = {"game": protocol.game, "seed": games_seed(protocol), "total_lanes": len(histories)}
     options["threads"] = max(1, threads // GROUPS)
     return [
         partial(Lanes.of, config, histories[first : first + size], **options)
@@ -164,6 +164,6 @@ def evaluate(
         finally:
             lanes.close()
 
-    side_by_side([partial(play_group, group) for group in range(len(groups))], threads, torch_threads=1)
+    run_in_threads([partial(play_group, group) for group in range(len(groups))], threads, torch_threads=1)
     assert over.all()
     return Evaluation(protocol, scores.tolist(), steps.tolist(), int(cut_off.sum()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dqn.checkpoint import Facts
+from dqn.checkpoint import CheckpointMetadata
 from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.evaluation.evaluation import Evaluation
 from dqn.learning.networks import QNetwork, ResidualBlock
@@ -32,24 +32,24 @@ class Exported:
     run_id: str
     run_name: str
     checkpoint: str  # digest of the unit it is from
-    facts: Facts
+    metadata: CheckpointMetadata
     weights: dict[str, Tensor]
     evaluation: Evaluation | None  # the one that speaks for it, if it was evaluated
 
 
-def untrained_network(facts: Facts) -> QNetwork:
+def untrained_network(metadata: CheckpointMetadata) -> QNetwork:
     """A network that is built as an agent's is."""
-    return QNetwork(facts.config, len(facts.action_names))
+    return QNetwork(metadata.config, len(metadata.action_names))
 
 
-def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
+def recipe_to_play(metadata: CheckpointMetadata, network: QNetwork) -> dict[str, Any]:
     """All that it takes to play without this package, ready for JSON.
 
     `game` are the arguments of gymnasium.make. `layers` make a torch.nn.Sequential that has the weights of
     `plain_weights` and takes states (N, C, 105, 80) times `pixel_scale`. `adds` has for each layer the number of the
     one whose input is added to its output, or None.
     """
-    config = facts.config
+    config = metadata.config
     native = config.game.startswith("ALE/")
     layers, adds = _in_a_row(network)
     return {
@@ -70,7 +70,7 @@ def recipe_to_play(facts: Facts, network: QNetwork) -> dict[str, Any]:
         "pixel_scale": 1 / 255 if config.scale_input else 1.0,
         "layers": [_described(layer) for layer in layers],
         "adds": adds,
-        "epsilon": config.testing_epsilon,
+        "epsilon": config.evaluation_epsilon,
     }
 
 

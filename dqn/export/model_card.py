@@ -23,8 +23,8 @@ def model_card(exported: Exported, address: str | None = None) -> str:
         exported: the agent.
         address: where MLflow's registry has it, such as `models:/Breakout@champion`; else it is in a directory.
     """
-    facts, title = exported.facts, game_title(exported.facts.config.game)
-    config, counters = facts.config, facts.counters
+    metadata, title = exported.metadata, game_title(exported.metadata.config.game)
+    config, counters = metadata.config, metadata.counters
     return f"""# {title}: an agent trained by Q-learning
 
 A network that estimates the Q-value of each action in {config.game} from the screen. It is the checkpoint of cycle \
@@ -38,8 +38,8 @@ A network that estimates the Q-value of each action in {config.game} from the sc
 ## In and out
 
 - In: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, {config.state_channels}) uint8, {_state(config)}
-- Out: Q-values (N, {len(facts.action_names)}) float32 of the actions \
-{", ".join(facts.action_names)}{_SCALE[config.rescale_values]}.
+- Out: Q-values (N, {len(metadata.action_names)}) float32 of the actions \
+{", ".join(metadata.action_names)}{_SCALE[config.rescale_values]}.
 
 ## Load it
 

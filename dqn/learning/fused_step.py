@@ -23,7 +23,7 @@ _BLOCK = 2_048  # weights that a kernel has at hand at a time
 _Rule = tuple[Callable[..., None], list[Tensor], tuple[float, ...]]
 
 
-class OnePassStep:
+class FusedStep:
     """`optimizer.step()` for float32 weights on the CPU, with that optimizer's own formula and state.
 
     For Adam, RAdam and TensorFlowRMSprop, with weight decay; the same to within rounding. What it computes does

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dqn.config import TrainConfig
-from dqn.learning.fused_step import OnePassStep, gradient_scale
+from dqn.learning.fused_step import FusedStep, gradient_scale
 from dqn.learning.networks import QNetwork, q_loss
 from dqn.learning.optimizers import make_optimizer
 
@@ -22,7 +22,7 @@ _COMPILER = "inductor"  # of torch.compile's backends
 class Learner:
     """A network with its optimizer. The weights are float32; a copy in `precision` does the arithmetic.
 
-    With `average_decay` the network is an average over the weights of one that is trained in its stead: it
+    With `ema_decay` the network is an average over the weights of one that is trained in its stead: it
     estimates, and is what others are given. Source: Polyak and Juditsky 1992 (averages of weights); Lillicrap and
     others 2015 (an exponential one in place of a target network).
     """
@@ -31,10 +31,10 @@ class Learner:
         self.config = config
         self.device = device
         self.network = QNetwork(config, actions).to(device)
-        self._trained = copy.deepcopy(self.network) if config.average_decay else self.network
+        self._trained = copy.deepcopy(self.network) if config.ema_decay else self.network
         self.optimizer = make_optimizer(config, self._trained.parameters())
         self._worker = self._in_precision(self._trained)
-        self._player = self._in_precision(self.network) if config.average_decay else self._worker
+        self._player = self._in_precision(self.network) if config.ema_decay else self._worker
         self.weights: list[Tensor] = list(self._trained.parameters())  # in training
         self._working_weights: list[Tensor] = list(self._worker.parameters())
         self._average: list[Tensor] = list(self.network.parameters())
@@ -46,9 +46,7 @@ class Learner:
             options: Any = {"deterministic": True} if _COMPILER == "inductor" else None
             self._loss = torch.compile(self._batch_loss, backend=_COMPILER, dynamic=False, options=options)
         on_cpu = device.type == "cpu"
-        self._one_pass_step = (
-            OnePassStep(self.optimizer, self._working_weights, max(1, config.threads)) if on_cpu else None
-        )
+        self._fused_step = FusedStep(self.optimizer, self._working_weights, max(1, config.threads)) if on_cpu else None
 
     @torch.no_grad()
     def estimate(self, states: np.ndarray) -> np.ndarray:
@@ -71,9 +69,9 @@ class Learner:
         return q_loss(self._worker(states, dropout_draws), targets, actions, self.config.loss)
 
     def _step(self, gradients: Sequence[Tensor]) -> None:
-        limit = self.config.gradient_norm_limit
-        if self._one_pass_step is not None:
-            self._one_pass_step(gradients, gradient_scale(gradients, limit))
+        limit = self.config.max_grad_norm
+        if self._fused_step is not None:
+            self._fused_step(gradients, gradient_scale(gradients, limit))
         else:
             for weight, gradient in zip(self.weights, gradients, strict=True):
                 weight.grad = gradient.to(weight.dtype)
@@ -81,9 +79,9 @@ class Learner:
                 nn.utils.clip_grad_norm_(self.weights, limit, foreach=True)
             self.optimizer.step()
             self._refresh_worker()
-        if self.config.average_decay:
+        if self.config.ema_decay:
             with torch.no_grad():
-                torch._foreach_lerp_(self._average, self.weights, 1 - self.config.average_decay)
+                torch._foreach_lerp_(self._average, self.weights, 1 - self.config.ema_decay)
 
     def _in_precision(self, network: QNetwork) -> QNetwork:
         return network.in_bfloat16() if self.config.precision == "bfloat16" else network
@@ -117,7 +115,7 @@ def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tens
     weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
-    if learner.config.average_decay:  # else the network's own weights are those in training
+    if learner.config.ema_decay:  # else the network's own weights are those in training
         optimizer |= {f"{index}.{TRAINED}": _plain(tensor) for index, tensor in enumerate(learner.weights)}
     return weights, optimizer
 

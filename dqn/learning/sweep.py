@@ -21,9 +21,9 @@ class SweepRule:
     With y the return of the action taken, Q the network's estimates and y = r + discount · V(next):
 
     max      V = max over actions of Q with the taken action's value replaced by y (the tutorial)
-    ebu      as max, replaced by trace_decay · y + (1 - trace_decay) · Q
+    ebu      as max, replaced by td_lambda · y + (1 - td_lambda) · Q
              (Lee, Choi and Chung 2019, Episodic Backward Update, with its diffusion factor)
-    peng     V = trace_decay · y + (1 - trace_decay) · max Q (Peng and Williams 1996)
+    peng     V = td_lambda · y + (1 - td_lambda) · max Q (Peng and Williams 1996)
     watkins  as peng where the taken action was greedy, else max Q (Watkins 1989)
 
     Where values are rescaled, the network estimates `rescaled` values: all of this happens to the values
@@ -32,7 +32,7 @@ class SweepRule:
 
     operator: str = "max"
     discount: float = 0.97
-    trace_decay: float = 1.0
+    td_lambda: float = 1.0
     reward_clip: float = 1.0  # 0 is none
     rescale_values: bool = False
 
@@ -43,7 +43,7 @@ class SweepRule:
     @classmethod
     def of(cls, config: TrainConfig) -> SweepRule:
         """The rule a configuration asks for."""
-        return cls(config.sweep, config.discount, config.trace_decay, config.reward_clip, config.rescale_values)
+        return cls(config.sweep, config.discount, config.td_lambda, config.reward_clip, config.rescale_values)
 
 
 def backward_sweep(experience: Experience, rule: SweepRule) -> Targets:
@@ -115,7 +115,7 @@ def _plain_sweep(experience: Experience, rule: SweepRule) -> Targets:
         experience.truncated,
         rule.reward_clip or np.inf,
         rule.discount,
-        1.0 if rule.operator == "max" else rule.trace_decay,
+        1.0 if rule.operator == "max" else rule.td_lambda,
         rule.operator in ("max", "ebu"),
         rule.operator == "watkins",
         targets,
@@ -135,7 +135,7 @@ def _sweep(
     truncated: np.ndarray,
     reward_clip: float,
     discount: float,
-    trace_decay: float,
+    td_lambda: float,
     replaces: bool,
     cuts: bool,
     targets: np.ndarray,
@@ -167,9 +167,9 @@ def _sweep(
             targets[step, lane, taken] = swept
             errors[step, lane] = abs(swept - estimate)
             if replaces:
-                mixed = trace_decay * swept + (1.0 - trace_decay) * estimate
+                mixed = td_lambda * swept + (1.0 - td_lambda) * estimate
                 next_values[lane] = max(mixed, best_other)
             elif cuts and estimate < best:
                 next_values[lane] = best
             else:
-                next_values[lane] = trace_decay * swept + (1.0 - trace_decay) * best
+                next_values[lane] = td_lambda * swept + (1.0 - td_lambda) * best

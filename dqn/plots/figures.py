@@ -1,4 +1,4 @@
-"""Pictures of play: scores, moments, the sweep, and how Q-values and errors spread.
+"""Pictures of play: scores, highlights, the sweep, and how Q-values and errors spread.
 
 Every function returns a matplotlib Figure and touches no global state.
 """
@@ -17,7 +17,7 @@ from dqn.envs.experience import Experience, Targets
 from dqn.envs.games import game_title
 from dqn.envs.observations import motion
 from dqn.evaluation.evaluation import Evaluation
-from dqn.plots.highlights import Moment
+from dqn.plots.highlights import Highlight
 
 BLUE, ORANGE, GREEN, RED, GRAY, LIGHT = "#1f6feb", "#e8702a", "#2a9d58", "#d1343d", "#6b7280", "#d5d9e0"
 INK = "#1f2430"
@@ -76,7 +76,7 @@ def _bins(scores: np.ndarray) -> Any:
     return np.arange(low - 0.5, high + width + 0.5, width)
 
 
-def moment_strip(experience: Experience, action_names: Sequence[str], moment: Moment, game: str) -> Figure:
+def highlight_strip(experience: Experience, action_names: Sequence[str], moment: Highlight, game: str) -> Figure:
     """Frame, motion trace and Q-values of every state of a moment, the action taken marked."""
     steps, lane = moment.steps, moment.lane
     q_values = experience.q_values[steps.start : steps.stop, lane]
@@ -142,7 +142,7 @@ def _what_happens(experience: Experience, step: int, lane: int) -> str:
     return ", ".join(parts)
 
 
-def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game: str, discount: float) -> Figure:
+def sweep_figure(experience: Experience, targets: Targets, moment: Highlight, game: str, discount: float) -> Figure:
     """The sweep at work: the taken action's Q-value before and after, along a stretch that ends in a point."""
     rows, lane = slice(moment.steps.start, moment.steps.stop), moment.lane
     taken = experience.actions[rows, lane, None].astype(np.int64)
@@ -185,7 +185,7 @@ def sweep_figure(experience: Experience, targets: Targets, moment: Moment, game:
     return figure
 
 
-def _spaced(moment: Moment, most: int) -> list[int]:
+def _spaced(moment: Highlight, most: int) -> list[int]:
     """At most so many steps of a moment, evenly spaced, its own step among them."""
     places = np.linspace(moment.steps.start, moment.steps.stop - 1, min(most, len(moment.steps))).round().astype(int)
     places[np.abs(places - moment.step).argmin()] = moment.step

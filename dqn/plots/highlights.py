@@ -10,7 +10,7 @@ from dqn.envs.experience import Experience
 
 
 @dataclass(frozen=True)
-class Moment:
+class Highlight:
     """A state of one lane, and the steps of the same episode around it."""
 
     name: str  # what happens there
@@ -29,8 +29,8 @@ _KINDS = {
 }
 
 
-def find_moments(experience: Experience) -> tuple[list[Moment], list[str]]:
-    """The moments that the cycle has, and the names of those it lacks, such as a lost life.
+def find_highlights(experience: Experience) -> tuple[list[Highlight], list[str]]:
+    """The highlights that the cycle has, and the names of those it lacks, such as a lost life.
 
     Of states that are equally good, the one with the most steps of its episode around it is taken.
     Truncated rows, where nothing was played, are none.
@@ -52,25 +52,25 @@ def find_moments(experience: Experience) -> tuple[list[Moment], list[str]]:
             missing.append(name)
             continue
         candidates = np.argwhere(value == value.max())
-        moments = [_around(experience, name, lane, step, before, after) for step, lane in candidates.tolist()[:500]]
-        best = max(moments, key=lambda moment: len(moment.steps))
+        highlights = [_around(experience, name, lane, step, before, after) for step, lane in candidates.tolist()[:500]]
+        best = max(highlights, key=lambda moment: len(moment.steps))
         # What the episode or the cycle lacks on one side is shown on the other.
         early, late = best.steps[0] - (best.step + before), best.step + after - best.steps[-1]
         found.append(_around(experience, name, best.lane, best.step, before - late, after + early))
     return found, missing
 
 
-def _around(experience: Experience, name: str, lane: int, step: int, before: int, after: int) -> Moment:
+def _around(experience: Experience, name: str, lane: int, step: int, before: int, after: int) -> Highlight:
     same = experience.episode[:, lane] == experience.episode[step, lane]
     first, last = max(0, step + before), min(experience.steps - 1, step + after)
     while not same[first]:
         first += 1
     while not same[last]:
         last -= 1
-    return Moment(name, lane, step, range(first, last + 1))
+    return Highlight(name, lane, step, range(first, last + 1))
 
 
-def stretch_to_a_point(experience: Experience, most_steps: int = 40) -> Moment | None:
+def stretch_to_a_point(experience: Experience, most_steps: int = 40) -> Highlight | None:
     """The longest stretch of play without reward or loss that ends in a positive reward, if there is a reward.
 
     Its `step` is where the reward was earned; a few steps after it are shown, too.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dqn.checkpoint import Checkpoint, Facts, restore_learner
+from dqn.checkpoint import Checkpoint, CheckpointMetadata, restore_learner
 from dqn.envs.games import action_names, check_game
 from dqn.evaluation.evaluation import Protocol
 from dqn.hardware import playable, prepare
@@ -20,7 +20,7 @@ class Agent:
     """A trained network that is ready to play on this machine."""
 
     name: str
-    facts: Facts
+    metadata: CheckpointMetadata
     learner: Learner
     weights: dict[str, Tensor]  # as they were stored
     run: StoredRun
@@ -34,14 +34,14 @@ class Agent:
         Raises:
             ValueError: something is out of range, or the game has other actions.
         """
-        own = Protocol.of(self.facts.config)
+        own = Protocol.of(self.metadata.config)
         if game and game != own.game:
             check_game(game)
-            actions = tuple(action_names(game, self.facts.config.full_action_set))
-            if actions != self.facts.action_names:
+            actions = tuple(action_names(game, self.metadata.config.full_action_set))
+            if actions != self.metadata.action_names:
                 raise ValueError(
                     f"{game} has the actions {', '.join(actions)}; "
-                    f"the run {self.name} was trained with {', '.join(self.facts.action_names)}"
+                    f"the run {self.name} was trained with {', '.join(self.metadata.action_names)}"
                 )
         return Protocol(
             game or own.game,
@@ -67,14 +67,14 @@ def open_agent(name: str, which: str = "latest") -> Agent:
         if which != "latest":
             raise ValueError(f"checkpoint is {which!r}, but {name} has only one; leave it out")
         shared = open_shared(tracking, name)
-        checkpoint, digest = Checkpoint(shared.facts, [], shared.weights, {}), shared.checkpoint
+        checkpoint, digest = Checkpoint(shared.metadata, [], shared.weights, {}), shared.checkpoint
         run = open_run(shared.run_id)
     else:
         run = open_run(tracking.find_run(name).info.run_id)
         unit = run.find_checkpoint(which)
         checkpoint, digest = run.checkpoint(unit), unit.digest
         name = run.name
-    return Agent(name, checkpoint.facts, ready_to_play(checkpoint), checkpoint.weights, run, digest)
+    return Agent(name, checkpoint.metadata, ready_to_play(checkpoint), checkpoint.weights, run, digest)
 
 
 def find_cycle(name: str) -> tuple[StoredRun, int | None]:
@@ -87,12 +87,12 @@ def find_cycle(name: str) -> tuple[StoredRun, int | None]:
     tracking = open_tracking()
     if name.startswith(SCHEME):
         shared = open_shared(tracking, name)
-        return open_run(shared.run_id), shared.facts.counters.cycle
+        return open_run(shared.run_id), shared.metadata.counters.cycle
     return open_run(tracking.find_run(name).info.run_id), None
 
 
 def ready_to_play(checkpoint: Checkpoint) -> Learner:
     """The network of a checkpoint on this machine, without the state of its optimizer."""
     config = playable(checkpoint.config)
-    facts = replace(checkpoint.facts, config=config)
-    return restore_learner(replace(checkpoint, facts=facts, optimizer={}), prepare(config))
+    metadata = replace(checkpoint.metadata, config=config)
+    return restore_learner(replace(checkpoint, metadata=metadata, optimizer={}), prepare(config))

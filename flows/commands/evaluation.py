@@ -25,14 +25,14 @@ def evaluate_agent(
         ValueError: an argument is out of range, or the game has other actions.
     """
     protocol = agent.protocol(episodes, epsilon, game, seed)
-    cores, counters = len(os.sched_getaffinity(0)), agent.facts.counters
+    cores, counters = len(os.sched_getaffinity(0)), agent.metadata.counters
     evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, counters, agent.learner, protocol, cores)
     agent.run.publish(unit)
     return {
         "run": agent.run.run_id,
         "name": agent.name,
-        "cycle": agent.facts.counters.cycle,
-        "states": agent.facts.counters.states,
+        "cycle": agent.metadata.counters.cycle,
+        "states": agent.metadata.counters.states,
         **evaluation.as_dict(),
         "states_per_second": next(iter(unit.made["speed"].values())),
     }

@@ -20,7 +20,7 @@ from storage.model_registry import (
     PROTOCOL,
     champion_address,
     champion_of,
-    crown,
+    promote,
     protocol_text,
     share,
     shared_version,
@@ -61,7 +61,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: it was not evaluated, or not by the champion's protocol.
     """
-    tracking, config = agent.run.tracking, agent.facts.config
+    tracking, config = agent.run.tracking, agent.metadata.config
     evaluations = {protocol_text(found, config.episode_frames_limit): found for found in _evaluations(agent)}
     before = champion_of(tracking, config.game)
     wanted = before.tags[PROTOCOL] if before and not replace else None
@@ -83,7 +83,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
         same = before.version == version.version
         result["champion"] = replace or same or mean > float(before.tags[MEAN])
     if result["champion"]:
-        crown(tracking, version, exported)
+        promote(tracking, version, exported)
     return result
 
 
@@ -101,11 +101,11 @@ def sharing_text(result: dict[str, Any]) -> str:
 
 
 def _exported(agent: Agent, evaluation: Evaluation | None) -> Exported:
-    return Exported(agent.run.run_id, agent.run.name, agent.checkpoint, agent.facts, agent.weights, evaluation)
+    return Exported(agent.run.run_id, agent.run.name, agent.checkpoint, agent.metadata, agent.weights, evaluation)
 
 
 def _plain_network(exported: Exported) -> QNetwork:
-    network = untrained_network(exported.facts)
+    network = untrained_network(exported.metadata)
     network.load_state_dict(exported.weights)
     return network.eval()
 
@@ -118,7 +118,7 @@ def _own(agent: Agent) -> Evaluation | None:
 def _evaluations(agent: Agent) -> list[Evaluation]:
     """All evaluations of its checkpoint; by the run's own protocol first."""
     run, found = agent.run, []
-    cycle = agent.facts.counters.cycle
+    cycle = agent.metadata.counters.cycle
     for kind in run.evaluation_kinds():
         if cycle not in run.cycles(kind):
             continue
@@ -129,10 +129,10 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
 
 
 def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
-    command = f"dqn evaluate {agent.run.name} --checkpoint {agent.facts.counters.cycle}"
+    command = f"dqn evaluate {agent.run.name} --checkpoint {agent.metadata.counters.cycle}"
     if protocol is None:
-        return f"{agent.name} was not evaluated at cycle {agent.facts.counters.cycle}; `{command}` does it"
-    wanted, limit = json.loads(protocol), agent.facts.config.episode_frames_limit
+        return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; `{command}` does it"
+    wanted, limit = json.loads(protocol), agent.metadata.config.episode_frames_limit
     if wanted["episode_frames_limit"] != limit:
         return (
             f"the champion's episodes were cut off after {wanted['episode_frames_limit']} frames, those of "

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dqn.checkpoint import Facts
+from dqn.checkpoint import CheckpointMetadata
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.games import game_title
 from dqn.learning.networks import QNetwork
 from dqn.plots.curve_figures import q_value_curves, score_curve
-from dqn.plots.figures import error_histogram, moment_strip, q_value_histogram, score_histogram, sweep_figure
-from dqn.plots.highlights import find_moments, stretch_to_a_point
+from dqn.plots.figures import error_histogram, highlight_strip, q_value_histogram, score_histogram, sweep_figure
+from dqn.plots.highlights import find_highlights, stretch_to_a_point
 from dqn.plots.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure
 from flows.commands.agents import ready_to_play
 from flows.commands.html_report import Page, Picture
@@ -42,7 +42,7 @@ class Inspection:
 
     run: StoredRun
     cycle: int
-    facts: Facts
+    metadata: CheckpointMetadata
     network: QNetwork | None
     experience: Experience | None = None
     targets: Targets | None = None
@@ -51,7 +51,7 @@ class Inspection:
     @property
     def game(self) -> str:
         """Title of the game."""
-        return game_title(self.facts.config.game)
+        return game_title(self.metadata.config.game)
 
 
 def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
@@ -100,7 +100,7 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
     network = None
     if cycle in stored["checkpoint"]:
         network = ready_to_play(run.checkpoint(newest)).network
-    about = Inspection(run, cycle, run.facts(newest), network)
+    about = Inspection(run, cycle, run.metadata(newest), network)
     if cycle in stored["experience"]:
         about.experience = read_experiences([_directories(run, "experience", cycle)])
     if cycle in stored["targets"]:
@@ -123,12 +123,12 @@ def _directories(run: StoredRun, kind: str, cycle: int) -> list[Path]:
 
 
 def _facts(about: Inspection) -> dict[str, str]:
-    config, counters = about.facts.config, about.facts.counters
+    config, counters = about.metadata.config, about.metadata.counters
     played = f"{about.experience.states_played:,} states of {config.lanes} lanes" if about.experience else "pruned"
     return {
         "run": f"{about.run.name} ({about.run.run_id})",
         "game": config.game,
-        "actions": ", ".join(about.facts.action_names),
+        "actions": ", ".join(about.metadata.action_names),
         "played in this cycle": played,
         "states played by the run": f"{counters.states:,}",
         "recipe": f"network {config.network}, sweep {config.sweep}, discount {config.discount:g}, {config.optimizer}",
@@ -156,16 +156,16 @@ def _training(about: Inspection) -> None:
 
 
 def _moments(about: Inspection, experience: Experience) -> None:
-    moments, missing = find_moments(experience)
+    highlights, missing = find_highlights(experience)
     about.page.notes += [f"This cycle has no state of the kind: {name}." for name in missing]
-    names, game = about.facts.action_names, about.facts.config.game
+    names, game = about.metadata.action_names, about.metadata.config.game
     about.page.add(
         "Moments",
         "Consecutive states with what the network made of them when it played. The action taken is orange, the highest "
         "Q-value bold; where they differ, the action was random. Below: what the action brought.",
         [
-            Picture(m.name.replace(" ", "-"), moment_strip(experience, names, m, game), _SAYINGS[m.name])
-            for m in moments
+            Picture(m.name.replace(" ", "-"), highlight_strip(experience, names, m, game), _SAYINGS[m.name])
+            for m in highlights
         ],
     )
 
@@ -186,7 +186,7 @@ _WEIGHTS = "One square for each output channel. Red adds to it, blue takes away 
 
 
 def _sweep(about: Inspection, experience: Experience, targets: Targets) -> None:
-    config, pictures = about.facts.config, []
+    config, pictures = about.metadata.config, []
     if stretch := stretch_to_a_point(experience):
         figure = sweep_figure(experience, targets, stretch, config.game, config.discount)
         pictures.append(Picture("sweep", figure, "The reward is carried back to the states that led to it."))
@@ -216,7 +216,7 @@ def _network(about: Inspection, network: QNetwork, state: str | None, channel: i
         ]
     elif state:
         raise ValueError(f"the states of cycle {about.cycle} were pruned; leave out --state")
-    first = [(1, source) for source in range(about.facts.config.state_channels)]
+    first = [(1, source) for source in range(about.metadata.config.state_channels)]
     wanted = [*first, *((number, channel) for number in range(2, layers + 1))]
     pictures += [
         Picture(f"weights-{number}-{source}", weights_figure(network, number, source, about.game), _WEIGHTS)

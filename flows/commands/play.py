@@ -25,7 +25,7 @@ def play(
 
     Args:
         agent: who plays.
-        epsilon: probability of a random action; the run's testing_epsilon unless told otherwise.
+        epsilon: probability of a random action; the run's evaluation_epsilon unless told otherwise.
         game: another game with the same actions.
         seed: of the first episode.
         on_episode: told the score and the steps of each episode that ended.
@@ -39,11 +39,11 @@ def play(
     with closing(window):
         while True:
             low, high = float("inf"), float("-inf")
-            shots = record_episode(agent.learner.estimate, protocol, agent.facts.config)
+            shots = record_episode(agent.learner.estimate, protocol, agent.metadata.config)
             with closing(shots):
                 for shot in shots:
                     low, high = min(low, float(shot.q_values.min())), max(high, float(shot.q_values.max()))
-                    picture = draw_shot(shot, agent.facts.action_names, (low, high))
+                    picture = draw_shot(shot, agent.metadata.action_names, (low, high))
                     if not window.show(Image.fromarray(picture)):
                         return
             on_episode(shot.score, shot.step + 1)

@@ -36,11 +36,11 @@ def record(
     if path.suffix != ".mp4" or path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"cannot record to {path}; it must be a file .mp4 in a directory that exists")
     protocol = agent.protocol(1, epsilon, game, seed)
-    shots = record_episode(agent.learner.estimate, protocol, agent.facts.config)
+    shots = record_episode(agent.learner.estimate, protocol, agent.metadata.config)
     with tempfile.NamedTemporaryFile(dir=path.absolute().parent, suffix=".mp4", delete=False) as file:
         unfinished = Path(file.name)
     try:
-        last = _encode(unfinished, shots, agent.facts.action_names)
+        last = _encode(unfinished, shots, agent.metadata.action_names)
         unfinished.chmod(0o644)
         unfinished.replace(path)
     finally:

@@ -117,7 +117,7 @@ def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, sh
     """Play the stored actions of a shard again from the checkpoint before and compare what the games show."""
     config = checkpoint.config
     where = config.shard_lanes(shard)
-    lanes = Lanes.of(config, checkpoint.histories[where], threads=config.threads, lanes_in_all=config.lanes)
+    lanes = Lanes.of(config, checkpoint.histories[where], threads=config.threads, total_lanes=config.lanes)
     try:
         for step, actions in enumerate(experience.actions):
             report("replay", cycle, step, experience.steps)

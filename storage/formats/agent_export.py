@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import Exported, network_weights, plain_weights, recipe_to_play, untrained_network
 from storage.errors import CorruptUnitError
-from storage.formats.checkpoint import facts_as_json, facts_from_json
+from storage.formats.checkpoint import metadata_as_json, metadata_from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 FORMAT = 3
@@ -24,16 +24,16 @@ def write_export(directory: Path, exported: Exported, card: str) -> None:
     Raises:
         OSError: a full disk, or any other failure to write.
     """
-    network = untrained_network(exported.facts)
+    network = untrained_network(exported.metadata)
     weights = safetensors.torch.save(plain_weights(exported.weights, network))
     about = {
         "format": FORMAT,
-        "game": exported.facts.config.game,
-        "play": recipe_to_play(exported.facts, network),
+        "game": exported.metadata.config.game,
+        "play": recipe_to_play(exported.metadata, network),
         "run": {"id": exported.run_id, "name": exported.run_name, "checkpoint": exported.checkpoint},
         "evaluation": exported.evaluation.as_dict() if exported.evaluation else None,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        **facts_as_json(exported.facts),
+        **metadata_as_json(exported.metadata),
     }
     (directory / WEIGHTS).write_bytes(weights)
     (directory / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
@@ -54,13 +54,13 @@ def read_export(directory: Path) -> Exported:
         weights = (directory / WEIGHTS).read_bytes()
         if hashlib.sha256(weights).hexdigest() != about["weights_sha256"]:
             raise CorruptUnitError(f"{directory / WEIGHTS} is not what was exported: its SHA-256 differs")
-        facts = facts_from_json(about, path)
+        metadata = metadata_from_json(about, path)
         return Exported(
             run_id=str(about["run"]["id"]),
             run_name=str(about["run"]["name"]),
             checkpoint=str(about["run"]["checkpoint"]),
-            facts=facts,
-            weights=network_weights(safetensors.torch.load(weights), untrained_network(facts)),
+            metadata=metadata,
+            weights=network_weights(safetensors.torch.load(weights), untrained_network(metadata)),
             evaluation=Evaluation.from_dict(about["evaluation"]) if about["evaluation"] else None,
         )
     except (

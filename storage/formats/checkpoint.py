@@ -12,12 +12,12 @@ import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from dqn.checkpoint import Checkpoint, Counters, Facts, histories_as_arrays, histories_from_arrays
+from dqn.checkpoint import Checkpoint, CheckpointMetadata, Counters, histories_as_arrays, histories_from_arrays
 from dqn.envs.games import check_game
 from storage.errors import CorruptUnitError
 
-_facts = TypeAdapter(Facts)
-_FACTS = {field.name for field in fields(Facts)}
+_metadata = TypeAdapter(CheckpointMetadata)
+_METADATA_FIELDS = {field.name for field in fields(CheckpointMetadata)}
 _COUNTERS = {field.name for field in fields(Counters)}
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -25,7 +25,7 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write the files of a checkpoint into `directory`."""
-    (directory / "checkpoint.json").write_text(json.dumps(facts_as_json(checkpoint.facts), indent=1) + "\n")
+    (directory / "checkpoint.json").write_text(json.dumps(metadata_as_json(checkpoint.metadata), indent=1) + "\n")
     lanes = histories_as_arrays(checkpoint.histories)
     # Written here and not by safetensors, whose error for a full disk is one of its own.
     (directory / "weights.safetensors").write_bytes(safetensors.torch.save(checkpoint.weights))
@@ -33,26 +33,26 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     (directory / "lanes.safetensors").write_bytes(safetensors.numpy.save(lanes))
 
 
-def facts_as_json(facts: Facts) -> dict[str, Any]:
+def metadata_as_json(metadata: CheckpointMetadata) -> dict[str, Any]:
     """The small part of a checkpoint, ready for JSON."""
     return {
-        "config": facts.config.model_dump(mode="json"),
-        "action_names": facts.action_names,
-        "counters": asdict(facts.counters),
-        "recent_scores": facts.recent_scores,
+        "config": metadata.config.model_dump(mode="json"),
+        "action_names": metadata.action_names,
+        "counters": asdict(metadata.counters),
+        "recent_scores": metadata.recent_scores,
     }
 
 
-def facts_from_json(text: dict[str, Any], path: Path) -> Facts:
-    """The inverse of `facts_as_json`; what else is in `text` is left out.
+def metadata_from_json(text: dict[str, Any], path: Path) -> CheckpointMetadata:
+    """The inverse of `metadata_as_json`; what else is in `text` is left out.
 
     Raises:
         CorruptUnitError: it is not of this version; names the file at `path` that it was read from.
     """
     try:
-        facts = _facts.validate_python({name: text[name] for name in _FACTS})
-        check_game(facts.config.game)  # it becomes part of names of files
-        return facts
+        metadata = _metadata.validate_python({name: text[name] for name in _METADATA_FIELDS})
+        check_game(metadata.config.game)  # it becomes part of names of files
+        return metadata
     except ValidationError as error:
         first = error.errors()[0]
         raise CorruptUnitError(
@@ -62,7 +62,7 @@ def facts_from_json(text: dict[str, Any], path: Path) -> Facts:
         raise CorruptUnitError(f"{path} is not of this version: {error}") from None
 
 
-def read_facts(directory: Path) -> Facts:
+def read_metadata(directory: Path) -> CheckpointMetadata:
     """The small part of the checkpoint in a verified unit.
 
     Raises:
@@ -71,9 +71,9 @@ def read_facts(directory: Path) -> Facts:
     path = directory / "checkpoint.json"
     try:
         text = json.loads(path.read_bytes())
-        if set(text) != _FACTS or set(text["counters"]) != _COUNTERS:
-            raise ValueError(f"it must have just {', '.join(sorted(_FACTS))}")
-        return facts_from_json(text, path)
+        if set(text) != _METADATA_FIELDS or set(text["counters"]) != _COUNTERS:
+            raise ValueError(f"it must have just {', '.join(sorted(_METADATA_FIELDS))}")
+        return metadata_from_json(text, path)
     except (*_NONSENSE, *_NO_FILE) as error:
         raise CorruptUnitError(f"{path} is not of a checkpoint of this version: {error}") from None
 
@@ -84,10 +84,10 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         CorruptUnitError: the files are not a checkpoint of this version.
     """
-    facts = read_facts(directory)
+    metadata = read_metadata(directory)
     try:
         return Checkpoint(
-            facts=facts,
+            metadata=metadata,
             histories=histories_from_arrays(safetensors.numpy.load((directory / "lanes.safetensors").read_bytes())),
             weights=safetensors.torch.load((directory / "weights.safetensors").read_bytes()),
             optimizer=safetensors.torch.load((directory / "optimizer.safetensors").read_bytes()),

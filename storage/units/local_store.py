@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.durable import discard, remove, sync, sync_tree, take_away
-from storage.units.store import Place, cycles_in
+from storage.units.store import UnitStore, cycles_in
 from storage.units.unit import MANIFEST, Unit, cycle_name, manifest_text, open_unit
 
 
 @dataclass(frozen=True)
-class LocalPlace(Place):
+class LocalUnitStore(UnitStore):
     """A directory of this machine; `staging` must be on the same file system."""
 
     directory: Path
@@ -24,8 +24,8 @@ class LocalPlace(Place):
     def __str__(self) -> str:
         return str(self.directory)
 
-    def __truediv__(self, name: str) -> LocalPlace:
-        return LocalPlace(self.directory / name, self.staging)
+    def __truediv__(self, name: str) -> LocalUnitStore:
+        return LocalUnitStore(self.directory / name, self.staging)
 
     @property
     def url(self) -> str:

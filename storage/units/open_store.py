@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from storage.errors import StorageError
 from storage.settings import Settings
-from storage.units.local_store import LocalPlace
-from storage.units.store import Place
+from storage.units.local_store import LocalUnitStore
+from storage.units.store import UnitStore
 from storage.urls import directory_of, is_local
 
 
-def open_place(url: str, settings: Settings, run_id: str) -> Place:
+def open_store(url: str, settings: Settings, run_id: str) -> UnitStore:
     """The place of a run at `url`, which storage.urls has checked.
 
     Raises:
@@ -20,11 +20,11 @@ def open_place(url: str, settings: Settings, run_id: str) -> Place:
         at_home = directory.is_relative_to(settings.home)
         # What is renamed into its place must be on the same file system.
         staging = settings.staging(run_id) if at_home else directory.parent / "staging" / directory.name
-        return LocalPlace(directory, staging)
+        return LocalUnitStore(directory, staging)
     try:
-        from storage.units.s3_store import ObjectPlace
+        from storage.units.s3_store import S3UnitStore
     except ModuleNotFoundError as error:
         raise StorageError(
             f"{url} needs a package that is not installed ({error.name}): pip install 'dqn[s3]'"
         ) from None
-    return ObjectPlace(url, settings.staging(run_id), settings.cache(run_id))
+    return S3UnitStore(url, settings.staging(run_id), settings.cache(run_id))

@@ -30,7 +30,7 @@ from obstore.store import S3Store
 from storage.durable import discard
 from storage.errors import CorruptUnitError, StorageError
 from storage.settings import without_password
-from storage.units.store import Place, cycles_in
+from storage.units.store import UnitStore, cycles_in
 from storage.units.unit import MANIFEST, Unit, check_files, cycle_name, manifest_text, parse_manifest
 from storage.urls import bucket_and_prefix
 
@@ -45,7 +45,7 @@ _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
-class _Standing:
+class _Committed:
     """A manifest that stands in the store: its unit, the attempt it names, and its ETag."""
 
     unit: Unit
@@ -54,7 +54,7 @@ class _Standing:
 
 
 @dataclass(frozen=True)
-class ObjectPlace(Place):
+class S3UnitStore(UnitStore):
     """The objects below an s3:// URL; copies of units that were made or read here are kept in `cache`."""
 
     address: str
@@ -65,7 +65,7 @@ class ObjectPlace(Place):
     def __str__(self) -> str:
         return self.address
 
-    def __truediv__(self, name: str) -> ObjectPlace:
+    def __truediv__(self, name: str) -> S3UnitStore:
         return replace(self, address=f"{self.address.rstrip('/')}/{name}", cache=self.cache / name)
 
     @property
@@ -189,7 +189,7 @@ class ObjectPlace(Place):
             "being trained twice; stop one of the two, and go on with `dqn train --resume`"
         )
 
-    def _read(self, cycle: int) -> _Standing | None:
+    def _read(self, cycle: int) -> _Committed | None:
         """The manifest that stands there; `directory` of its unit is of no meaning yet."""
         here, address = cycle_name(cycle), f"{self}/{cycle_name(cycle)}/{MANIFEST}"
         with self._asking("read", here, MANIFEST):
@@ -204,7 +204,7 @@ class ObjectPlace(Place):
         attempt = str(manifest.get("attempt"))
         if not _ATTEMPT.fullmatch(attempt):
             raise CorruptUnitError(f"{address} is not a manifest: it names no attempt")
-        return _Standing(unit, attempt, etag)
+        return _Committed(unit, attempt, etag)
 
     def _fetch(self, unit: Unit, attempt: str) -> Unit:
         """Bring the files of a unit into the cache, checked."""
@@ -273,7 +273,7 @@ class ObjectPlace(Place):
     # ---------------------------------------------------------------- requests
 
     @property
-    def _tidying(self) -> ObjectPlace:
+    def _tidying(self) -> S3UnitStore:
         """This place for requests that nothing depends on."""
         return replace(self, retry_seconds=min(self.retry_seconds, TIDY_SECONDS))
 

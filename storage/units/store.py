@@ -17,13 +17,13 @@ from pathlib import Path
 from storage.units.unit import Draft, Unit, cycle_name, describe
 
 
-class Place(ABC):
+class UnitStore(ABC):
     """Where the units of one kind stand, each under the number of its cycle; its text is its path or URL."""
 
     staging: Path  # a directory of this machine for what is not committed yet, or not any more
 
     @abstractmethod
-    def __truediv__(self, name: str) -> Place:
+    def __truediv__(self, name: str) -> UnitStore:
         """The place of that name below this one."""
 
     @property
@@ -89,7 +89,7 @@ class Place(ABC):
 
 @contextmanager
 def committing(
-    place: Place, *, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]
+    place: UnitStore, *, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]
 ) -> Iterator[Draft]:
     """Commit what the block writes as the unit of `cycle` in its place, or nothing if anything fails.
 

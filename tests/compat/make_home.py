@@ -45,7 +45,7 @@ RUNS = {
         "shards": 2,
         "replay_cycles": 2,
         "optimizer": "rmsprop",
-        "average_decay": 0,
+        "ema_decay": 0,
         "learning_rate": "1e-4",
         "balanced_sampling": "true",
         "sweep": "watkins",

@@ -24,7 +24,7 @@ from prefect.logging import disable_run_logger
 import dqn.envs.games
 import storage.units.local_store
 import tasks.optimize
-from flows.train import conclude, requested_config
+from flows.train import publish_and_prune, requested_config
 from storage.errors import StorageError
 from storage.run_catalog import list_runs
 from storage.runs import create_run, open_run
@@ -83,18 +83,18 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
     run = open_run(run_id)
     with run.writing():
         run.tracking.set_status(run_id, "RUNNING")
-        newest = run.pick_up()
+        newest = run.resume()
         for cycle in range(newest.cycle + 1, cycles + 1):
             for name, stage in STAGES.items():
                 say(name)
                 made = stage.fn(run_id, cycle)
                 assert made == stage.fn(run_id, cycle), "the second time is for nothing"
-            conclude(run, made)
+            publish_and_prune(run, made)
         if evaluates:
             say("evaluation")
             made = evaluate.fn(run_id, cycles)
             assert made == evaluate.fn(run_id, cycles), "the second time is for nothing"
-            conclude(run, made)
+            publish_and_prune(run, made)
         release()
         run.publish_waiting()
         run.tracking.set_status(run_id, "FINISHED")

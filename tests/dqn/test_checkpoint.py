@@ -10,8 +10,8 @@ import torch
 
 from dqn.checkpoint import (
     Checkpoint,
+    CheckpointMetadata,
     Counters,
-    Facts,
     first_checkpoint,
     histories_as_arrays,
     histories_from_arrays,
@@ -36,8 +36,8 @@ def checkpoint_of(learner: Learner) -> Checkpoint:
     weights, optimizer = learner_tensors(learner)
     # As if written to a file: nothing that the learner does later reaches it.
     weights, optimizer = ({name: one.clone() for name, one in each.items()} for each in (weights, optimizer))
-    facts = Facts(learner.config, ("NOOP", "LEFT", "RIGHT"))
-    return Checkpoint(facts, first_histories(learner.config.lanes), weights, optimizer)
+    metadata = CheckpointMetadata(learner.config, ("NOOP", "LEFT", "RIGHT"))
+    return Checkpoint(metadata, first_histories(learner.config.lanes), weights, optimizer)
 
 
 def assert_equal_learners(first: Learner, second: Learner) -> None:
@@ -47,7 +47,7 @@ def assert_equal_learners(first: Learner, second: Learner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "precision", "average_decay"),
+    ("optimizer", "precision", "ema_decay"),
     [
         ("rmsprop", "float32", 0),
         ("adam", "float32", 0),
@@ -57,10 +57,10 @@ def assert_equal_learners(first: Learner, second: Learner) -> None:
     ],
 )
 def test_restored_learner_trains_on_as_the_one_it_was_made_from(
-    optimizer: str, precision: str, average_decay: float, toy_memory: MakeMemory
+    optimizer: str, precision: str, ema_decay: float, toy_memory: MakeMemory
 ) -> None:
     memory = toy_memory(4)
-    config = cpu_config(optimizer=optimizer, precision=precision, average_decay=average_decay)
+    config = cpu_config(optimizer=optimizer, precision=precision, ema_decay=ema_decay)
     learner = Learner(config, 3, CPU)
     optimize(learner, memory, 1, config.scheduled(0))
     checkpoint = checkpoint_of(learner)
@@ -89,12 +89,12 @@ def test_learner_that_was_never_trained_is_restored_too(toy_memory: MakeMemory) 
 def test_first_checkpoint_has_played_nothing() -> None:
     config = cpu_config(seed=4)
     checkpoint = first_checkpoint(config, ["A", "B"])
-    assert checkpoint.config == config and checkpoint.facts.action_names == ("A", "B")
-    assert checkpoint.facts.counters == Counters(0, 0, 0, 0) and checkpoint.facts.recent_scores == ()
+    assert checkpoint.config == config and checkpoint.metadata.action_names == ("A", "B")
+    assert checkpoint.metadata.counters == Counters(0, 0, 0, 0) and checkpoint.metadata.recent_scores == ()
     assert [len(history.actions) for history in checkpoint.histories] == [0, 0, 0]
     trained = {f"{index}.trained" for index in range(len(checkpoint.weights))}
     assert set(checkpoint.optimizer) == trained, "an optimizer that took no step has no state"
-    assert first_checkpoint(cpu_config(average_decay=0), ["A", "B"]).optimizer == {}
+    assert first_checkpoint(cpu_config(ema_decay=0), ["A", "B"]).optimizer == {}
 
 
 def test_weights_do_not_change_when_the_restored_learner_trains(toy_memory: MakeMemory) -> None:
@@ -107,9 +107,9 @@ def test_weights_do_not_change_when_the_restored_learner_trains(toy_memory: Make
 
 def test_weights_of_another_network_are_refused() -> None:
     checkpoint = first_checkpoint(cpu_config(normalize=True), ["A", "B"])
-    facts = replace(checkpoint.facts, config=cpu_config(normalize=False))
+    metadata = replace(checkpoint.metadata, config=cpu_config(normalize=False))
     with pytest.raises(ValueError, match="do not fit its configuration"):
-        restore_learner(replace(checkpoint, facts=facts), CPU)
+        restore_learner(replace(checkpoint, metadata=metadata), CPU)
 
 
 @pytest.mark.parametrize(

@@ -65,5 +65,5 @@ def test_an_agent_trained_on_a_gpu_plays_where_there_is_none(run: StoredRun, mon
     on_gpu = checkpoint.config.model_copy(update={"device": "cuda", "precision": "bfloat16"})
     from flows.commands.agents import ready_to_play
 
-    learner: Any = ready_to_play(replace(checkpoint, facts=replace(checkpoint.facts, config=on_gpu)))
+    learner: Any = ready_to_play(replace(checkpoint, metadata=replace(checkpoint.metadata, config=on_gpu)))
     assert (learner.config.device, learner.config.precision) == ("cpu", "float32")

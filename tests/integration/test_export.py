@@ -76,7 +76,11 @@ def test_the_example_has_twenty_lines_and_takes_nothing_from_this_package() -> N
 
 def test_an_export_holds_the_checkpoint_and_a_change_of_it_is_noticed(agent: Agent, directory: Path) -> None:
     exported = read_export(directory)
-    assert (exported.run_id, exported.checkpoint, exported.facts) == (agent.run.run_id, agent.checkpoint, agent.facts)
+    assert (exported.run_id, exported.checkpoint, exported.metadata) == (
+        agent.run.run_id,
+        agent.checkpoint,
+        agent.metadata,
+    )
     assert exported.evaluation is not None
     assert exported.weights.keys() == agent.weights.keys()
     assert all(bool((exported.weights[name] == weight).all()) for name, weight in agent.weights.items())
@@ -113,7 +117,7 @@ def test_the_champion_is_the_best_by_one_protocol_and_plays_as_its_checkpoint_do
     assert (again["model"], again["champion"]) == (first["model"], True), "a checkpoint has one version"
 
     champion = open_agent("models:/Breakout@champion")
-    assert (champion.checkpoint, champion.facts) == (agent.checkpoint, agent.facts)
+    assert (champion.checkpoint, champion.metadata) == (agent.checkpoint, agent.metadata)
     scores = evaluate_agent(agent)["scores"]
     assert evaluate_agent(champion)["scores"] == scores
     assert record(champion, tmp_path / "episode.mp4", epsilon=1.0)["steps"] > 50

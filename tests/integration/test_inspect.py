@@ -7,7 +7,7 @@ import pytest
 
 from dqn.envs.experience import Experience
 from dqn.envs.games import action_names
-from dqn.plots.highlights import find_moments, stretch_to_a_point
+from dqn.plots.highlights import find_highlights, stretch_to_a_point
 from flows.commands.inspection import inspect_run
 from flows.parameters import requested_config
 from storage.runs import StoredRun, create_run, open_run
@@ -72,19 +72,19 @@ def test_moments_are_where_they_were_put_and_never_in_a_truncated_row() -> None:
     experience.rewards[10, 1] = 4
     experience.life_lost[2, 1] = True
     experience.episode[:5, 1] = 8
-    moments, missing = find_moments(experience)
-    at = {moment.name: (moment.step, moment.lane) for moment in moments}
+    highlights, missing = find_highlights(experience)
+    at = {moment.name: (moment.step, moment.lane) for moment in highlights}
     assert missing == []
     assert at["highest reward"] == (10, 1) and at["life lost"] == (2, 1)
     assert at["highest Q-value"] == at["largest spread of Q-values"] == (4, 1)
     assert at["smallest spread of Q-values"] == (6, 0)
-    highest = next(moment for moment in moments if moment.name == "highest Q-value")
+    highest = next(moment for moment in highlights if moment.name == "highest Q-value")
     assert highest.steps == range(5), "another episode begins after it, so more is shown of what came before"
-    reward = next(moment for moment in moments if moment.name == "highest reward")
+    reward = next(moment for moment in highlights if moment.name == "highest reward")
     assert reward.steps == range(5, 12), "neither the episode before it nor what was not played yet"
     stretch = stretch_to_a_point(experience)
     assert stretch is not None and stretch.steps == range(5, 12)
     experience.rewards[:] = np.minimum(experience.rewards, 0)
     experience.life_lost[:] = False
-    assert find_moments(experience)[1] == ["highest reward", "life lost"]
+    assert find_highlights(experience)[1] == ["highest reward", "life lost"]
     assert stretch_to_a_point(experience) is None

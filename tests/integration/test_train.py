@@ -104,7 +104,7 @@ def test_the_tutorial_recipe_runs_on_its_own_game(home: Path) -> None:
     run = trained(preset="tutorial", cycles=2, name="tutorial", overrides=small)
     checkpoint = run.checkpoint(run.newest_checkpoint())
     assert checkpoint.config.game == "Breakout-v0"
-    assert checkpoint.facts.counters.states == 2 * 128
+    assert checkpoint.metadata.counters.states == 2 * 128
     assert sum(weights.numel() for weights in checkpoint.weights.values()) > 38e6
 
 

@@ -18,15 +18,15 @@ from s3_server import BUCKET, PASS, S3Server
 from watched_disk import Scene
 
 import storage.runs
-from dqn.checkpoint import Checkpoint, Counters, Facts
+from dqn.checkpoint import Checkpoint, CheckpointMetadata, Counters
 from dqn.config import TrainConfig, make_config
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import LaneHistory
 from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH
 from storage.runs import StoredRun
 from storage.settings import Settings
-from storage.units.local_store import LocalPlace
-from storage.units.s3_store import ObjectPlace
+from storage.units.local_store import LocalUnitStore
+from storage.units.s3_store import S3UnitStore
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,11 +62,11 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
 
 
 @pytest.fixture
-def make_place(s3: S3Server, tmp_path: Path) -> Callable[..., ObjectPlace]:
-    def make(retry_seconds: float = 5.0) -> ObjectPlace:
+def make_place(s3: S3Server, tmp_path: Path) -> Callable[..., S3UnitStore]:
+    def make(retry_seconds: float = 5.0) -> S3UnitStore:
         root = tmp_path / uuid.uuid4().hex
         url = f"s3://{BUCKET}/{root.name}/experience"
-        return ObjectPlace(url, root / "staging", root / "cache" / "experience", retry_seconds)
+        return S3UnitStore(url, root / "staging", root / "cache" / "experience", retry_seconds)
 
     return make
 
@@ -121,7 +121,7 @@ def make_checkpoint(small_config: TrainConfig) -> Callable[..., Checkpoint]:
         draws = np.random.default_rng(seed)
         played = [np.zeros(0, np.uint8), *(draws.integers(4, size=size).astype(np.uint8) for size in (40, 7))]
         return Checkpoint(
-            facts=Facts(
+            metadata=CheckpointMetadata(
                 config=small_config,
                 action_names=("NOOP", "FIRE", "RIGHT", "LEFT"),
                 counters=Counters(cycle=3, states=180 + seed, episodes=5, updates=21),
@@ -201,7 +201,9 @@ def run(tmp_path: Path) -> StoredRun:
     run_id = "0123456789abcdef"
     staging = settings.staging(run_id)
     artifacts, replay = tmp_path / "artifacts" / "0123", tmp_path / "replay" / run_id
-    return StoredRun(run_id, "my-run", settings, tracking, LocalPlace(artifacts, staging), LocalPlace(replay, staging))
+    return StoredRun(
+        run_id, "my-run", settings, tracking, LocalUnitStore(artifacts, staging), LocalUnitStore(replay, staging)
+    )
 
 
 @pytest.fixture

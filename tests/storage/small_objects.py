@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from storage.errors import CorruptUnitError
-from storage.units.s3_store import ObjectPlace
+from storage.units.s3_store import S3UnitStore
 from storage.units.store import committing
 from storage.units.unit import Unit
 
@@ -15,7 +15,7 @@ OLD, NEW = b"old " * 9, b"new " * 10
 FILES = 3
 
 
-def commit(place: ObjectPlace, cycle: int = 2, data: bytes = NEW, made_by: str = "f", meanwhile: Any = None) -> Unit:
+def commit(place: S3UnitStore, cycle: int = 2, data: bytes = NEW, made_by: str = "f", meanwhile: Any = None) -> Unit:
     by = {"prefect_flow_run_id": made_by}
     with committing(place, kind="experience", cycle=cycle, inputs={}, made_by=by) as draft:
         for name in range(FILES):
@@ -25,7 +25,7 @@ def commit(place: ObjectPlace, cycle: int = 2, data: bytes = NEW, made_by: str =
     return draft.unit
 
 
-def state(place: ObjectPlace, cycle: int = 2) -> str:
+def state(place: S3UnitStore, cycle: int = 2) -> str:
     """Which unit another machine finds there: none, old, new, or what is wrong with it."""
     other = replace(place, cache=place.cache.with_name(uuid.uuid4().hex), retry_seconds=5.0)
     try:
@@ -37,9 +37,9 @@ def state(place: ObjectPlace, cycle: int = 2) -> str:
     return {OLD: "old", NEW: "new"}[(unit.directory / "0").read_bytes()]
 
 
-def objects(place: ObjectPlace) -> int:
+def objects(place: S3UnitStore) -> int:
     return len(place._keys())
 
 
-def local_leftovers(place: ObjectPlace) -> list[str]:
+def local_leftovers(place: S3UnitStore) -> list[str]:
     return [path.name for path in place.staging.iterdir()] if place.staging.exists() else []

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from dqn.metrics import Metric
-from storage.units.local_store import LocalPlace
+from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
 from storage.units.unit import MANIFEST, Unit, cycle_name, open_unit
 
@@ -57,11 +57,11 @@ def read_tree(directory: Path) -> Tree:
 
 
 def commit(home: Path, tree: Tree = FILES, metrics: Iterable[Metric] = METRICS, **changes: Any) -> Unit:
-    facts = {"kind": "targets", "cycle": 4, "inputs": {"experience": "ab" * 32}, "made_by": {"mlflow_run_id": "r"}}
-    with committing(LocalPlace(home / "replay", home / "staging"), **(facts | changes)) as draft:
+    metadata = {"kind": "targets", "cycle": 4, "inputs": {"experience": "ab" * 32}, "made_by": {"mlflow_run_id": "r"}}
+    with committing(LocalUnitStore(home / "replay", home / "staging"), **(metadata | changes)) as draft:
         write_tree(draft.directory, tree)
         draft.metrics += metrics
-    unit = open_unit(home / "replay" / cycle_name((facts | changes)["cycle"]))
+    unit = open_unit(home / "replay" / cycle_name((metadata | changes)["cycle"]))
     assert unit is not None
     return unit
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import storage.runs
-from dqn.checkpoint import Checkpoint, Counters, Facts, first_checkpoint
+from dqn.checkpoint import Checkpoint, CheckpointMetadata, Counters, first_checkpoint
 from dqn.config import TrainConfig, make_config
 from dqn.metrics import Metric
 from storage.formats.checkpoint import write_checkpoint
@@ -36,7 +36,7 @@ def test_a_created_run_has_a_first_checkpoint_parameters_and_tags(
     assert (unit.kind, unit.cycle, unit.inputs) == ("checkpoint", 0, {})
     assert unit.directory.is_relative_to(home / "artifacts" / "Breakout" / run.run_id)
     assert same(run.checkpoint(unit), first_checkpoint(tiny, NAMES))
-    assert run.facts(unit) == Facts(tiny, tuple(NAMES), Counters())
+    assert run.metadata(unit) == CheckpointMetadata(tiny, tuple(NAMES), Counters())
     stored = run.tracking.client.get_run(run.run_id)
     assert stored.data.params["lanes"] == "3"
     assert stored.data.tags["dqn.preset"] == "tutorial"
@@ -108,7 +108,7 @@ def test_a_run_is_picked_up_at_its_newest_whole_checkpoint_published_once_and_pr
             draft.metrics.append(Metric("counter/cycles", 10 * cycle, cycle))
     (run.unit("checkpoint", 6).directory / "weights.safetensors").write_bytes(b"damaged")
     for _ in range(2):
-        assert run.pick_up() == run.unit("checkpoint", 5)
+        assert run.resume() == run.unit("checkpoint", 5)
     assert point_count(run) == {"counter/cycles": 1}
     assert small_config.keep_cycles == 3
     assert run.cycles("checkpoint") == [6, 5, 4, 3]  # the broken one will be made again
@@ -176,9 +176,9 @@ def test_checkpoints_come_back_through_their_run(
         write_checkpoint(draft.directory, make_checkpoint())
     unit = run.newest_checkpoint()
     assert same(run.checkpoint(unit), make_checkpoint())
-    assert run.facts(unit) == make_checkpoint().facts
+    assert run.metadata(unit) == make_checkpoint().metadata
     assert torch.is_tensor(run.checkpoint(unit).weights["dense.weight"])
-    assert make_config("tutorial", {"lanes": 3}).lanes == run.facts(unit).config.lanes
+    assert make_config("tutorial", {"lanes": 3}).lanes == run.metadata(unit).config.lanes
 
 
 def test_a_run_of_another_machine_is_left_to_it(home: Path, tiny: TrainConfig) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
-from storage.units.local_store import LocalPlace
+from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
 from storage.units.unit import open_unit
 
@@ -218,8 +218,8 @@ class WatchedFile(io.FileIO):
 OLD, NEW = b"old " * 99, b"new " * 100
 
 
-def place(root: Path) -> LocalPlace:
-    return LocalPlace(root / "replay" / "run" / "experience", root / "staging" / "run")
+def place(root: Path) -> LocalUnitStore:
+    return LocalUnitStore(root / "replay" / "run" / "experience", root / "staging" / "run")
 
 
 def commit(root: Path, cycle: int = 2, data: bytes = NEW) -> None:

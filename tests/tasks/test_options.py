@@ -12,7 +12,7 @@ from dqn.envs.games import action_names
 from flows.commands.inspection import inspect_run
 from flows.commands.verify import verify_run
 from flows.parameters import requested_config
-from flows.train import conclude
+from flows.train import publish_and_prune
 from storage.runs import StoredRun, create_run
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
@@ -49,7 +49,7 @@ def trained(name: str, cycles: int, held: bool) -> tuple[StoredRun, str]:
             reference = task.fn(run.run_id, cycle)
             if not held:
                 process_cache.release()
-        conclude(run, reference)
+        publish_and_prune(run, reference)
     return run, reference.digest
 
 

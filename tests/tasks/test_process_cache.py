@@ -10,7 +10,7 @@ import pytest
 
 from dqn.envs.games import action_names
 from flows.parameters import requested_config
-from flows.train import conclude
+from flows.train import publish_and_prune
 from storage.errors import CorruptUnitError
 from storage.runs import StoredRun, create_run, open_run
 from tasks import process_cache
@@ -35,7 +35,7 @@ def go_on(run: StoredRun, cycles: int, between: Callable[[], None] = lambda: Non
         for task in TASKS:
             reference = task.fn(run.run_id, cycle)
             between()
-        conclude(run, reference)
+        publish_and_prune(run, reference)
     return reference.digest
 
 

@@ -18,7 +18,7 @@ from dqn.learning.replay import ReplayMemory
 from dqn.learning.sweep import SweepRule, backward_sweep
 from flows.commands.verify import verify_run
 from flows.parameters import requested_config
-from flows.train import conclude
+from flows.train import publish_and_prune
 from storage.errors import StorageError
 from storage.formats.experience import read_experience, read_targets
 from storage.runs import StoredRun, create_run
@@ -44,7 +44,7 @@ def go_on(run: StoredRun, *cycles: int, held: bool = True) -> str:
             reference = task.fn(run.run_id, cycle)
             if not held:
                 process_cache.release()
-        conclude(run, reference)
+        publish_and_prune(run, reference)
     return reference.digest
 
 

@@ -13,7 +13,7 @@ from dqn.envs.games import action_names
 from flows.commands.inspection import open_inspection
 from flows.commands.verify import verify_run
 from flows.parameters import requested_config
-from flows.train import conclude
+from flows.train import publish_and_prune
 from storage.errors import CorruptUnitError
 from storage.formats.experience import read_experience, read_experiences
 from storage.runs import StoredRun, create_run
@@ -44,7 +44,7 @@ def go_on(run: StoredRun, *cycles: int, order: tuple[int, ...] = (0, 1), held: b
                 if not held:
                     process_cache.release()
         made = optimize.fn(run.run_id, cycle)
-        conclude(run, made)
+        publish_and_prune(run, made)
     return made.digest
 
 
@@ -56,7 +56,7 @@ def test_who_plays_a_shard_and_when_changes_nothing_and_it_is_the_training_of_al
     whole, together = (each.checkpoint(each.unit("checkpoint", 2)) for each in (run, one))
     assert all(bool((whole.weights[name] == weight).all()) for name, weight in together.weights.items())
     assert [history.episode for history in whole.histories] == [history.episode for history in together.histories]
-    assert whole.facts.recent_scores == together.facts.recent_scores != ()
+    assert whole.metadata.recent_scores == together.metadata.recent_scores != ()
     assert sorted(run.unit("checkpoint", 2).metrics) == sorted(one.unit("checkpoint", 2).metrics)
     played = read_experiences([[run.unit(kind, 2).directory for kind in run.kinds("experience")]])
     for name, table in vars(read_experience(one.unit("experience", 2).directory)).items():

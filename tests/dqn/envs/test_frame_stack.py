@@ -11,13 +11,13 @@ from torch import nn
 
 from dqn.config import make_config
 from dqn.envs.experience import Experience, Targets
-from dqn.envs.histories import first_histories, follow
+from dqn.envs.histories import advance, first_histories
 from dqn.envs.lanes import Lanes, open_lanes
 from dqn.envs.observations import FrameStack, channel_names, motion
 from dqn.evaluation.evaluation import Protocol
 from dqn.learning.networks import QNetwork
-from dqn.plots.figures import moment_strip, sweep_figure
-from dqn.plots.highlights import find_moments
+from dqn.plots.figures import highlight_strip, sweep_figure
+from dqn.plots.highlights import find_highlights
 from dqn.plots.network_figures import convolution_outputs, outputs_figure, weights_figure
 from dqn.plots.recording import record_episode
 
@@ -77,7 +77,7 @@ def test_lanes_show_the_frames_of_the_motion_tracer_stacked_and_are_restored() -
         assert np.array_equal(experience.states[step + 1, lane, ..., 1:], experience.states[step, lane, ..., :-1])
     rows = {f.name: slice(220) if f.name != "bootstrap_q_values" else slice(None) for f in fields(experience)}
     part = Experience(**{name: getattr(experience, name)[where] for name, where in rows.items()})
-    histories, _ = follow(first_histories(2), part, 0)
+    histories, _ = advance(first_histories(2), part, 0)
     (restored,) = open_lanes(CONFIG, histories)
     for step in range(220, 230):
         assert np.array_equal(restored.states, experience.states[step])
@@ -100,8 +100,8 @@ def test_the_first_convolution_takes_four_channels(name: str) -> None:
 def test_pictures_of_stacked_frames() -> None:
     experience = played(60)
     targets = Targets(experience.q_values + 0.1, np.full((60, 2), 0.1, np.float32))
-    (moment, *_), _ = find_moments(experience)
-    strip = moment_strip(experience, ["A", "B", "C", "D"], moment, "Breakout")
+    (moment, *_), _ = find_highlights(experience)
+    strip = highlight_strip(experience, ["A", "B", "C", "D"], moment, "Breakout")
     frame, moved = (axes.images[0].get_array() for axes in (strip.axes[0], strip.axes[len(moment.steps)]))
     state = experience.states[moment.steps.start, moment.lane]
     assert np.array_equal(frame, state[..., 0]) and np.array_equal(moved, motion(state))

@@ -7,7 +7,7 @@ import pytest
 
 from dqn.config import make_config
 from dqn.envs.experience import Experience
-from dqn.envs.histories import FinishedEpisode, LaneHistory, first_histories, follow, midgame_starts
+from dqn.envs.histories import FinishedEpisode, LaneHistory, advance, first_histories, midgame_starts
 
 
 def table(actions: list[list[int]], rewards: list[list[float]] | None = None, **ends: list[tuple]) -> Experience:
@@ -35,16 +35,16 @@ def test_lanes_begin_at_the_reset_of_their_own_episode() -> None:
 def test_without_an_end_actions_scores_and_steps_add_up_over_cycles() -> None:
     first = table([[1, 2], [3, 0]], [[1, 0], [0, 4]])
     second = table([[2, 2]], [[-1, 0.5]])
-    histories, finished = follow(first_histories(2), first, 0)
+    histories, finished = advance(first_histories(2), first, 0)
     assert finished == [] and plain(histories) == [(0, 0, [1, 3], 1, 2), (1, 1, [2, 0], 4, 2)]
-    histories, finished = follow(histories, second, 4)
+    histories, finished = advance(histories, second, 4)
     assert finished == [] and plain(histories) == [(0, 0, [1, 3, 2], 0, 3), (1, 1, [2, 0, 2], 4.5, 3)]
     assert all(history.actions.dtype == np.uint8 for history in histories)
 
 
 def test_end_in_mid_cycle_finishes_the_episode_and_begins_the_lanes_next() -> None:
     experience = table([[1, 1], [2, 2], [3, 3], [0, 0]], [[1, 0], [2, 0], [4, 0], [8, 0]], terminated=[(1, 0)])
-    histories, finished = follow(first_histories(2), experience, 100)
+    histories, finished = advance(first_histories(2), experience, 100)
     # Lane 0 of 2 ends in the second step, after 2 states of each step before and its own.
     assert finished == [FinishedEpisode(episode=0, states=100 + 2 + 1, score=3, steps=2)]
     assert plain(histories) == [(2, 0, [1, 2, 3, 0], 12, 2), (1, 1, [1, 2, 3, 0], 0, 4)]
@@ -53,33 +53,33 @@ def test_end_in_mid_cycle_finishes_the_episode_and_begins_the_lanes_next() -> No
 def test_score_and_steps_from_earlier_cycles_count_for_the_episode_that_ends() -> None:
     before = [LaneHistory(4, 4, np.array([1, 1, 1], np.uint8), score=10.0, steps=3)]
     experience = table([[2], [3], [0]], [[5], [0], [1]], terminated=[(1, 0)])
-    histories, finished = follow(before, experience, 50)
+    histories, finished = advance(before, experience, 50)
     assert finished == [FinishedEpisode(4, 52, 15, 5)]
     assert plain(histories) == [(5, 4, [1, 1, 1, 2, 3, 0], 1, 1)]
 
 
 def test_truncated_row_ends_the_episode_but_is_no_step_of_it() -> None:
     experience = table([[1], [2], [3]], [[1], [0], [1]], truncated=[(1, 0)])
-    histories, finished = follow(first_histories(1), experience, 0)
+    histories, finished = advance(first_histories(1), experience, 0)
     assert finished == [FinishedEpisode(0, states=2, score=1, steps=1)]
     # The row's action stays in the history: replaying it is what restarts the game.
     assert plain(histories) == [(1, 0, [1, 2, 3], 1, 1)]
 
 
 def test_losing_a_life_ends_no_episode() -> None:
-    histories, finished = follow(first_histories(1), table([[1], [2]], life_lost=[(0, 0)]), 0)
+    histories, finished = advance(first_histories(1), table([[1], [2]], life_lost=[(0, 0)]), 0)
     assert finished == [] and plain(histories) == [(0, 0, [1, 2], 0, 2)]
 
 
 def test_end_with_the_last_step_leaves_an_episode_without_steps() -> None:
-    histories, finished = follow(first_histories(1), table([[1], [2]], [[0], [3]], terminated=[(1, 0)]), 0)
+    histories, finished = advance(first_histories(1), table([[1], [2]], [[0], [3]], terminated=[(1, 0)]), 0)
     assert finished == [FinishedEpisode(0, 2, 3, 2)]
     assert plain(histories) == [(1, 0, [1, 2], 0, 0)]
 
 
 def test_lane_takes_every_lth_episode_and_may_end_several_in_a_cycle() -> None:
     experience = table([[0, 0, 0]] * 4, [[1, 1, 1]] * 4, terminated=[(0, 1), (2, 1)], truncated=[(3, 2)])
-    histories, finished = follow(first_histories(3), experience, 0)
+    histories, finished = advance(first_histories(3), experience, 0)
     assert finished == [
         FinishedEpisode(1, states=2, score=1, steps=1),
         FinishedEpisode(4, states=8, score=2, steps=2),
@@ -90,7 +90,7 @@ def test_lane_takes_every_lth_episode_and_may_end_several_in_a_cycle() -> None:
 
 def test_finished_episodes_come_in_the_order_they_ended() -> None:
     experience = table([[0, 0]] * 3, terminated=[(2, 0), (0, 1), (1, 1)])
-    _, finished = follow(first_histories(2), experience, 0)
+    _, finished = advance(first_histories(2), experience, 0)
     assert [episode.states for episode in finished] == [2, 4, 5]
 
 
@@ -100,7 +100,7 @@ def test_lane_is_seeded_at_the_first_reset_after_enough_steps(seeded_after: Call
     seen = []
     for cycle in range(4):
         # An end after the third of four steps: 3 steps since the seed, then 7, then 5, then 4
-        histories, ended = follow(histories, table([[cycle]] * 4, terminated=[(2, 0)]), 4 * cycle)
+        histories, ended = advance(histories, table([[cycle]] * 4, terminated=[(2, 0)]), 4 * cycle)
         finished += ended
         seen.append((histories[0].episode, histories[0].seeded_episode, len(histories[0].actions)))
     assert seen == [(1, 0, 4), (2, 2, 1), (3, 2, 5), (4, 4, 1)]
@@ -111,19 +111,19 @@ def test_lane_is_seeded_at_the_first_reset_after_enough_steps(seeded_after: Call
 @pytest.mark.parametrize(("steps", "seeded"), [(4, 0), (5, 1), (6, 1)])
 def test_seeding_falls_due_with_the_step_itself(steps: int, seeded: int, seeded_after: Callable[[int], None]) -> None:
     seeded_after(5)
-    histories, _ = follow(first_histories(1), table([[1]] * steps, terminated=[(steps - 1, 0)]), 0)
+    histories, _ = advance(first_histories(1), table([[1]] * steps, terminated=[(steps - 1, 0)]), 0)
     assert histories[0].seeded_episode == seeded
 
 
 def test_truncated_rows_count_towards_seeding(seeded_after: Callable[[int], None]) -> None:
     seeded_after(3)
-    histories, _ = follow(first_histories(1), table([[1]] * 4, truncated=[(2, 0)]), 0)
+    histories, _ = advance(first_histories(1), table([[1]] * 4, truncated=[(2, 0)]), 0)
     assert plain(histories) == [(1, 1, [1], 0, 1)]
 
 
 def test_earlier_histories_are_left_untouched() -> None:
     before = first_histories(2)
-    follow(before, table([[1, 2]] * 3, terminated=[(1, 0)]), 0)
+    advance(before, table([[1, 2]] * 3, terminated=[(1, 0)]), 0)
     assert plain(before) == plain(first_histories(2))
 
 
@@ -135,14 +135,14 @@ def test_cycles_of_any_length_carry_the_same(seeded_after: Callable[[int], None]
     whole.rewards[:] = draws.integers(0, 5, (60, 2))
     whole.terminated[:] = draws.random((60, 2)) < 0.1
     whole.truncated[:] = (draws.random((60, 2)) < 0.05) & ~whole.terminated
-    expected = follow(first_histories(2), whole, 0)
+    expected = advance(first_histories(2), whole, 0)
     for size in (1, 7, 30):
         histories, finished = first_histories(2), []
         for start in range(0, 60, size):
             piece = Experience.empty(len(whole.actions[start : start + size]), 2, 4, with_states=False)
             for name in ("actions", "rewards", "terminated", "truncated"):
                 getattr(piece, name)[:] = getattr(whole, name)[start : start + size]
-            histories, ended = follow(histories, piece, 2 * start)
+            histories, ended = advance(histories, piece, 2 * start)
             finished += ended
         assert plain(histories) == plain(expected[0]) and finished == expected[1]
     assert len(expected[1]) > 5
@@ -176,6 +176,6 @@ def test_nobody_starts_in_midgame_in_between_or_unasked() -> None:
 def test_an_episode_that_started_in_midgame_has_no_score_but_the_next_one_has() -> None:
     before = [LaneHistory(3, 0, np.array([1, 1], np.uint8), score=float("nan"), steps=2)]
     played = table([[1]] * 4, [[5], [1], [2], [0]], terminated=[(1, 0), (2, 0)])
-    histories, finished = follow(before, played, 50)
+    histories, finished = advance(before, played, 50)
     assert finished == [FinishedEpisode(episode=4, states=53, score=2, steps=1)]
     assert plain(histories) == [(5, 0, [1, 1, 1, 1, 1, 1], 0, 1)]

@@ -10,7 +10,7 @@ from played import SEED, assert_same_future, play_at_random
 
 from dqn.envs.experience import Experience
 from dqn.envs.games import action_names, check_game, game_names, game_title
-from dqn.envs.histories import LaneHistory, first_histories, follow
+from dqn.envs.histories import LaneHistory, advance, first_histories
 from dqn.envs.lanes import Lanes, closed_on_failure
 from dqn.envs.observations import small_frames
 from dqn.randomness import noop_starts
@@ -208,7 +208,7 @@ def test_episodes_start_with_their_own_number_of_noops_and_are_restored(
                 for name, array in vars(experience).items()
             }
         )
-        histories, _ = follow(first_histories(3), part, 0)
+        histories, _ = advance(first_histories(3), part, 0)
         restored = open_lanes(game, histories, noop_max=30, frames_limit=200)
         for step in range(steps, min(steps + 30, 200)):
             assert np.array_equal(restored.states, experience.states[step])

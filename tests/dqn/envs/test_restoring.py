@@ -15,7 +15,7 @@ from played import SEED, assert_same_future, play_at_random
 
 from dqn.config import make_config
 from dqn.envs import backends, lanes
-from dqn.envs.histories import LaneHistory, first_histories, follow
+from dqn.envs.histories import LaneHistory, advance, first_histories
 from dqn.envs.lanes import Lanes
 from dqn.randomness import noop_starts
 
@@ -38,7 +38,7 @@ def test_lanes_restored_after_several_cycles_have_the_same_state_and_future(
     played = open_lanes(game, histories, frames_limit=frames_limit)
     for cycle_steps in (130, 1, 170, *[60] * 10):
         experience = play_at_random(played, cycle_steps, states)
-        histories, _ = follow(histories, experience, states)
+        histories, _ = advance(histories, experience, states)
         states += experience.states_played
         happened += int(getattr(experience, ends).sum())
         # What makes this hard: ends, every lane seeded anew, and a later episode on an older seed.
@@ -83,7 +83,7 @@ def test_lanes_are_restored_between_a_time_limit_and_the_row_that_reports_it(
 ) -> None:
     histories = first_histories(2)
     played = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
-    histories, finished = follow(histories, play_at_random(played, 50, 0), 0)
+    histories, finished = advance(histories, play_at_random(played, 50, 0), 0)
     assert finished == []
     restored = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
     assert_same_future(played, restored, 0)
@@ -113,7 +113,7 @@ def test_lanes_that_have_played_are_restored_like_new_ones_and_go_on_where_anoth
 
     moved.restore(starts, Event())
     more = play_at_random(moved, 100, 0)
-    histories, _ = follow(starts, more, 0)
+    histories, _ = advance(starts, more, 0)
     restored = open_lanes(game, histories, noop_max=30, frames_limit=400)
     assert restored.with_noops(np.full(2, 2)).tolist() == moved.with_noops(np.full(2, 2)).tolist()
     assert_same_future(moved, restored, 60)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dqn.config import make_config
-from dqn.learning.fused_step import OnePassStep, gradient_scale
+from dqn.learning.fused_step import FusedStep, gradient_scale
 from dqn.learning.optimizers import make_optimizer
 
 SHAPES = [(32, 2, 8, 8), (7,), (500, 600), (3, 1)]
@@ -30,7 +30,7 @@ def test_step_is_the_optimizers_own(name: str, l2: float, low: bool, threads: in
     copies = [weight.to(dtype) for weight in weights] if low else weights
     config = make_config("fast", {"optimizer": name, "l2": l2})
     optimizer, reference = make_optimizer(config, weights), make_optimizer(config, theirs)
-    step = OnePassStep(optimizer, copies, threads)
+    step = FusedStep(optimizer, copies, threads)
     for seed in range(1, 12):
         gradients = [gradient.to(dtype) for gradient in weights_of(seed)]
         gradients[0] = gradients[0].contiguous()  # in another order of memory than the weight
@@ -54,7 +54,7 @@ def test_threads_do_not_change_a_bit() -> None:
     results = []
     for threads in (1, 2, 5):
         weights = weights_of(0)
-        step = OnePassStep(make_optimizer(make_config("fast"), weights), weights, threads)
+        step = FusedStep(make_optimizer(make_config("fast"), weights), weights, threads)
         for seed in range(1, 9):
             step(weights_of(seed), 0.3)
         results.append(weights)
@@ -65,14 +65,14 @@ def test_threads_do_not_change_a_bit() -> None:
 def test_it_goes_on_from_a_state_that_was_loaded() -> None:
     weights = weights_of(0)
     optimizer = make_optimizer(make_config("fast"), weights)
-    step = OnePassStep(optimizer, weights, 2)
+    step = FusedStep(optimizer, weights, 2)
     for seed in range(1, 8):
         step(weights_of(seed), 1.0)
     others = [weight.clone() for weight in weights]
     again = make_optimizer(make_config("fast"), others)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     step(weights_of(9), 1.0)
-    OnePassStep(again, others, 2)(weights_of(9), 1.0)
+    FusedStep(again, others, 2)(weights_of(9), 1.0)
     assert all(torch.equal(weight, other) for weight, other in zip(weights, others, strict=True))
 
 

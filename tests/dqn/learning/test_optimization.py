@@ -153,7 +153,7 @@ def test_batches_are_drawn_from_seed_and_cycle() -> None:
 def test_toy_memory_is_learned_by_heart(toy_memory: MakeMemory) -> None:
     memory = toy_memory(4)
     config = cpu_config(
-        optimizer="adam", learning_rate=3e-4, batch_size=4, max_epochs=30, loss="all-actions", average_decay=0
+        optimizer="adam", learning_rate=3e-4, batch_size=4, max_epochs=30, loss="all-actions", ema_decay=0
     )
     learner = Learner(config, 3, CPU)
     before = np.abs(learner.estimate(memory.states.numpy()) - memory.q_values.numpy()).mean()
@@ -209,7 +209,7 @@ def test_gradients_are_scaled_down_to_the_limit(limit: float, toy_memory: MakeMe
     batch = toy_memory(2).batch(np.arange(2), CPU)
     norms = {}
     for each in (0.0, limit):
-        learner = Learner(cpu_config(gradient_norm_limit=each), 3, CPU)
+        learner = Learner(cpu_config(max_grad_norm=each), 3, CPU)
         learner.train_batch(*batch)
         # RAdam's average of gradients is a tenth of the first one.
         gradients = [10 * learner.optimizer.state[weight]["exp_avg"] for weight in learner.weights]
@@ -331,7 +331,7 @@ def test_no_batch_waits_for_the_gpu(toy_memory: MakeMemory) -> None:
 def test_an_average_of_the_trained_weights_estimates(precision: str, toy_memory: MakeMemory) -> None:
     memory = toy_memory(4)
     settings = {"batch_size": 2, "network": "small", "max_epochs": 1.5, "precision": precision}
-    plain, averaging = (Learner(cpu_config(**settings, average_decay=decay), 3, CPU) for decay in (0, 0.75))
+    plain, averaging = (Learner(cpu_config(**settings, ema_decay=decay), 3, CPU) for decay in (0, 0.75))
     average, batches = weights_of(plain), [np.array([0, 1]), np.array([2, 3]), np.array([1, 2])]
     for batch in batches:
         losses = [learner.train_batch(*memory.batch(batch, CPU)) for learner in (plain, averaging)]
@@ -349,7 +349,7 @@ def test_an_average_of_the_trained_weights_estimates(precision: str, toy_memory:
 
 
 def test_an_optimization_run_leaves_its_average_to_play(toy_memory: MakeMemory) -> None:
-    config = cpu_config(batch_size=2, network="small", average_decay=0.5, precision="bfloat16")
+    config = cpu_config(batch_size=2, network="small", ema_decay=0.5, precision="bfloat16")
     learner, memory = Learner(config, 3, CPU), toy_memory(4)
     optimize(learner, memory, 1, config.scheduled(0))
     found = learner.estimate(memory.states.numpy())

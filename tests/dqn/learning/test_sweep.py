@@ -49,7 +49,7 @@ def slow_sweep(experience: Experience, rule: SweepRule) -> tuple[np.ndarray, np.
                 y += rule.discount * next_value
             targets[step, lane, taken] = to(y)
             errors[at] = abs(to(y) - estimates[taken])
-            next_value = VALUE_OF_STATE[rule.operator]([back(q) for q in estimates], taken, y, rule.trace_decay)
+            next_value = VALUE_OF_STATE[rule.operator]([back(q) for q in estimates], taken, y, rule.td_lambda)
     return targets, errors
 
 
@@ -90,7 +90,7 @@ RULES = st.builds(
     SweepRule,
     operator=st.sampled_from(OPERATORS),
     discount=st.floats(0, 1),
-    trace_decay=st.floats(0, 1),
+    td_lambda=st.floats(0, 1),
     reward_clip=st.sampled_from([0.25, 1.0, 5.0, 0.0]),
     rescale_values=st.booleans(),
 )
@@ -170,7 +170,7 @@ def test_single_precision_stays_single_and_close_to_double(experience: Experienc
 )
 def test_operator_values_the_next_state(operator: str, second_estimates: list, first_return: float) -> None:
     experience = one_lane([[1, 0], second_estimates], [0, 0], [0, 1], [8, 4])
-    targets = backward_sweep(experience, SweepRule(operator, discount=0.5, trace_decay=0.5))
+    targets = backward_sweep(experience, SweepRule(operator, discount=0.5, td_lambda=0.5))
     assert targets.q_values[:, 0, 0].tolist() == [first_return, 5]
     assert targets.estimation_errors[:, 0].tolist() == [abs(first_return - 1), 5 - second_estimates[0]]
 
@@ -208,7 +208,7 @@ def test_max_has_no_use_for_trace_decay_and_is_ebu_without_it(
 
 def test_rule_takes_its_numbers_from_the_configuration() -> None:
     config = make_config(
-        "fast", {"sweep": "ebu", "discount": 0.9, "trace_decay": 0.3, "reward_clip": 2, "rescale_values": True}
+        "fast", {"sweep": "ebu", "discount": 0.9, "td_lambda": 0.3, "reward_clip": 2, "rescale_values": True}
     )
     assert SweepRule.of(config) == SweepRule("ebu", 0.9, 0.3, 2.0, True)
 

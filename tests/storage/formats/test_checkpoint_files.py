@@ -26,8 +26,8 @@ from dqn.checkpoint import Checkpoint, Counters, first_checkpoint
 from dqn.config import PRESETS, make_config
 from dqn.envs.histories import LaneHistory
 from storage.errors import CorruptUnitError
-from storage.formats.checkpoint import read_checkpoint, read_facts, write_checkpoint
-from storage.units.local_store import LocalPlace
+from storage.formats.checkpoint import read_checkpoint, read_metadata, write_checkpoint
+from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
 from storage.units.unit import open_unit
 
@@ -46,7 +46,7 @@ def written(tmp_path: Path, make_checkpoint: Make) -> Path:
 def test_a_checkpoint_comes_back_as_it_was_written(written: Path, make_checkpoint: Make, same: Same) -> None:
     assert sorted(path.name for path in written.iterdir()) == FILES
     assert same(read_checkpoint(written), make_checkpoint())
-    assert read_facts(written) == make_checkpoint().facts
+    assert read_metadata(written) == make_checkpoint().metadata
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -104,8 +104,8 @@ def test_any_lanes_counters_scores_and_names_come_back(
     names: list[str],
 ) -> None:
     checkpoint = make_checkpoint()
-    facts = replace(checkpoint.facts, counters=counters, recent_scores=tuple(scores), action_names=tuple(names))
-    checkpoint = replace(checkpoint, facts=facts, histories=lanes)
+    metadata = replace(checkpoint.metadata, counters=counters, recent_scores=tuple(scores), action_names=tuple(names))
+    checkpoint = replace(checkpoint, metadata=metadata, histories=lanes)
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory), checkpoint)
         assert same(read_checkpoint(Path(directory)), checkpoint)
@@ -118,7 +118,7 @@ def test_the_same_checkpoint_written_twice_is_the_same_bytes_and_unit(tmp_path: 
         if name == "other":  # the order in which tensors were named is no difference
             checkpoint = replace(checkpoint, weights=dict(reversed(checkpoint.weights.items())))
         place = tmp_path / name
-        with committing(LocalPlace(place, place / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalUnitStore(place, place / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}) as draft:
             write_checkpoint(draft.directory, checkpoint)
             contents.add(tuple((draft.directory / file).read_bytes() for file in FILES))
         unit = open_unit(place / "00001")
@@ -160,7 +160,7 @@ def test_a_disk_that_takes_no_more_is_an_os_error_and_nothing_is_published(
 
     def attempt() -> None:
         with committing(
-            LocalPlace(tmp_path, tmp_path / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}
+            LocalUnitStore(tmp_path, tmp_path / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}
         ) as draft:
             try:
                 with files_limited_to(room):
@@ -199,21 +199,21 @@ def test_a_directory_in_place_of_a_file_is_corrupt(written: Path, name: str) -> 
 def test_nesting_without_end_is_corrupt(written: Path) -> None:
     (written / "checkpoint.json").write_text("[" * 100_000)
     with pytest.raises(CorruptUnitError, match=str(written)):
-        read_facts(written)
+        read_metadata(written)
 
 
 @pytest.mark.parametrize("field", ["config", "action_names", "counters", "recent_scores"])
 def test_a_missing_fact_is_named(written: Path, field: str) -> None:
-    facts = json.loads((written / "checkpoint.json").read_bytes())
-    del facts[field]
-    (written / "checkpoint.json").write_text(json.dumps(facts))
+    metadata = json.loads((written / "checkpoint.json").read_bytes())
+    del metadata[field]
+    (written / "checkpoint.json").write_text(json.dumps(metadata))
     with pytest.raises(CorruptUnitError, match=rf"checkpoint\.json .*{field}"):
-        read_facts(written)
+        read_metadata(written)
 
 
 def changed_facts(directory: Path, **changes: object) -> None:
-    facts = json.loads((directory / "checkpoint.json").read_bytes())
-    (directory / "checkpoint.json").write_text(json.dumps(facts | changes))
+    metadata = json.loads((directory / "checkpoint.json").read_bytes())
+    (directory / "checkpoint.json").write_text(json.dumps(metadata | changes))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_configuration_out_of_range_is_corrupt_and_the_field_is_named(
     config = json.loads((written / "checkpoint.json").read_bytes())["config"]
     changed_facts(written, config=config | {field: value})
     with pytest.raises(CorruptUnitError, match=rf"checkpoint\.json: {field}: "):
-        read_facts(written)
+        read_metadata(written)
 
 
 @pytest.mark.parametrize("game", ["x/../../../outside-v0", "os:Path-v0", "CartPole-v1", ""])
@@ -233,14 +233,14 @@ def test_a_game_that_is_none_is_corrupt_before_anything_is_named_or_imported_aft
     config = json.loads((written / "checkpoint.json").read_bytes())["config"]
     changed_facts(written, config=config | {"game": game})
     with pytest.raises(CorruptUnitError, match=r"checkpoint\.json .*unknown game"):
-        read_facts(written)
+        read_metadata(written)
 
 
 @pytest.mark.parametrize("value", [None, 3, "x", [], {"cycle": 1, "more": 2}])
 def test_counters_that_are_none_are_corrupt(written: Path, value: object) -> None:
     changed_facts(written, counters=value)
     with pytest.raises(CorruptUnitError, match=r"checkpoint\.json"):
-        read_facts(written)
+        read_metadata(written)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_counters_that_are_none_are_corrupt(written: Path, value: object) -> Non
 def test_facts_of_another_type_are_corrupt(written: Path, changes: dict[str, object]) -> None:
     changed_facts(written, **changes)
     with pytest.raises(CorruptUnitError, match=r"checkpoint\.json"):
-        read_facts(written)
+        read_metadata(written)
 
 
 LANES = ["actions", "episode", "lengths", "score", "seeded_episode", "steps"]

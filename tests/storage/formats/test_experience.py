@@ -24,7 +24,7 @@ from storage.formats.experience import (
     write_experience,
     write_targets,
 )
-from storage.units.local_store import LocalPlace
+from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
 from storage.units.unit import Unit, open_unit
 
@@ -174,7 +174,7 @@ def test_identical_data_written_twice_are_identical_files_and_units(
     units: list[Unit | None] = []
     for name in ("one", "other"):
         place = tmp_path / name
-        with committing(LocalPlace(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalUnitStore(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
             write_experience(draft.directory, make_experience(15, 64))
             write_targets(draft.directory, make_targets())
             files = all_files(draft.directory)
@@ -194,7 +194,7 @@ def test_different_data_are_different_files(tmp_path: Path, make_experience: Mak
             array.reshape(-1)[-1] = not array.reshape(-1)[-1] if array.dtype == bool else array.reshape(-1)[-1] + 1
             changed = replace(experience, **{field.name: array})
         place = tmp_path / str(number)
-        with committing(LocalPlace(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalUnitStore(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
             write_experience(draft.directory, changed)
         unit = open_unit(place / "00001")
         assert unit is not None

@@ -16,7 +16,7 @@ from s3_server import CUT, CUT_AFTER, ERROR, PASS, SECRET, S3Server
 from small_objects import FILES, NEW, OLD, commit, local_leftovers, objects, state
 
 from storage.errors import StorageError
-from storage.units.s3_store import ObjectPlace
+from storage.units.s3_store import S3UnitStore
 from storage.units.store import committing
 from storage.units.unit import Unit
 
@@ -49,7 +49,7 @@ class Faults:
         server.judge = judge
         return faults
 
-    def during(self, place: ObjectPlace, plan: Callable[[int], str], work: Callable[[], object]) -> Exception | None:
+    def during(self, place: S3UnitStore, plan: Callable[[int], str], work: Callable[[], object]) -> Exception | None:
         name = place.address.split("/")[3]
         self.planned[name] = plan
         try:
@@ -75,12 +75,12 @@ PLANS: dict[str, tuple[float, Callable[[int], Callable[[int], str]]]] = {
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_fault_at_any_request_of_a_commit_leaves_the_old_state_or_the_new(
-    s3: S3Server, make_place: Callable[..., ObjectPlace], scene: str, figure: Tell
+    s3: S3Server, make_place: Callable[..., S3UnitStore], scene: str, figure: Tell
 ) -> None:
     before = {"first": "none", "replaced": "old"}[scene]
     faults = Faults.at(s3)
 
-    def fresh(retry_seconds: float = 5.0) -> ObjectPlace:
+    def fresh(retry_seconds: float = 5.0) -> S3UnitStore:
         place = make_place(retry_seconds)
         if scene == "replaced":
             commit(replace(place, retry_seconds=5.0), 2, OLD)
@@ -129,7 +129,7 @@ def _came(found: list[str]) -> str:
 
 @pytest.mark.parametrize("how", ["discard", "prune"])
 def test_killed_while_removing_a_unit_it_is_whole_or_gone_and_pruning_removes_the_rest(
-    s3: S3Server, make_place: Callable[..., ObjectPlace], how: str
+    s3: S3Server, make_place: Callable[..., S3UnitStore], how: str
 ) -> None:
     faults, seen = Faults.at(s3), []
     for at in range(4):
@@ -149,7 +149,7 @@ def test_killed_while_removing_a_unit_it_is_whole_or_gone_and_pruning_removes_th
 
 @pytest.mark.parametrize("plan", ["500 once", "cut off once", "500 for good"])
 def test_a_fault_at_any_request_of_reading_is_overcome_or_told(
-    s3: S3Server, make_place: Callable[..., ObjectPlace], plan: str
+    s3: S3Server, make_place: Callable[..., S3UnitStore], plan: str
 ) -> None:
     seconds, fault = PLANS[plan]
     for at in range(1 + FILES):
@@ -171,9 +171,9 @@ def test_a_fault_at_any_request_of_reading_is_overcome_or_told(
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("content", ["same", "other", "another flow run's"])
 def test_of_two_writers_of_a_unit_one_wins(
-    s3: S3Server, make_place: Callable[..., ObjectPlace], scene: str, content: str, figure: Tell
+    s3: S3Server, make_place: Callable[..., S3UnitStore], scene: str, content: str, figure: Tell
 ) -> None:
-    def write(place: ObjectPlace, number: int, both: threading.Barrier) -> Unit | StorageError:
+    def write(place: S3UnitStore, number: int, both: threading.Barrier) -> Unit | StorageError:
         by = {"prefect_flow_run_id": f"flow-{number if content.startswith('another') else 0}"}
         try:
             with committing(place, kind="experience", cycle=2, inputs={}, made_by=by) as draft:
@@ -206,7 +206,7 @@ def test_of_two_writers_of_a_unit_one_wins(
 
 
 def test_who_began_before_another_one_committed_does_not_replace_its_unit(
-    make_place: Callable[..., ObjectPlace],
+    make_place: Callable[..., S3UnitStore],
 ) -> None:
     place = make_place()
     late = replace(place, staging=place.staging / "late", cache=place.cache / "late")
@@ -217,7 +217,7 @@ def test_who_began_before_another_one_committed_does_not_replace_its_unit(
     assert local_leftovers(late) == []
 
 
-def test_a_reader_of_a_unit_that_is_replaced_meanwhile_gets_the_new_one(make_place: Callable[..., ObjectPlace]) -> None:
+def test_a_reader_of_a_unit_that_is_replaced_meanwhile_gets_the_new_one(make_place: Callable[..., S3UnitStore]) -> None:
     place = make_place()
     commit(place, 2, OLD)
     reader = replace(place, cache=place.cache / "reader")
@@ -225,7 +225,7 @@ def test_a_reader_of_a_unit_that_is_replaced_meanwhile_gets_the_new_one(make_pla
     commit(place)
     with pytest.MonkeyPatch.context() as patch:
         first = [read]
-        patch.setattr(ObjectPlace, "_read", _first(first, ObjectPlace._read))
+        patch.setattr(S3UnitStore, "_read", _first(first, S3UnitStore._read))
         unit = reader.open(2)
     assert unit and (unit.directory / "0").read_bytes() == NEW
 
@@ -237,7 +237,7 @@ def _first(results: list, then: Callable) -> Callable:
 # ---------------------------------------------------------------- copies
 
 
-def test_a_damaged_copy_is_fetched_again(make_place: Callable[..., ObjectPlace]) -> None:
+def test_a_damaged_copy_is_fetched_again(make_place: Callable[..., S3UnitStore]) -> None:
     place = make_place()
     unit = commit(place)
     for damage in ("changed", "deleted", "more", "no directory"):
@@ -256,7 +256,7 @@ def test_a_damaged_copy_is_fetched_again(make_place: Callable[..., ObjectPlace])
     assert place.open(2, unit.digest) == unit
 
 
-def test_copies_go_with_their_units(make_place: Callable[..., ObjectPlace]) -> None:
+def test_copies_go_with_their_units(make_place: Callable[..., S3UnitStore]) -> None:
     place = make_place()
     other = replace(place, cache=place.cache.with_name("other"))
     for cycle in range(6):
@@ -273,7 +273,7 @@ def test_copies_go_with_their_units(make_place: Callable[..., ObjectPlace]) -> N
         assert len(list(cache.iterdir())) <= 3
 
 
-def test_what_is_whole_here_is_not_fetched(s3: S3Server, make_place: Callable[..., ObjectPlace]) -> None:
+def test_what_is_whole_here_is_not_fetched(s3: S3Server, make_place: Callable[..., S3UnitStore]) -> None:
     place = make_place()
     unit = commit(place)
     faults = Faults.at(s3)

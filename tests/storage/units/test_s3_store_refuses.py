@@ -18,12 +18,12 @@ from small_objects import commit, local_leftovers, state
 import storage.units.s3_store
 from storage.errors import StorageError
 from storage.settings import Settings
-from storage.units.open_store import open_place
-from storage.units.s3_store import ObjectPlace
+from storage.units.open_store import open_store
+from storage.units.s3_store import S3UnitStore
 
 
 def test_a_store_that_is_away_for_a_moment_in_mid_write_is_waited_for(
-    s3: S3Server, make_place: Callable[..., ObjectPlace]
+    s3: S3Server, make_place: Callable[..., S3UnitStore]
 ) -> None:
     place = make_place(30.0)
     waiting = threading.Event()
@@ -46,7 +46,7 @@ def test_a_store_that_is_away_for_a_moment_in_mid_write_is_waited_for(
     assert state(place) == "new"
 
 
-def test_a_store_that_stays_away_is_told_in_one_line(s3: S3Server, make_place: Callable[..., ObjectPlace]) -> None:
+def test_a_store_that_stays_away_is_told_in_one_line(s3: S3Server, make_place: Callable[..., S3UnitStore]) -> None:
     place = make_place(0.2)
     s3.go_away()
     try:
@@ -59,7 +59,7 @@ def test_a_store_that_stays_away_is_told_in_one_line(s3: S3Server, make_place: C
 
 
 def test_a_bucket_that_does_not_exist_is_told(s3: S3Server, tmp_path: Path) -> None:
-    place = ObjectPlace("s3://nobodys/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    place = S3UnitStore("s3://nobodys/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     told = r"^s3://nobodys/replay\S* cannot be \w+: NoSuchBucket: The specified bucket does not exist$"
     for work in (lambda: commit(place), lambda: place.open(2), place.cycles, place.names):
         with pytest.raises(OSError, match=told):
@@ -67,7 +67,7 @@ def test_a_bucket_that_does_not_exist_is_told(s3: S3Server, tmp_path: Path) -> N
 
 
 def test_wrong_credentials_are_told_and_not_shown(
-    s3: S3Server, make_place: Callable[..., ObjectPlace], monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, make_place: Callable[..., S3UnitStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = make_place(0.2)
     s3.require_credentials(True)
@@ -86,7 +86,7 @@ def test_wrong_credentials_are_told_and_not_shown(
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://localhost", "http://", "me@host"])
 def test_an_endpoint_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    place = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     with pytest.raises(ValueError, match=r"^AWS_ENDPOINT_URL is '.*'; write http://HOST:PORT or https://HOST$"):
         place.cycles()
 
@@ -94,13 +94,13 @@ def test_an_endpoint_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 def test_half_of_the_credentials_is_told(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setattr(storage.units.s3_store, "_open_store", storage.units.s3_store._open_store.__wrapped__)
-    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    place = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     with pytest.raises(OSError, match="Missing SecretAccessKey; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         place.cycles()
 
 
 def test_a_manifest_that_may_not_be_written_is_told_at_once(
-    s3: S3Server, make_place: Callable[..., ObjectPlace]
+    s3: S3Server, make_place: Callable[..., S3UnitStore]
 ) -> None:
     place, tries = make_place(), []
 
@@ -121,13 +121,13 @@ def test_a_password_in_the_endpoint_is_not_shown(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:9")
-    place = ObjectPlace("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    place = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     with pytest.raises(OSError, match="does not answer") as raised:
         place.cycles()
     assert SECRET not in str(raised.value)
 
 
-def test_no_secret_is_kept_with_a_unit(make_place: Callable[..., ObjectPlace]) -> None:
+def test_no_secret_is_kept_with_a_unit(make_place: Callable[..., S3UnitStore]) -> None:
     place = make_place()
     commit(place)
     for key in place._keys():
@@ -138,8 +138,8 @@ def test_without_the_package_it_is_told_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.delitem(sys.modules, "storage.units.s3_store")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StorageError, match=r"^s3://units/replay needs a package .*: pip install 'dqn\[s3\]'$"):
-        open_place("s3://units/replay", Settings(tmp_path, "sqlite://"), "run")
-    assert open_place("file:///tmp", Settings(tmp_path, "sqlite://"), "run")
+        open_store("s3://units/replay", Settings(tmp_path, "sqlite://"), "run")
+    assert open_store("file:///tmp", Settings(tmp_path, "sqlite://"), "run")
 
 
 def test_only_the_object_store_asks_for_the_package() -> None:

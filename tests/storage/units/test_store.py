@@ -15,9 +15,9 @@ from small_units import FILES, METRICS, read_tree, write_tree
 
 from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
-from storage.units.local_store import LocalPlace
-from storage.units.s3_store import ObjectPlace
-from storage.units.store import Place, committing
+from storage.units.local_store import LocalUnitStore
+from storage.units.s3_store import S3UnitStore
+from storage.units.store import UnitStore, committing
 from storage.units.unit import MANIFEST, Unit
 
 INPUTS = {"experience": "ab" * 32}
@@ -28,7 +28,7 @@ NAMES = ["table", "array/c/0", "array/zarr.json", "empty"]
 class Shelf:
     """A place, and what a stranger can do to what is kept there."""
 
-    place: Place
+    place: UnitStore
     root: Path
 
     def commit(self, cycle: int = 4, tree: dict = FILES, metrics: list[Metric] = METRICS, **inputs: str) -> Unit:
@@ -39,30 +39,30 @@ class Shelf:
         return draft.unit
 
     @property
-    def elsewhere(self) -> Place:
+    def elsewhere(self) -> UnitStore:
         """The same place for another machine, which has no copies of anything."""
-        if isinstance(self.place, ObjectPlace):
+        if isinstance(self.place, S3UnitStore):
             other = self.root / uuid.uuid4().hex
             return replace(self.place, staging=other / "staging", cache=other / "cache")
         return self.place
 
     def names(self) -> list[str]:
         """Whole names of all that is kept there."""
-        if isinstance(self.place, ObjectPlace):
+        if isinstance(self.place, S3UnitStore):
             return self.place._below(self.place._keys())
         paths = [path for path in self.place.directory.rglob("*") if path.is_file()]
         return [path.relative_to(self.place.directory).as_posix() for path in paths]
 
     def files(self) -> dict[str, bytes]:
         """All that is kept there."""
-        if isinstance(self.place, ObjectPlace):
+        if isinstance(self.place, S3UnitStore):
             store, prefix = self.place._store, self.place._key()
             return {name: bytes(obstore.get(store, f"{prefix}/{name}").bytes()) for name in self.names()}
         return {name: (self.place.directory / name).read_bytes() for name in self.names()}
 
     def write(self, name: str, data: bytes | None) -> None:
         """Change what is kept under a whole name, or remove it."""
-        if isinstance(self.place, ObjectPlace):
+        if isinstance(self.place, S3UnitStore):
             key = f"{self.place._key()}/{name}"
             obstore.delete(self.place._store, key) if data is None else obstore.put(self.place._store, key, data)
             return
@@ -89,10 +89,10 @@ class Shelf:
 @pytest.fixture(params=["local", "object"])
 def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
     if request.param == "local":
-        return Shelf(LocalPlace(tmp_path / "replay" / "targets", tmp_path / "staging"), tmp_path)
+        return Shelf(LocalUnitStore(tmp_path / "replay" / "targets", tmp_path / "staging"), tmp_path)
     request.getfixturevalue("s3")
     url = f"s3://{BUCKET}/pre fix/{uuid.uuid4().hex}/targets"
-    return Shelf(ObjectPlace(url, tmp_path / "staging", tmp_path / "cache", retry_seconds=5), tmp_path)
+    return Shelf(S3UnitStore(url, tmp_path / "staging", tmp_path / "cache", retry_seconds=5), tmp_path)
 
 
 def test_what_was_committed_is_what_is_opened_here_and_elsewhere(shelf: Shelf) -> None:
@@ -107,7 +107,7 @@ def test_what_was_committed_is_what_is_opened_here_and_elsewhere(shelf: Shelf) -
 
 
 def test_the_digest_is_the_same_in_every_place(shelf: Shelf, tmp_path: Path) -> None:
-    local = Shelf(LocalPlace(tmp_path / "other", tmp_path / "other-staging"), tmp_path)
+    local = Shelf(LocalUnitStore(tmp_path / "other", tmp_path / "other-staging"), tmp_path)
     assert shelf.commit().digest == local.commit().digest
 
 
@@ -193,7 +193,7 @@ def test_damage_to_any_file_is_noticed_and_named(shelf: Shelf, how: str) -> None
             shelf.write(whole, {"flipped": flipped, "cut": data[:-2], "lengthened": data + b"x"}[how])
         else:
             continue
-        if how == "deleted" and name == MANIFEST and isinstance(shelf.place, ObjectPlace):
+        if how == "deleted" and name == MANIFEST and isinstance(shelf.place, S3UnitStore):
             assert shelf.elsewhere.open(4) is None  # there it is the manifest that makes a unit
         else:
             with pytest.raises(CorruptUnitError) as raised:

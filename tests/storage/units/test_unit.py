@@ -14,7 +14,7 @@ from small_units import FILES, METRICS, Tree, all_entries, commit, read_tree, tr
 from dqn.metrics import Metric
 from storage.durable import discard
 from storage.errors import CorruptUnitError
-from storage.units.local_store import LocalPlace
+from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
 from storage.units.unit import open_unit
 
@@ -34,7 +34,7 @@ def test_what_was_committed_is_what_is_opened(tmp_path: Path) -> None:
 
 def test_speeds_and_the_time_of_commit_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.units.unit.time.time_ns", lambda: 1_700_000_000_123_456_789)
-    with committing(LocalPlace(tmp_path, tmp_path / "staging"), kind="k", cycle=0, inputs={}, made_by={}) as draft:
+    with committing(LocalUnitStore(tmp_path, tmp_path / "staging"), kind="k", cycle=0, inputs={}, made_by={}) as draft:
         draft.speed["sweep"] = 12.5
     unit = open_unit(tmp_path / "00000")
     assert unit is not None
@@ -139,7 +139,7 @@ def test_links_are_not_committed(tmp_path: Path, kind: str) -> None:
 def test_the_digest_is_the_same_wherever_whenever_and_by_whomever_it_was_made(tmp_path: Path) -> None:
     one = commit(tmp_path / "here")
     with committing(
-        LocalPlace(tmp_path / "there" / "elsewhere", tmp_path / "there"),
+        LocalUnitStore(tmp_path / "there" / "elsewhere", tmp_path / "there"),
         kind="targets",
         cycle=4,
         inputs={"experience": "ab" * 32},
@@ -207,7 +207,7 @@ def test_discarding_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
 
 def test_clearing_removes_what_killed_writers_left(tmp_path: Path) -> None:
     write_tree(tmp_path, {"staging": {"targets-00004-x": FILES, "trash-y": {"a": b"1"}}})
-    place = LocalPlace(tmp_path / "replay", tmp_path / "staging")
+    place = LocalUnitStore(tmp_path / "replay", tmp_path / "staging")
     place.clear_staging()
     place.clear_staging()
     assert all_entries(tmp_path) == set()
@@ -216,24 +216,24 @@ def test_clearing_removes_what_killed_writers_left(tmp_path: Path) -> None:
 def test_cycles_are_listed_newest_first(tmp_path: Path) -> None:
     for cycle in (2, 100_000, 0, 31):
         (tmp_path / f"{cycle:05d}").mkdir()
-    assert LocalPlace(tmp_path, tmp_path / "staging").cycles() == [100_000, 31, 2, 0]
-    assert LocalPlace(tmp_path / "none", tmp_path / "staging").cycles() == []
+    assert LocalUnitStore(tmp_path, tmp_path / "staging").cycles() == [100_000, 31, 2, 0]
+    assert LocalUnitStore(tmp_path / "none", tmp_path / "staging").cycles() == []
 
 
 def test_entries_that_are_no_cycles_are_not_listed(tmp_path: Path) -> None:
     for name in ("notes", ".DS_Store", "00001.bak", "-0001", "1e3", " 00003", "00002~", "²"):
         (tmp_path / name).mkdir()
     (tmp_path / "00007").mkdir()
-    assert LocalPlace(tmp_path, tmp_path / "staging").cycles() == [7]
+    assert LocalUnitStore(tmp_path, tmp_path / "staging").cycles() == [7]
 
 
 def test_a_cycle_is_listed_once_whatever_stands_beside_it(tmp_path: Path) -> None:
     for name in ("00008", "000008"):
         (tmp_path / name).mkdir()
-    assert LocalPlace(tmp_path, tmp_path / "staging").cycles() == [8]
+    assert LocalUnitStore(tmp_path, tmp_path / "staging").cycles() == [8]
 
 
 @pytest.mark.parametrize("name", ["7", "007", "000007", "\N{ARABIC-INDIC DIGIT SEVEN}"])
 def test_a_cycle_written_in_another_way_is_not_listed(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    assert LocalPlace(tmp_path, tmp_path / "staging").cycles() == []
+    assert LocalUnitStore(tmp_path, tmp_path / "staging").cycles() == []
