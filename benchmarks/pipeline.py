@@ -26,7 +26,7 @@ from dqn.envs.lanes import open_lanes
 from dqn.envs.rollout import play
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
-from dqn.learning.optimization import optimize
+from dqn.learning.optimization import train_on
 from dqn.learning.replay import ReplayMemory
 from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.randomness import generator
@@ -83,7 +83,7 @@ def bare_cycle_seconds(config: TrainConfig, cycles: int) -> list[float]:
         experience = Experience.empty(config.cycle_steps(states), config.lanes, actions)
         play(groups, learner.estimate, experience, config.epsilon, states, draws)
         memory = ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(config)))
-        optimize(learner, memory, cycle, config.scheduled(states))
+        train_on(learner, memory, cycle, config.scheduled(states))
         states += experience.states_played
         seconds.append(perf_counter() - began)
     for lanes in groups:

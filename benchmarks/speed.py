@@ -27,7 +27,7 @@ from dqn.envs.lanes import open_lanes
 from dqn.envs.rollout import play
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
-from dqn.learning.networks import QNetwork, q_loss
+from dqn.learning.networks import make_network, q_loss
 from dqn.learning.optimizers import make_optimizer
 from dqn.learning.sweep import OPERATORS, SweepRule, backward_sweep
 from storage.formats.experience import write_experience
@@ -167,7 +167,7 @@ class PlainLoop:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config.model_copy(update={"precision": "float32"})
-        self.network = QNetwork(self.config, 4).to(device).to(memory_format=torch.contiguous_format)
+        self.network = make_network(self.config, 4).to(device).to(memory_format=torch.contiguous_format)
         weights = self.network.parameters()
         if config.optimizer == "rmsprop":
             self.optimizer = make_optimizer(self.config, weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dqn.config import TrainConfig
 from dqn.envs.histories import LaneHistory, first_histories
-from dqn.learning.learner import Learner, fill_learner, learner_tensors
+from dqn.learning.learner import Learner, LearnerState
 
 RECENT_EPISODES = 100
 Count = Annotated[int, Field(ge=0)]
@@ -60,7 +60,7 @@ def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint
     """The state of a new run of a resolved configuration."""
     learner = Learner(config, len(action_names), torch.device("cpu"))
     return Checkpoint(
-        CheckpointMetadata(config, tuple(action_names)), first_histories(config.lanes), *learner_tensors(learner)
+        CheckpointMetadata(config, tuple(action_names)), first_histories(config.lanes), *learner.state_dict()
     )
 
 
@@ -71,7 +71,7 @@ def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
         ValueError: the weights are not those of the configuration's network.
     """
     learner = Learner(checkpoint.config, len(checkpoint.metadata.action_names), device)
-    fill_learner(learner, checkpoint.weights, checkpoint.optimizer)
+    learner.load_state_dict(LearnerState(checkpoint.weights, checkpoint.optimizer))
     return learner
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dqn.checkpoint import Checkpoint, Counters
 from dqn.envs.experience import Experience
 from dqn.envs.histories import advance, midgame_starts
-from dqn.learning.learner import Learner, learner_tensors
+from dqn.learning.learner import Learner
 from dqn.learning.optimization import OptimizationResult
 from dqn.metrics import score_metrics
 
@@ -27,4 +27,4 @@ def next_checkpoint(
         updates=counters.updates + len(result.losses),
     )
     metadata = replace(before.metadata, counters=counters, recent_scores=recent_scores)
-    return Checkpoint(metadata, histories, *learner_tensors(learner))
+    return Checkpoint(metadata, histories, *learner.state_dict())

@@ -8,12 +8,12 @@ from time import perf_counter
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-import dqn.learning.optimization
 from dqn.checkpoint import Checkpoint
 from dqn.cycle import next_checkpoint
 from dqn.envs.experience import Experience
 from dqn.envs.histories import advance
 from dqn.learning.learner import Learner
+from dqn.learning.optimization import train_on
 from dqn.learning.replay import ReplayMemory, cut_at_starts, reestimated
 from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
@@ -58,7 +58,7 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
     with run.commit(KIND, cycle, inputs, made_by()) as draft:
         began = perf_counter()
         processes = checkpoint.config.optimizer_processes
-        train = dqn.learning.optimization.optimize if processes == 1 else processes_of(checkpoint).optimize
+        train = train_on if processes == 1 else processes_of(checkpoint).train_on
         result = train(
             learner,
             memory,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dqn.checkpoint import CheckpointMetadata
 from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.evaluation.evaluation import Evaluation
-from dqn.learning.networks import QNetwork, ResidualBlock
+from dqn.learning.networks import QNetwork, ResidualBlock, make_network
 
 # What makes a layer of torch again, besides its weights
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -39,7 +39,7 @@ class Exported:
 
 def untrained_network(metadata: CheckpointMetadata) -> QNetwork:
     """A network that is built as an agent's is."""
-    return QNetwork(metadata.config, len(metadata.action_names))
+    return make_network(metadata.config, len(metadata.action_names))
 
 
 def recipe_to_play(metadata: CheckpointMetadata, network: QNetwork) -> dict[str, Any]:

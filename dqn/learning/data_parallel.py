@@ -13,11 +13,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -26,14 +26,20 @@ from torch import Tensor
 
 from dqn.config import TrainConfig
 from dqn.hardware import set_up_cuda
-from dqn.learning.learner import Learner, fill_learner, learner_tensors
-from dqn.learning.optimization import OptimizationResult, optimize
+from dqn.learning.learner import Learner, LearnerState
+from dqn.learning.optimization import OptimizationResult, Report, train_on
 from dqn.learning.replay import ReplayMemory
 
 START_SECONDS = 120  # for all processes to find each other
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
-Report = Callable[[int, int], None]
+
+class _Result(NamedTuple):
+    """What a process returns from an optimization run."""
+
+    weights_digest: str
+    optimization: OptimizationResult
+    trained: LearnerState | None  # of the first process only, because all have the same
 
 
 class PartLearner(Learner):
@@ -42,11 +48,10 @@ class PartLearner(Learner):
     def train_batch(
         self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None = None
     ) -> Tensor:
-        """One optimizer step on the batch of which this is a part; returns the loss of the whole."""
-        loss = self._loss(states, targets, actions, dropout_draws)
-        gradients = torch.autograd.grad(loss, self._working_weights)
-        loss, gradients = averaged(loss.detach(), gradients, len(states))
-        self._step(gradients)
+        """Take the optimizer step of a batch of which this process has a part; returns the loss of the whole batch."""
+        loss, gradients = self.loss_and_gradients(states, targets, actions, dropout_draws)
+        loss, gradients = averaged(loss, gradients, len(states))
+        self.apply_gradients(gradients)
         return loss
 
 
@@ -90,7 +95,7 @@ class Processes:
         """Whether they are alive, and of this configuration."""
         return self._about == (config, actions) and all(process.is_alive() for process in self._processes)
 
-    def optimize(
+    def train_on(
         self,
         learner: Learner,
         memory: ReplayMemory,
@@ -98,7 +103,7 @@ class Processes:
         scheduled: dict[str, float],
         on_batch: Report = lambda done, batches: None,
     ) -> OptimizationResult:
-        """As `dqn.learning.optimization.optimize`; the learner is left as all processes have trained it.
+        """As `dqn.learning.optimization.train_on`; the learner is left as all processes have trained it.
 
         The memory is in the host's memory once, however many processes there are.
 
@@ -106,27 +111,27 @@ class Processes:
             ChildProcessError: one of the processes failed or died; all were ended.
             RuntimeError: they came to different weights.
         """
-        weights, optimizer = ({name: t.clone() for name, t in each.items()} for each in learner_tensors(learner))
+        state = _cloned(learner.state_dict())
         try:
             for connection in self._connections:
                 with suppress(BrokenPipeError):  # the process is dead, which is told below
-                    connection.send((weights, optimizer, memory, cycle, scheduled))
+                    connection.send((state, memory, cycle, scheduled))
             results = self._results(on_batch)
         except BaseException:
             self.close()
             raise
-        digests = {digest for digest, *_ in results}
+        digests = {result.weights_digest for result in results}
         if len(digests) > 1:
             self.close()
             raise RuntimeError(f"the {len(results)} processes that optimize came to different weights in cycle {cycle}")
-        _, result, tensors = results[0]
-        fill_learner(learner, *tensors)
-        optimization: OptimizationResult = result
-        return optimization
+        trained = results[0].trained
+        assert trained is not None
+        learner.load_state_dict(trained)
+        return results[0].optimization
 
-    def _results(self, on_batch: Report) -> list[tuple[str, Any, Any]]:
-        """What each process sends at its end, in their order."""
-        results: dict[int, tuple[str, Any, Any]] = {}
+    def _results(self, on_batch: Report) -> list[_Result]:
+        """The result of each process, in the order of ranks."""
+        results: dict[int, _Result] = {}
         ranks: dict[Any, int] = {connection: rank for rank, connection in enumerate(self._connections)}
         while len(results) < len(self._processes):
             for connection in wait([each for each, rank in ranks.items() if rank not in results]):
@@ -142,7 +147,7 @@ class Processes:
                 if kind == "batch":
                     on_batch(*what)
                 else:
-                    results[rank] = (what[0], what[1], what[2])
+                    results[rank] = what[0]
         return [results[rank] for rank in sorted(results)]
 
     def _failure(self, rank: int, how: str) -> ChildProcessError:
@@ -168,7 +173,7 @@ def _serve(rank: int, config: TrainConfig, actions: int, store: str, connection:
         torch.set_num_threads(share.threads)
         learner = PartLearner(share, actions, device)
         while True:
-            _optimize(rank, learner, connection, parent)
+            _train(rank, learner, connection, parent)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(1)  # the parent is gone
     except (RuntimeError, ValueError, OSError) as error:
@@ -192,7 +197,7 @@ def _meet(rank: int, config: TrainConfig, store: str) -> None:
     )
 
 
-def _optimize(rank: int, learner: PartLearner, connection: Connection, parent: int) -> None:
+def _train(rank: int, learner: PartLearner, connection: Connection, parent: int) -> None:
     """One optimization run as the parent wants it; the first process tells how far it is, and returns the learner."""
 
     def on_batch(done: int, batches: int) -> None:
@@ -201,13 +206,18 @@ def _optimize(rank: int, learner: PartLearner, connection: Connection, parent: i
         if rank == 0:
             connection.send(("batch", done, batches))
 
-    weights, optimizer, memory, cycle, scheduled = connection.recv()
-    fill_learner(learner, weights, optimizer)
+    state, memory, cycle, scheduled = connection.recv()
+    learner.load_state_dict(state)
     part = slice(rank, None, learner.config.optimizer_processes)
-    result = optimize(learner, memory, cycle, scheduled, on_batch, part)
-    tensors = learner_tensors(learner)
+    optimization = train_on(learner, memory, cycle, scheduled, on_batch, part)
+    state = learner.state_dict()
     digest = hashlib.sha256()
-    for tensor in tensors[0].values():
+    for tensor in state.weights.values():
         digest.update(tensor.numpy().tobytes())
-    sent = [{name: tensor.clone() for name, tensor in each.items()} for each in tensors] if rank == 0 else None
-    connection.send(("done", digest.hexdigest(), result, sent))
+    connection.send(("done", _Result(digest.hexdigest(), optimization, _cloned(state) if rank == 0 else None)))
+
+
+def _cloned(state: LearnerState) -> LearnerState:
+    """A copy that does not share memory with the learner."""
+    weights, optimizer = ({name: tensor.clone() for name, tensor in each.items()} for each in state)
+    return LearnerState(weights, optimizer)

@@ -1,11 +1,11 @@
-"""The networks in training with their optimizer, and how their tensors are saved and restored."""
+"""The networks in training with their optimizer."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,137 +13,179 @@ from torch import Tensor, nn
 
 from dqn.config import TrainConfig
 from dqn.learning.fused_step import FusedStep, gradient_scale
-from dqn.learning.networks import QNetwork, q_loss
+from dqn.learning.networks import QNetwork, make_network, q_loss
 from dqn.learning.optimizers import make_optimizer
 
-_COMPILER = "inductor"  # of torch.compile's backends
+TRAINED = "trained"  # in names of the optimizer's tensors: a weight of the online network
+
+_COMPILER = "inductor"  # backend of torch.compile
+
+
+class LearnerState(NamedTuple):
+    """The tensors of a `Learner` by name, on the CPU."""
+
+    weights: dict[str, Tensor]  # of the average network
+    optimizer: dict[str, Tensor]  # "<index of the weight>.<name>": the optimizer's state, or `trained`
 
 
 class Learner:
-    """A network with its optimizer. The weights are float32; a copy in `precision` does the arithmetic.
+    """The networks of a run, the optimizer, and one optimizer step at a time.
 
-    With `ema_decay` the network is an average over the weights of one that is trained in its stead: it
-    estimates, and is what others are given. Source: Polyak and Juditsky 1992 (averages of weights); Lillicrap and
-    others 2015 (an exponential one in place of a target network).
+    There are up to four networks with the same layers:
+
+    online_network    in training; its weights are float32, and the optimizer steps them
+    compute_network   the copy of the online network in `precision` that computes losses and gradients
+    average_network   exponential moving average of the online weights, float32; checkpoints and exports contain it
+    acting_network    the copy of the average network in `precision` that estimates Q-values
+
+    In float32 a copy is the network itself, and without `ema_decay` the average network is the online network.
+
+    Source: Polyak and Juditsky 1992 (averages of weights); Lillicrap and others 2015 (an exponential moving average in
+    place of a target network).
     """
 
     def __init__(self, config: TrainConfig, actions: int, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self.network = QNetwork(config, actions).to(device)
-        self._trained = copy.deepcopy(self.network) if config.ema_decay else self.network
-        self.optimizer = make_optimizer(config, self._trained.parameters())
-        self._worker = self._in_precision(self._trained)
-        self._player = self._in_precision(self.network) if config.ema_decay else self._worker
-        self.weights: list[Tensor] = list(self._trained.parameters())  # in training
-        self._working_weights: list[Tensor] = list(self._worker.parameters())
-        self._average: list[Tensor] = list(self.network.parameters())
-        self._loss: Callable[..., Tensor] = self._batch_loss
-        if config.compiled == "yes":
-            # float32 is to be multiplied in float32, so the advice to use TensorFloat32 instead is of no use.
-            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores for float32 .* not enabled", UserWarning)
-            # Its choice among equivalent kernels would be by the clock, and with it the order of sums.
-            options: Any = {"deterministic": True} if _COMPILER == "inductor" else None
-            self._loss = torch.compile(self._batch_loss, backend=_COMPILER, dynamic=False, options=options)
+        self.average_network = make_network(config, actions).to(device)
+        self.online_network = copy.deepcopy(self.average_network) if config.ema_decay else self.average_network
+        self.optimizer = make_optimizer(config, self.online_network.parameters())
+        self.compute_network = self._in_precision(self.online_network)
+        self.acting_network = self._in_precision(self.average_network) if config.ema_decay else self.compute_network
+        self._online_weights: list[Tensor] = list(self.online_network.parameters())
+        self._compute_weights: list[Tensor] = list(self.compute_network.parameters())
+        self._average_weights: list[Tensor] = list(self.average_network.parameters())
+        self._loss = _compiled(self._eager_loss) if config.compiled == "yes" else self._eager_loss
         on_cpu = device.type == "cpu"
-        self._fused_step = FusedStep(self.optimizer, self._working_weights, max(1, config.threads)) if on_cpu else None
+        self._fused_step = FusedStep(self.optimizer, self._compute_weights, max(1, config.threads)) if on_cpu else None
 
     @torch.no_grad()
     def estimate(self, states: np.ndarray) -> np.ndarray:
-        """Q-values (N, A) float32 of states (N, 105, 80, C) uint8."""
-        estimates: Tensor = self._player(torch.from_numpy(states).to(self.device))
+        """Q-values (N, A) float32 of states (N, 105, 80, C) uint8, by the acting network."""
+        estimates: Tensor = self.acting_network(torch.from_numpy(states).to(self.device))
         return estimates.cpu().numpy()
 
     def train_batch(
         self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None = None
     ) -> Tensor:
-        """One optimizer step on a batch; returns its loss, still on the device. Without draws nothing is dropped."""
+        """Take one optimizer step on a batch.
+
+        Args:
+            states: (N, 105, 80, C) uint8, on the learner's device, as all tensors here.
+            targets: (N, A) float32, Q-values after the sweep.
+            actions: (N,) int64, actions taken.
+            dropout_draws: generator for dropout; None disables dropout.
+
+        Returns:
+            The loss before the step, a scalar on the device.
+        """
+        loss, gradients = self.loss_and_gradients(states, targets, actions, dropout_draws)
+        self.apply_gradients(gradients)
+        return loss
+
+    def loss_and_gradients(
+        self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None = None
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The loss of a batch, without gradient, and its gradients by the weights of the compute network.
+
+        The arguments are those of `train_batch`.
+        """
         loss = self._loss(states, targets, actions, dropout_draws)
-        gradients = torch.autograd.grad(loss, self._working_weights)
-        self._step(gradients)
-        return loss.detach()
+        gradients = torch.autograd.grad(loss, self._compute_weights)
+        return loss.detach(), gradients
 
-    def _batch_loss(
-        self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None
-    ) -> Tensor:
-        return q_loss(self._worker(states, dropout_draws), targets, actions, self.config.loss)
+    def apply_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Take one optimizer step with gradients by the weights of the compute network, and update the average.
 
-    def _step(self, gradients: Sequence[Tensor]) -> None:
+        The gradients are scaled down to `max_grad_norm`.
+        """
         limit = self.config.max_grad_norm
         if self._fused_step is not None:
             self._fused_step(gradients, gradient_scale(gradients, limit))
         else:
-            for weight, gradient in zip(self.weights, gradients, strict=True):
+            for weight, gradient in zip(self._online_weights, gradients, strict=True):
                 weight.grad = gradient.to(weight.dtype)
             if limit:
-                nn.utils.clip_grad_norm_(self.weights, limit, foreach=True)
+                nn.utils.clip_grad_norm_(self._online_weights, limit, foreach=True)
             self.optimizer.step()
-            self._refresh_worker()
+            self._update_compute_network()
         if self.config.ema_decay:
             with torch.no_grad():
-                torch._foreach_lerp_(self._average, self.weights, 1 - self.config.ema_decay)
+                torch._foreach_lerp_(self._average_weights, self._online_weights, 1 - self.config.ema_decay)
+
+    @torch.no_grad()
+    def update_copies(self) -> None:
+        """Copy the weights to the copies in `precision`. The acting network is not updated by `train_batch`."""
+        self._update_compute_network()
+        if self.acting_network is not self.compute_network:
+            torch._foreach_copy_(list(self.acting_network.parameters()), self._average_weights)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the optimizer's learning rate for the next steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def state_dict(self) -> LearnerState:
+        """Weights and optimizer state by name, on the CPU.
+
+        On a CPU most tensors share memory with this learner, so they change when it is trained.
+        """
+        weights = {name: _on_cpu(tensor) for name, tensor in self.average_network.state_dict().items()}
+        state = self.optimizer.state_dict()["state"]
+        optimizer = {
+            f"{index}.{name}": _on_cpu(tensor) for index, entry in state.items() for name, tensor in entry.items()
+        }
+        if self.config.ema_decay:  # otherwise `weights` are those of the online network
+            optimizer |= {f"{index}.{TRAINED}": _on_cpu(tensor) for index, tensor in enumerate(self._online_weights)}
+        return LearnerState(weights, optimizer)
+
+    def load_state_dict(self, state: LearnerState) -> None:
+        """Copy weights and optimizer state from what `state_dict` of an equally configured learner returned.
+
+        Raises:
+            ValueError: the weights have other names or shapes than those of the network.
+        """
+        try:
+            self.average_network.load_state_dict(state.weights)
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.optimizer.items():
+            index, name = key.split(".", 1)
+            weight = self._online_weights[int(index)]
+            if name == TRAINED:
+                with torch.no_grad():
+                    weight.copy_(tensor)
+                continue
+            # The copy has the memory layout that the optimizer itself would choose.
+            entries.setdefault(int(index), {})[name] = torch.empty_like(weight if tensor.ndim else tensor).copy_(tensor)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.update_copies()
+
+    def _eager_loss(
+        self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None
+    ) -> Tensor:
+        return q_loss(self.compute_network(states, dropout_draws), targets, actions, self.config.loss)
 
     def _in_precision(self, network: QNetwork) -> QNetwork:
         return network.in_bfloat16() if self.config.precision == "bfloat16" else network
 
     @torch.no_grad()
-    def _refresh_worker(self) -> None:
-        if self._worker is not self._trained:
-            torch._foreach_copy_(self._working_weights, self.weights)
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Carry all weights over to the copies that do the arithmetic, for those that estimate wait for this."""
-        self._refresh_worker()
-        if self._player is not self._worker:
-            torch._foreach_copy_(list(self._player.parameters()), self._average)
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """The step size of the optimizer from now on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def _update_compute_network(self) -> None:
+        if self.compute_network is not self.online_network:
+            torch._foreach_copy_(self._compute_weights, self._online_weights)
 
 
-TRAINED = "trained"
+def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`loss`, compiled to kernels that are selected independently of timings."""
+    # torch advises TensorFloat32, but float32 is computed in float32 here.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores for float32 .* not enabled", UserWarning)
+    # Without this, inductor measures which of several equivalent kernels is fastest, and the order of sums varies.
+    options: Any = {"deterministic": True} if _COMPILER == "inductor" else None
+    compiled: Callable[..., Tensor] = torch.compile(loss, backend=_COMPILER, dynamic=False, options=options)
+    return compiled
 
 
-def learner_tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights and the optimizer state of `learner` by name, on the CPU.
-
-    On a CPU most are its own, not copies: they change when it is trained again.
-    """
-    weights = {name: _plain(tensor) for name, tensor in learner.network.state_dict().items()}
-    state = learner.optimizer.state_dict()["state"]
-    optimizer = {f"{index}.{name}": _plain(tensor) for index, entry in state.items() for name, tensor in entry.items()}
-    if learner.config.ema_decay:  # else the network's own weights are those in training
-        optimizer |= {f"{index}.{TRAINED}": _plain(tensor) for index, tensor in enumerate(learner.weights)}
-    return weights, optimizer
-
-
-def fill_learner(learner: Learner, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-    """Make `learner` the one that these tensors are of, by `learner_tensors`; they are copied.
-
-    Raises:
-        ValueError: the weights are not those of its network.
-    """
-    try:
-        learner.network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in optimizer.items():
-        index, name = key.split(".", 1)
-        if name == TRAINED:
-            with torch.no_grad():
-                learner.weights[int(index)].copy_(tensor)
-            continue
-        # A copy, in the order of memory that the optimizer itself would use.
-        like = learner.weights[int(index)] if tensor.ndim else tensor
-        state.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(tensor)
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    learner.refresh()
-
-
-def _plain(tensor: Tensor) -> Tensor:
+def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()

@@ -99,7 +99,7 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
     newest = run.newest_checkpoint() if cycle not in stored["checkpoint"] else run.unit("checkpoint", cycle)
     network = None
     if cycle in stored["checkpoint"]:
-        network = ready_to_play(run.checkpoint(newest)).network
+        network = ready_to_play(run.checkpoint(newest)).average_network
     about = Inspection(run, cycle, run.metadata(newest), network)
     if cycle in stored["experience"]:
         about.experience = read_experiences([_directories(run, "experience", cycle)])

@@ -88,14 +88,14 @@ def networks() -> dict[str, Any]:
     import torch
 
     from dqn.config import make_config
-    from dqn.learning.networks import QNetwork
+    from dqn.learning.networks import make_network
 
     found = {}
     states = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (2, 105, 80, 2), np.uint8)
     for network in ("tutorial", "nips", "nature", "small", "residual"):
         for normalize in (True, False):
             config = make_config("fast", {"network": network, "normalize": normalize, "scale_input": normalize})
-            made = QNetwork(config, 4)
+            made = make_network(config, 4)
             weights = made.state_dict()
             with torch.no_grad():
                 q_values = made(torch.from_numpy(states))

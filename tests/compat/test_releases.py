@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from dqn.config import make_config
-from dqn.learning.networks import QNetwork
+from dqn.learning.networks import make_network
 from flows.commands.agents import open_agent
 from flows.commands.evaluation import evaluate_agent
 from flows.commands.inspection import inspect_run
@@ -120,7 +120,7 @@ def test_network_computes_as_in_its_release(release_name: str, network: str, nor
     expected = expected[f"{network}{'' if normalize else ', not normalized'}"]
     states = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (2, 105, 80, 2), np.uint8)
     config = make_config("fast", {"network": network, "normalize": normalize, "scale_input": normalize})
-    made = QNetwork(config, 4)
+    made = make_network(config, 4)
     weights = made.state_dict()
     assert {key: list(weight.shape) for key, weight in weights.items()} == expected["weights"]
     assert {key: list(weight.stride()) for key, weight in weights.items()} == expected["strides"]

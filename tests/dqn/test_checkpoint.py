@@ -19,8 +19,8 @@ from dqn.checkpoint import (
 )
 from dqn.config import TrainConfig, make_config
 from dqn.envs.histories import LaneHistory, first_histories
-from dqn.learning.learner import Learner, learner_tensors
-from dqn.learning.optimization import optimize
+from dqn.learning.learner import Learner
+from dqn.learning.optimization import train_on
 from dqn.learning.replay import ReplayMemory
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def cpu_config(**overrides: Any) -> TrainConfig:
 
 
 def checkpoint_of(learner: Learner) -> Checkpoint:
-    weights, optimizer = learner_tensors(learner)
+    weights, optimizer = learner.state_dict()
     # As if written to a file: nothing that the learner does later reaches it.
     weights, optimizer = ({name: one.clone() for name, one in each.items()} for each in (weights, optimizer))
     metadata = CheckpointMetadata(learner.config, ("NOOP", "LEFT", "RIGHT"))
@@ -41,7 +41,7 @@ def checkpoint_of(learner: Learner) -> Checkpoint:
 
 
 def assert_equal_learners(first: Learner, second: Learner) -> None:
-    for ours, theirs in zip(learner_tensors(first), learner_tensors(second), strict=True):
+    for ours, theirs in zip(first.state_dict(), second.state_dict(), strict=True):
         assert ours.keys() == theirs.keys()
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
@@ -62,18 +62,18 @@ def test_restored_learner_trains_on_as_the_one_it_was_made_from(
     memory = toy_memory(4)
     config = cpu_config(optimizer=optimizer, precision=precision, ema_decay=ema_decay)
     learner = Learner(config, 3, CPU)
-    optimize(learner, memory, 1, config.scheduled(0))
+    train_on(learner, memory, 1, config.scheduled(0))
     checkpoint = checkpoint_of(learner)
     assert checkpoint.optimizer
     restored = restore_learner(checkpoint, CPU)
     assert np.array_equal(learner.estimate(memory.states.numpy()), restored.estimate(memory.states.numpy()))
-    results = [optimize(one, memory, 2, config.scheduled(0)) for one in (learner, restored)]
+    results = [train_on(one, memory, 2, config.scheduled(0)) for one in (learner, restored)]
     assert np.array_equal(results[0].losses, results[1].losses)
     assert_equal_learners(learner, restored)
     # Without the optimizer's state it would have gone another way.
     forgetful = restore_learner(replace(checkpoint, optimizer={}), CPU)
-    optimize(forgetful, memory, 2, config.scheduled(0))
-    weights, other = learner_tensors(learner)[0], learner_tensors(forgetful)[0]
+    train_on(forgetful, memory, 2, config.scheduled(0))
+    weights, other = learner.state_dict().weights, forgetful.state_dict().weights
     assert any(not torch.equal(weights[name], other[name]) for name in weights)
 
 
@@ -82,7 +82,7 @@ def test_learner_that_was_never_trained_is_restored_too(toy_memory: MakeMemory) 
     checkpoint = first_checkpoint(config, ["NOOP", "LEFT", "RIGHT"])
     restored, fresh = restore_learner(checkpoint, CPU), Learner(config, 3, CPU)
     for learner in (restored, fresh):
-        optimize(learner, toy_memory(4), 1, config.scheduled(0))
+        train_on(learner, toy_memory(4), 1, config.scheduled(0))
     assert_equal_learners(restored, fresh)
 
 
@@ -101,7 +101,7 @@ def test_weights_do_not_change_when_the_restored_learner_trains(toy_memory: Make
     config = cpu_config()
     checkpoint = first_checkpoint(config, ["A", "B", "C"])
     before = {name: weight.clone() for name, weight in checkpoint.weights.items()}
-    optimize(restore_learner(checkpoint, CPU), toy_memory(4), 1, config.scheduled(0))
+    train_on(restore_learner(checkpoint, CPU), toy_memory(4), 1, config.scheduled(0))
     assert all(torch.equal(checkpoint.weights[name], weight) for name, weight in before.items())
 
 

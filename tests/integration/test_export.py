@@ -56,7 +56,7 @@ def test_the_example_plays_with_the_files_as_the_agent_does(
     assert capsys.readouterr().out.startswith("an episode with a score of ")
     state = np.stack([left["frame"].numpy(), left["trace"].trunc().numpy()], axis=-1).astype(np.uint8)
     assert state[..., 0].std() > 10, "it sees the game"
-    expected = agent.learner.network(torch.from_numpy(state[None]))[0].detach().numpy()
+    expected = agent.learner.average_network(torch.from_numpy(state[None]))[0].detach().numpy()
     found = left["out"][-1][0].detach().numpy()
     assert np.allclose(found, expected, atol=1e-4), "to within rounding, as both are float32"
 
@@ -126,7 +126,7 @@ def test_the_champion_is_the_best_by_one_protocol_and_plays_as_its_checkpoint_do
 
     monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", agent.run.settings.tracking_uri)
-    expected = agent.learner.network(torch.from_numpy(states())).detach().numpy()
+    expected = agent.learner.average_network(torch.from_numpy(states())).detach().numpy()
     found = mlflow.pyfunc.load_model("models:/Breakout@champion").predict(states())
     assert found.shape == (3, 4) and np.allclose(found, expected, atol=1e-4)
     version = agent.run.tracking.client.get_model_version_by_alias("Breakout", "champion")

@@ -15,7 +15,7 @@ from dqn.envs.histories import advance, first_histories
 from dqn.envs.lanes import Lanes, open_lanes
 from dqn.envs.observations import FrameStack, channel_names, motion
 from dqn.evaluation.evaluation import Protocol
-from dqn.learning.networks import QNetwork
+from dqn.learning.networks import make_network
 from dqn.plots.figures import highlight_strip, sweep_figure
 from dqn.plots.highlights import find_highlights
 from dqn.plots.network_figures import convolution_outputs, outputs_figure, weights_figure
@@ -87,7 +87,7 @@ def test_lanes_show_the_frames_of_the_motion_tracer_stacked_and_are_restored() -
 
 @pytest.mark.parametrize("name", ["nature", "nips", "small", "residual"])
 def test_the_first_convolution_takes_four_channels(name: str) -> None:
-    network = QNetwork(CONFIG.model_copy(update={"network": name}), 3)
+    network = make_network(CONFIG.model_copy(update={"network": name}), 3)
     states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 105, 80, 4), np.uint8))
     pixels, first = states.permute(0, 3, 1, 2), network.convolutions[0]
     assert isinstance(first, nn.Conv2d) and first.in_channels == 4
@@ -106,7 +106,7 @@ def test_pictures_of_stacked_frames() -> None:
     state = experience.states[moment.steps.start, moment.lane]
     assert np.array_equal(frame, state[..., 0]) and np.array_equal(moved, motion(state))
     sweep_figure(experience, targets, moment, "Breakout", 0.99)
-    network = QNetwork(CONFIG, 4)
+    network = make_network(CONFIG, 4)
     outputs_figure(state, convolution_outputs(network, state)[1], 1, 3, "Breakout")
     assert "frame t - 3" in weights_figure(network, 1, 3, "Breakout").get_suptitle()
     assert channel_names(2) == ["frame", "motion trace"]

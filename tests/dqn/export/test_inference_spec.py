@@ -14,7 +14,7 @@ from dqn.config import TrainConfig, make_config
 from dqn.evaluation.evaluation import Evaluation, Protocol
 from dqn.export.inference_spec import Exported, network_weights, plain_weights, recipe_to_play
 from dqn.export.model_card import model_card
-from dqn.learning.networks import QNetwork
+from dqn.learning.networks import make_network
 
 NETWORKS = get_args(TrainConfig.model_fields["network"].annotation)
 ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
@@ -25,7 +25,7 @@ ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
 def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, normalize: bool) -> None:
     fields = {"network": network, "normalize": normalize, "scale_input": normalize, "frame_stack": not normalize}
     config = make_config("fast", fields)
-    original = QNetwork(config, 4)
+    original = make_network(config, 4)
     how = json.loads(json.dumps(recipe_to_play(CheckpointMetadata(config, ACTIONS), original)))
     rebuilt = nn.Sequential(*(getattr(nn, kind)(**options) for kind, options in how["layers"]))
     plain = plain_weights(original.state_dict(), original)

@@ -14,9 +14,9 @@ import torch
 
 from dqn.config import TrainConfig, make_config
 from dqn.learning import data_parallel
-from dqn.learning.data_parallel import Processes
-from dqn.learning.learner import Learner, learner_tensors
-from dqn.learning.optimization import OptimizationResult, optimize
+from dqn.learning.data_parallel import Processes, _Result
+from dqn.learning.learner import Learner
+from dqn.learning.optimization import OptimizationResult, train_on
 from dqn.learning.replay import ReplayMemory
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def learner() -> Learner:
 
 
 def weights(of: Learner) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten() for weight in of.weights])
+    return torch.cat([weight.detach().flatten() for weight in of.online_network.parameters()])
 
 
 def test_two_processes_do_what_one_does_with_the_whole_batch(processes: Processes, memory: ReplayMemory) -> None:
@@ -59,16 +59,16 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(processes: Processe
     before = weights(two).clone()
     told: list[tuple[int, int]] = []
     for cycle in (1, 2):  # the second goes on with the optimizer's state of the first
-        expected = optimize(one, memory, cycle, SCHEDULED)
-        found = processes.optimize(two, memory, cycle, SCHEDULED, lambda done, batches: told.append((done, batches)))
+        expected = train_on(one, memory, cycle, SCHEDULED)
+        found = processes.train_on(two, memory, cycle, SCHEDULED, lambda done, batches: told.append((done, batches)))
         assert (found.epochs, found.states_trained) == (expected.epochs, expected.states_trained)
         np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-4)
     assert told[:5] == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)], "batches of 8 and 7 states"
     assert (weights(two) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-3, atol=1e-5)
-    averages = [list(each.network.parameters()) for each in (two, one)]
+    averages = [list(each.average_network.parameters()) for each in (two, one)]
     torch.testing.assert_close(*averages, rtol=1e-3, atol=1e-5)
-    assert set(learner_tensors(two)[1]) == set(learner_tensors(one)[1])
+    assert set(two.state_dict().optimizer) == set(one.state_dict().optimizer)
     assert processes.are_for(config(), 3) and not processes.are_for(config(seed=1), 3)
 
 
@@ -76,11 +76,11 @@ def test_different_weights_are_noticed(
     processes: Processes, memory: ReplayMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = OptimizationResult(np.zeros(1, np.float32), 1.0, 1)
-    monkeypatch.setattr(processes, "_results", lambda on_batch: [("a", result, None), ("b", result, None)])
+    monkeypatch.setattr(processes, "_results", lambda on_batch: [_Result(each, result, None) for each in "ab"])
     monkeypatch.setattr(processes, "_connections", [])
     monkeypatch.setattr(processes, "close", lambda: None)
     with pytest.raises(RuntimeError, match="the 2 processes that optimize came to different weights in cycle 3"):
-        processes.optimize(learner(), memory, 3, SCHEDULED)
+        processes.train_on(learner(), memory, 3, SCHEDULED)
 
 
 def test_one_dies_and_all_end_in_one_line(processes: Processes, memory: ReplayMemory) -> None:
@@ -90,7 +90,7 @@ def test_one_dies_and_all_end_in_one_line(processes: Processes, memory: ReplayMe
         os.kill(children[1], signal.SIGKILL)
 
     with pytest.raises(ChildProcessError) as told:
-        processes.optimize(learner(), memory, 1, {**SCHEDULED, "max_epochs": 1_000.0}, kill)
+        processes.train_on(learner(), memory, 1, {**SCHEDULED, "max_epochs": 1_000.0}, kill)
     assert "of the 2 that optimize" in str(told.value) and "\n" not in str(told.value)
     assert not processes.are_for(config(), 3) and not any(map(psutil.pid_exists, children))
 

@@ -12,8 +12,8 @@ import dqn.learning.learner
 from dqn.config import TrainConfig, make_config
 from dqn.hardware import prepare
 from dqn.learning.learner import Learner
-from dqn.learning.networks import QNetwork
-from dqn.learning.optimization import optimize
+from dqn.learning.networks import make_network
+from dqn.learning.optimization import train_on
 from dqn.learning.replay import ReplayMemory
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def cpu_config(**overrides: Any) -> TrainConfig:
 
 
 def weights_of(learner: Learner) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten() for weight in learner.network.parameters()])
+    return torch.cat([weight.detach().flatten() for weight in learner.average_network.parameters()])
 
 
 class ScriptedLearner:
@@ -48,7 +48,7 @@ class ScriptedLearner:
     def set_learning_rate(self, learning_rate: float) -> None:
         self.learning_rate = learning_rate
 
-    def refresh(self) -> None:
+    def update_copies(self) -> None:
         pass
 
 
@@ -82,7 +82,7 @@ def test_run_stops_between_min_and_max_epochs_when_the_mean_loss_is_low(
 ) -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=5, min_epochs=min_epochs), loss)
     scheduled = {"learning_rate": 0.1, "max_epochs": max_epochs, "loss_limit": limit}
-    result = optimize(learner, tiny_memory(20), 1, scheduled)
+    result = train_on(learner, tiny_memory(20), 1, scheduled)
     assert len(learner.batches) == len(result.losses) == batches
     assert (result.states_trained, result.epochs) == (batches * 5, batches / 4)
     assert result.losses.dtype == np.float32
@@ -93,7 +93,7 @@ def test_run_takes_the_scheduled_learning_rate_and_tells_its_progress() -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=5), lambda batch: 1.0)
     told = []
     scheduled = {"learning_rate": 0.03, "max_epochs": 2, "loss_limit": 0}
-    optimize(learner, tiny_memory(10), 1, scheduled, on_batch=lambda done, batches: told.append((done, batches)))
+    train_on(learner, tiny_memory(10), 1, scheduled, on_batch=lambda done, batches: told.append((done, batches)))
     assert learner.learning_rate == 0.03
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
@@ -117,7 +117,7 @@ def test_learning_rate_follows_the_loss_of_epochs(epochs: list[float], rates: li
         for cycle in (1, 2):  # each run starts from the schedule
             learner.batches.clear()
             learner.rates.clear()
-            optimize(learner, tiny_memory(20), cycle, scheduled)
+            train_on(learner, tiny_memory(20), cycle, scheduled)
             expected = rates if adapts else [1] * len(epochs)
             assert learner.rates == pytest.approx([0.125 * rate for rate in expected for _ in range(4)])
 
@@ -127,7 +127,7 @@ def test_memory_smaller_than_a_batch_is_one_batch(balanced: bool) -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=64, balanced_sampling=balanced), lambda batch: 1.0)
     memory = tiny_memory(3)
     memory.estimation_errors[1] = 9
-    result = optimize(learner, memory, 1, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
+    result = train_on(learner, memory, 1, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
     assert [sorted(batch) for batch in learner.batches] == [[0, 1, 2]] * 2
     assert (result.states_trained, result.epochs) == (6, 2)
 
@@ -136,14 +136,14 @@ def test_balanced_sampling_gives_high_errors_half_of_every_batch() -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=8, balanced_sampling=True), lambda batch: 1.0)
     memory = tiny_memory(40)
     memory.estimation_errors[:5] = 0.2
-    optimize(learner, memory, 1, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
+    train_on(learner, memory, 1, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
     assert [sum(state < 5 for state in batch) for batch in learner.batches] == [4] * 10
 
 
 def test_batches_are_drawn_from_seed_and_cycle() -> None:
     def batches(seed: int, cycle: int) -> list[list[int]]:
         learner: Any = ScriptedLearner(cpu_config(batch_size=5, seed=seed), lambda batch: 1.0)
-        optimize(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
+        train_on(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
         return learner.batches
 
     assert batches(0, 1) == batches(0, 1)
@@ -157,7 +157,7 @@ def test_toy_memory_is_learned_by_heart(toy_memory: MakeMemory) -> None:
     )
     learner = Learner(config, 3, CPU)
     before = np.abs(learner.estimate(memory.states.numpy()) - memory.q_values.numpy()).mean()
-    result = optimize(learner, memory, 1, config.scheduled(0))
+    result = train_on(learner, memory, 1, config.scheduled(0))
     after = np.abs(learner.estimate(memory.states.numpy()) - memory.q_values.numpy()).mean()
     assert after < before / 5 and result.losses[-1] < result.losses[0] / 20
 
@@ -166,7 +166,7 @@ def test_same_seed_same_weights_and_other_seed_others(toy_memory: MakeMemory) ->
     def trained(seed: int) -> torch.Tensor:
         config = cpu_config(batch_size=2, max_epochs=1, seed=seed)
         learner = Learner(config, 3, CPU)
-        optimize(learner, toy_memory(4), 1, config.scheduled(0))
+        train_on(learner, toy_memory(4), 1, config.scheduled(0))
         return weights_of(learner)
 
     first = trained(3)
@@ -177,7 +177,7 @@ def test_same_seed_same_weights_and_other_seed_others(toy_memory: MakeMemory) ->
 def test_dropout_is_drawn_from_seed_cycle_and_batch() -> None:
     def draws(seed: int, cycle: int) -> list[float]:
         learner: Any = ScriptedLearner(cpu_config(batch_size=5, seed=seed, dropout=0.5), lambda batch: 1.0)
-        optimize(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 1, "loss_limit": 0})
+        train_on(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 1, "loss_limit": 0})
         return [torch.rand(1, generator=each).item() for each in learner.dropout]
 
     assert draws(0, 1) == draws(0, 1)
@@ -188,7 +188,7 @@ def test_dropped_training_is_repeatable_whatever_the_global_generator(toy_memory
     def trained(**overrides: Any) -> torch.Tensor:
         learner = Learner(cpu_config(batch_size=2, network="small", **overrides), 3, CPU)
         torch.rand(3)
-        optimize(learner, toy_memory(4), 1, {"learning_rate": 1e-3, "max_epochs": 2, "loss_limit": 0.0})
+        train_on(learner, toy_memory(4), 1, {"learning_rate": 1e-3, "max_epochs": 2, "loss_limit": 0.0})
         return weights_of(learner)
 
     first = trained(dropout=0.5)
@@ -200,7 +200,7 @@ def test_nothing_is_dropped_when_states_are_estimated(toy_memory: MakeMemory) ->
     learner, plain = (Learner(cpu_config(network="small", dropout=share), 3, CPU) for share in (0.5, 0.0))
     assert np.array_equal(learner.estimate(states), plain.estimate(states))
     with torch.no_grad():
-        dropped = learner.network(torch.from_numpy(states), torch.Generator().manual_seed(0)).numpy()
+        dropped = learner.average_network(torch.from_numpy(states), torch.Generator().manual_seed(0)).numpy()
     assert np.abs(dropped - plain.estimate(states)).max() > 0.01
 
 
@@ -212,7 +212,7 @@ def test_gradients_are_scaled_down_to_the_limit(limit: float, toy_memory: MakeMe
         learner = Learner(cpu_config(max_grad_norm=each), 3, CPU)
         learner.train_batch(*batch)
         # RAdam's average of gradients is a tenth of the first one.
-        gradients = [10 * learner.optimizer.state[weight]["exp_avg"] for weight in learner.weights]
+        gradients = [10 * learner.optimizer.state[weight]["exp_avg"] for weight in learner.online_network.parameters()]
         norms[each] = torch.nn.utils.get_total_norm(gradients).item()
     assert norms[0.0] > 0.1
     assert norms[limit] == pytest.approx(min(limit or np.inf, norms[0.0]), rel=1e-3)
@@ -241,12 +241,12 @@ def test_bfloat16_keeps_float32_weights_and_learns_nearly_the_same(toy_memory: M
     for precision in ("float32", "bfloat16"):
         config = cpu_config(precision=precision, batch_size=2, max_epochs=8, learning_rate=2e-4)
         learner = Learner(config, 3, CPU)
-        losses[precision] = optimize(learner, memory, 1, config.scheduled(0)).losses
-        assert {weight.dtype for weight in learner.network.parameters()} == {torch.float32}
+        losses[precision] = train_on(learner, memory, 1, config.scheduled(0)).losses
+        assert {weight.dtype for weight in learner.average_network.parameters()} == {torch.float32}
         estimates = learner.estimate(memory.states.numpy())
         assert estimates.dtype == np.float32
         with torch.no_grad():
-            exact = learner.network(memory.states).numpy()
+            exact = learner.average_network(memory.states).numpy()
         np.testing.assert_allclose(estimates, exact, rtol=0.05, atol=0.05)
     assert (losses["float32"] != losses["bfloat16"]).any()
     for each in losses.values():
@@ -258,7 +258,7 @@ def trained_as(toy_memory: MakeMemory, device: torch.device, **overrides: Any) -
     """Losses and weights of a short training of a small network."""
     config = cpu_config(batch_size=2, network="small", max_epochs=3, **{"device": device.type, **overrides})
     learner = Learner(config, 3, device)
-    result = optimize(learner, toy_memory(4), 1, config.scheduled(0))
+    result = train_on(learner, toy_memory(4), 1, config.scheduled(0))
     return result.losses, weights_of(learner).cpu()
 
 
@@ -283,10 +283,9 @@ def test_compiled_loss_does_not_reinterpret_bytes(
         return graph.forward
 
     monkeypatch.setattr(dqn.learning.learner, "_COMPILER", backend)
-    learner = Learner(cpu_config(network=network, compiled="yes"), 3, CPU)
+    compiled, eager = (Learner(cpu_config(network=network, compiled=choice), 3, CPU) for choice in ("yes", "no"))
     batch = toy_memory(2).batch(np.arange(2), CPU)
-    loss = learner._loss(*batch, None)
-    torch.testing.assert_close(loss, learner._batch_loss(*batch, None))
+    torch.testing.assert_close(compiled.loss_and_gradients(*batch)[0], eager.loss_and_gradients(*batch)[0])
     views = [node for node in seen if "view" in str(node.target)]
     assert views and not [node for node in views if any(isinstance(each, torch.dtype) for each in node.args)]
 
@@ -338,10 +337,10 @@ def test_an_average_of_the_trained_weights_estimates(precision: str, toy_memory:
         assert losses[0] == losses[1], "it is trained as without an average"
         average = 0.75 * average + 0.25 * weights_of(plain)
     torch.testing.assert_close(weights_of(averaging), average)
-    averaging.refresh()
+    averaging.update_copies()
     states = memory.states.numpy()
-    alone = QNetwork(averaging.config, 3)
-    alone.load_state_dict(averaging.network.state_dict())
+    alone = make_network(averaging.config, 3)
+    alone.load_state_dict(averaging.average_network.state_dict())
     with torch.no_grad():
         expected = (alone.in_bfloat16() if precision == "bfloat16" else alone)(memory.states).numpy()
     np.testing.assert_array_equal(averaging.estimate(states), expected)
@@ -351,10 +350,10 @@ def test_an_average_of_the_trained_weights_estimates(precision: str, toy_memory:
 def test_an_optimization_run_leaves_its_average_to_play(toy_memory: MakeMemory) -> None:
     config = cpu_config(batch_size=2, network="small", ema_decay=0.5, precision="bfloat16")
     learner, memory = Learner(config, 3, CPU), toy_memory(4)
-    optimize(learner, memory, 1, config.scheduled(0))
+    train_on(learner, memory, 1, config.scheduled(0))
     found = learner.estimate(memory.states.numpy())
-    learner.refresh()
+    learner.update_copies()
     np.testing.assert_array_equal(learner.estimate(memory.states.numpy()), found)
     with torch.no_grad():
-        expected = learner.network.in_bfloat16()(memory.states).numpy()
+        expected = learner.average_network.in_bfloat16()(memory.states).numpy()
     np.testing.assert_array_equal(found, expected)
