@@ -26,6 +26,7 @@ from benchmarks.report import HERE, machine, replace_table
 from dqn.envs.games import game_title
 from dqn.evaluation.evaluation import BOOTSTRAP_SAMPLES
 from dqn.evaluation.human_scores import human_normalized
+from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
 from dqn.plots.curve_figures import RUN_COLORS
 from dqn.plots.figures import new_figure
 from storage.runs import open_tracking
@@ -104,7 +105,7 @@ def run_study(run: str, study: Study, record: dict[str, Any]) -> None:
     found = open_tracking().find_run(run)
     record["command"] = f"dqn train {shlex.join(options)}"
     record["minutes"] = float(open_tracking().minutes(found.info.run_id).values[-1])
-    record["states"] = int(found.data.metrics["counter/states"])
+    record["states"] = int(found.data.metrics[COUNTER_STATES])
     record["revision"] = found.data.tags.get("mlflow.source.git.commit", "")
     record["game"] = found.data.params["game"]
     record["curves"] = curves(found.info.run_id)
@@ -126,7 +127,7 @@ def dqn(*arguments: str) -> str:
 def curves(run_id: str) -> dict[str, list[float]]:
     """Mean score of the last 100 training episodes, and minutes, against states."""
     tracking = open_tracking()
-    score, minutes = tracking.curves(run_id, ["score/mean_100"])["score/mean_100"], tracking.minutes(run_id)
+    score, minutes = tracking.curves(run_id, [SCORE_MEAN_100])[SCORE_MEAN_100], tracking.minutes(run_id)
     kept = np.linspace(0, len(score.states) - 1, POINTS).astype(int)
     states = score.states[kept]
     columns = {

@@ -85,7 +85,19 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    from dqn.metrics import Metric
+    from dqn.metrics import (
+        COUNTER_CYCLES,
+        COUNTER_EPISODES,
+        COUNTER_STATES,
+        ESTIMATION_ERROR_MEAN,
+        LOSS_MEAN,
+        OPTIMIZATION_EPOCHS,
+        Q_VALUES_AFTER_MEAN,
+        Q_VALUES_BEFORE_MEAN,
+        SCHEDULE_EPSILON,
+        SCORE_MEAN_100,
+        Metric,
+    )
     from storage.formats.checkpoint import write_checkpoint
     from storage.runs import open_run
     from tasks.unit_reference import UnitReference, made_by, reference
@@ -103,11 +115,11 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
         states = cycle * STATES
         counters = replace(before.metadata.counters, cycle=cycle, states=states)
         with run.commit("checkpoint", cycle, {}, made_by()) as draft:
-            names = ["schedule/epsilon", "q_values/before_mean", "q_values/after_mean", "estimation_error/mean"]
-            names += ["loss/mean", "optimization/epochs", "score/mean_100", "counter/episodes"]
+            names = [SCHEDULE_EPSILON, Q_VALUES_BEFORE_MEAN, Q_VALUES_AFTER_MEAN, ESTIMATION_ERROR_MEAN]
+            names += [LOSS_MEAN, OPTIMIZATION_EPOCHS, SCORE_MEAN_100, COUNTER_EPISODES]
             names += [f"other/{number}" for number in range(CURVES - len(names) - 2)]
             draft.metrics += [Metric(name, states, 1 / cycle) for name in names]
-            draft.metrics += [Metric("counter/states", states, states), Metric("counter/cycles", states, cycle)]
+            draft.metrics += [Metric(COUNTER_STATES, states, states), Metric(COUNTER_CYCLES, states, cycle)]
             write_checkpoint(draft.directory, replace(before, metadata=replace(before.metadata, counters=counters)))
         sample(cycle)
         return reference(draft.unit)

@@ -29,6 +29,7 @@ from dqn.learning.learner import Learner
 from dqn.learning.optimization import train_on
 from dqn.learning.replay import ReplayMemory
 from dqn.learning.sweep import SweepRule, backward_sweep
+from dqn.metrics import COUNTER_CYCLES
 from dqn.randomness import generator
 
 DQN = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -66,7 +67,7 @@ def cycle_seconds(home: Path) -> list[float]:
     client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments)
-    times = sorted(point.timestamp for point in client.get_metric_history(run.info.run_id, "counter/cycles"))
+    times = sorted(point.timestamp for point in client.get_metric_history(run.info.run_id, COUNTER_CYCLES))
     return [float(seconds) for seconds in np.diff(times) / 1000]
 
 

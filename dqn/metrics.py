@@ -14,6 +14,53 @@ from dqn.envs.histories import FinishedEpisode
 from dqn.learning.optimization import LOSS_WINDOW, OptimizationResult
 from dqn.learning.replay import high_errors
 
+# Names of metrics in manifests and in MLflow. They are stored, so they do not change.
+COUNTER_STATES = "counter/states"
+COUNTER_CYCLES = "counter/cycles"
+COUNTER_EPISODES = "counter/episodes"
+COUNTER_UPDATES = "counter/updates"
+SCORE_EPISODE = "score/episode"
+SCORE_MEAN_30 = "score/mean_30"
+SCORE_MEAN_100 = "score/mean_100"
+EPISODE_STEPS = "episode/steps"
+SCHEDULE_EPSILON = "schedule/epsilon"
+SHARE_LIFE_LOST = "share/life_lost"
+SHARE_EPISODE_ENDED = "share/episode_ended"
+SHARE_REWARDED = "share/rewarded"
+Q_VALUES_BEFORE_MIN = "q_values/before_min"
+Q_VALUES_BEFORE_MEAN = "q_values/before_mean"
+Q_VALUES_BEFORE_MAX = "q_values/before_max"
+Q_VALUES_AFTER_MEAN = "q_values/after_mean"
+ESTIMATION_ERROR_MEAN = "estimation_error/mean"
+ESTIMATION_ERROR_HIGH_SHARE = "estimation_error/high_share"
+LOSS_MEAN = "loss/mean"
+LOSS_LAST_100 = "loss/last_100"
+OPTIMIZATION_EPOCHS = "optimization/epochs"
+OPTIMIZATION_BATCHES = "optimization/batches"
+EVALUATION_MEAN = "evaluation/mean"
+EVALUATION_MEAN_LOW = "evaluation/mean_low"  # of the 95 % interval
+EVALUATION_MEAN_HIGH = "evaluation/mean_high"
+
+
+def schedule_metric(field: str) -> str:
+    """Name of the metric of a scheduled field of the configuration."""
+    return f"schedule/{field}"
+
+
+def q_values_metric(when: str, statistic: str) -> str:
+    """Name of the metric of Q-values: `before`, `after` or `change`, and `min`, `mean`, `max` or `sd`."""
+    return f"q_values/{when}_{statistic}"
+
+
+def evaluation_metric(statistic: str) -> str:
+    """Name of the metric of a statistic of an evaluation."""
+    return f"evaluation/{statistic}"
+
+
+def speed_metric(task: str) -> str:
+    """Name of the metric of a task's speed, in states per second."""
+    return f"speed/{task}"
+
 
 class Metric(NamedTuple):
     """One point of one curve."""
@@ -51,10 +98,10 @@ def score_metrics(
     for episode in finished:
         scores = [*scores, episode.score][-RECENT_EPISODES:]
         metrics += [
-            Metric("score/episode", episode.states, episode.score),
-            Metric("score/mean_30", episode.states, float(np.mean(scores[-30:]))),
-            Metric("score/mean_100", episode.states, float(np.mean(scores))),
-            Metric("episode/steps", episode.states, episode.steps),
+            Metric(SCORE_EPISODE, episode.states, episode.score),
+            Metric(SCORE_MEAN_30, episode.states, float(np.mean(scores[-30:]))),
+            Metric(SCORE_MEAN_100, episode.states, float(np.mean(scores))),
+            Metric(EPISODE_STEPS, episode.states, episode.steps),
         ]
     return metrics, tuple(scores)
 
@@ -62,11 +109,11 @@ def score_metrics(
 def play_metrics(config: TrainConfig, experience: Experience, states: int) -> list[Metric]:
     """Schedules at the start of a cycle, and how often something happened in it."""
     after = states + experience.states_played
-    scheduled = [Metric(f"schedule/{name}", after, value) for name, value in config.scheduled(states).items()]
+    scheduled = [Metric(schedule_metric(name), after, value) for name, value in config.scheduled(states).items()]
     shares = {
-        "share/life_lost": experience.life_lost,
-        "share/episode_ended": experience.terminated | experience.truncated,
-        "share/rewarded": experience.rewards != 0,
+        SHARE_LIFE_LOST: experience.life_lost,
+        SHARE_EPISODE_ENDED: experience.terminated | experience.truncated,
+        SHARE_REWARDED: experience.rewards != 0,
     }
     return scheduled + [Metric(name, after, float(table.mean())) for name, table in shares.items()]
 
@@ -80,15 +127,15 @@ def sweep_metrics(config: TrainConfig, experience: Experience, targets: Targets,
         "change": targets.q_values - experience.q_values,
     }
     metrics = [
-        Metric(f"q_values/{when}_{name}", after, float(of(table)))
+        Metric(q_values_metric(when, name), after, float(of(table)))
         for when, table in tables.items()
         for name, of in (("min", np.min), ("mean", np.mean), ("max", np.max), ("sd", np.std))
     ]
     errors = targets.estimation_errors
     return [
         *metrics,
-        Metric("estimation_error/mean", after, float(errors.mean())),
-        Metric("estimation_error/high_share", after, float(high_errors(errors, config.error_threshold).mean())),
+        Metric(ESTIMATION_ERROR_MEAN, after, float(errors.mean())),
+        Metric(ESTIMATION_ERROR_HIGH_SHARE, after, float(high_errors(errors, config.error_threshold).mean())),
     ]
 
 
@@ -96,12 +143,12 @@ def optimization_metrics(result: OptimizationResult, counters: Counters) -> list
     """Loss over an optimization run, how long it was, and what the run has done after it."""
     states, tail = counters.states, result.losses[-LOSS_WINDOW:]
     return [
-        Metric("counter/states", states, counters.states),
-        Metric("counter/cycles", states, counters.cycle),
-        Metric("counter/episodes", states, counters.episodes),
-        Metric("counter/updates", states, counters.updates),
-        Metric("loss/mean", states, float(result.losses.mean(dtype=np.float64))),
-        Metric("loss/last_100", states, float(tail.mean(dtype=np.float64))),
-        Metric("optimization/epochs", states, result.epochs),
-        Metric("optimization/batches", states, len(result.losses)),
+        Metric(COUNTER_STATES, states, counters.states),
+        Metric(COUNTER_CYCLES, states, counters.cycle),
+        Metric(COUNTER_EPISODES, states, counters.episodes),
+        Metric(COUNTER_UPDATES, states, counters.updates),
+        Metric(LOSS_MEAN, states, float(result.losses.mean(dtype=np.float64))),
+        Metric(LOSS_LAST_100, states, float(tail.mean(dtype=np.float64))),
+        Metric(OPTIMIZATION_EPOCHS, states, result.epochs),
+        Metric(OPTIMIZATION_BATCHES, states, len(result.losses)),
     ]

@@ -8,11 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from dqn.config import TrainConfig, make_config
+from dqn.config import DEFAULT_STATES, TrainConfig, make_config
 from dqn.envs.games import check_game, game_names
 from dqn.hardware import resolve
-
-DEFAULT_STATES = 4_400_000
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

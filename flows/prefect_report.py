@@ -24,6 +24,18 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
+from dqn.metrics import (
+    COUNTER_CYCLES,
+    COUNTER_STATES,
+    ESTIMATION_ERROR_MEAN,
+    LOSS_MEAN,
+    OPTIMIZATION_EPOCHS,
+    Q_VALUES_AFTER_MEAN,
+    Q_VALUES_BEFORE_MEAN,
+    SCHEDULE_EPSILON,
+    SCORE_MEAN_100,
+)
+
 UPDATE_SECONDS = 30.0  # each update is an event in Prefect's database, too
 LOG_SECONDS = 60.0
 ROWS = 20
@@ -73,7 +85,7 @@ class TrainingReport:
 
     def show(self) -> None:
         """Show what is known now."""
-        if "counter/states" in self._summary:
+        if COUNTER_STATES in self._summary:
             self._rows.appendleft(self._row())
         rows, progress = list(self._rows), _percent(self._summary["fraction"])
         if shown := self._progress:
@@ -91,7 +103,7 @@ class TrainingReport:
     def finish(self, log: Callable[[str], None], next_steps: str) -> None:
         """Show the end of this flow run's part of the training."""
         self.show()
-        if "counter/states" not in self._summary:
+        if COUNTER_STATES not in self._summary:
             log("there was nothing left to do")
             return
         line = cycle_line(self._summary)
@@ -101,19 +113,19 @@ class TrainingReport:
 
     def _row(self) -> dict[str, Any]:
         summary, now = self._summary, time.monotonic()
-        states = summary["counter/states"]
+        states = summary[COUNTER_STATES]
         pace = (states - self._before[1]) / (now - self._before[0]) if self._before else math.nan
         self._before = now, states
         figures = {
-            "cycle": (summary["counter/cycles"], ",.0f"),
+            "cycle": (summary[COUNTER_CYCLES], ",.0f"),
             "states": (states, ",.0f"),
-            "epsilon": (summary["schedule/epsilon"], ".3f"),
-            "mean score": (summary.get("score/mean_100", math.nan), ".2f"),
-            "Q before": (summary["q_values/before_mean"], ".3f"),
-            "Q after": (summary["q_values/after_mean"], ".3f"),
-            "mean error": (summary["estimation_error/mean"], ".3f"),
-            "loss": (summary["loss/mean"], ".4f"),
-            "epochs": (summary["optimization/epochs"], ".1f"),
+            "epsilon": (summary[SCHEDULE_EPSILON], ".3f"),
+            "mean score": (summary.get(SCORE_MEAN_100, math.nan), ".2f"),
+            "Q before": (summary[Q_VALUES_BEFORE_MEAN], ".3f"),
+            "Q after": (summary[Q_VALUES_AFTER_MEAN], ".3f"),
+            "mean error": (summary[ESTIMATION_ERROR_MEAN], ".3f"),
+            "loss": (summary[LOSS_MEAN], ".4f"),
+            "epochs": (summary[OPTIMIZATION_EPOCHS], ".1f"),
             "states/s": (pace, ",.0f"),
         }
         # Empty where there is no figure yet: a dash would be shown as the dot of a list.
@@ -130,13 +142,13 @@ class TrainingReport:
 
 def cycle_line(summary: Mapping[str, float]) -> str:
     """One line about a finished cycle."""
-    score = summary.get("score/mean_100", math.nan)
+    score = summary.get(SCORE_MEAN_100, math.nan)
     return (
-        f"cycle {summary['counter/cycles']:.0f}"
-        f" | {summary['counter/states']:,.0f} states"
-        f" | epsilon {summary['schedule/epsilon']:.3f}"
+        f"cycle {summary[COUNTER_CYCLES]:.0f}"
+        f" | {summary[COUNTER_STATES]:,.0f} states"
+        f" | epsilon {summary[SCHEDULE_EPSILON]:.3f}"
         f" | mean score {'-' if math.isnan(score) else f'{score:.2f}'}"
-        f" | loss {summary['loss/mean']:.4f}"
+        f" | loss {summary[LOSS_MEAN]:.4f}"
     )
 
 

@@ -15,11 +15,11 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
 
-from dqn.config import Preset, make_config
+from dqn.config import DEFAULT_STATES, Preset, make_config
 from dqn.envs.games import action_names, game_title
+from dqn.metrics import COUNTER_STATES
 from flows.failure import MENDABLE, run_command, tell_how_to_go_on
 from flows.parameters import (
-    DEFAULT_STATES,
     Count,
     Game,
     Name,
@@ -178,8 +178,8 @@ def run_cycles(run: StoredRun, place: Workplace) -> bool:
         made = place.once(optimize, run, cycle)
         publish_and_prune(run, made)
         summary |= made.figures
-        evaluate_if_due(run, place, cycle, int(summary["counter/states"]))
-        fraction = target.fraction(summary["counter/states"], cycle)
+        evaluate_if_due(run, place, cycle, int(summary[COUNTER_STATES]))
+        fraction = target.fraction(summary[COUNTER_STATES], cycle)
         summary["fraction"] = fraction
         report_cycle(summary)
         report.update(summary, log.info)

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run, open_tracking
 
@@ -73,8 +74,8 @@ def list_runs() -> list[dict[str, Any]]:
                 "game": run.data.params.get("game", ""),
                 "preset": run.data.tags.get("dqn.preset", ""),
                 "status": status.lower(),
-                "states": int(run.data.metrics.get("counter/states", 0)),
-                "score": run.data.metrics.get("score/mean_100"),
+                "states": int(run.data.metrics.get(COUNTER_STATES, 0)),
+                "score": run.data.metrics.get(SCORE_MEAN_100),
                 "started": time.strftime("%Y-%m-%d %H:%M", started),
             }
         )

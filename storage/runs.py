@@ -11,6 +11,7 @@ from typing import Any
 
 from dqn.checkpoint import Checkpoint, CheckpointMetadata, first_checkpoint
 from dqn.config import TrainConfig
+from dqn.metrics import EVALUATION_MEAN
 from storage.durable import discard
 from storage.errors import CorruptUnitError, StorageError, UnreachableError
 from storage.formats.checkpoint import read_checkpoint, read_metadata, write_checkpoint
@@ -149,7 +150,7 @@ class StoredRun:
         means: dict[int, float] = {}
         for cycle in sorted(set(self.cycles("checkpoint")) & set(self.cycles(EVALUATION))):
             try:
-                means[cycle] = self.unit(EVALUATION, cycle).metric(f"{EVALUATION}/mean")
+                means[cycle] = self.unit(EVALUATION, cycle).metric(EVALUATION_MEAN)
             except StorageError as error:
                 _log.warning("%s; it is left out", error)
         return max(means, key=means.__getitem__, default=None)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dqn.config import TrainConfig, nearest
 from dqn.envs.games import game_title
-from dqn.metrics import Curve, minutes_at_work
+from dqn.metrics import COUNTER_STATES, Curve, minutes_at_work, speed_metric
 from storage.errors import StorageError, UnreachableError
 from storage.provenance import made_with
 from storage.settings import Settings, without_password
@@ -106,7 +106,7 @@ class Tracking:
     def _publish(self, run_id: str, unit: Unit) -> None:
         last = max((metric.step for metric in unit.metrics), default=0)
         points = [Metric(name, value, unit.created_ms, step) for name, step, value in unit.metrics]
-        points += [Metric(f"speed/{name}", value, unit.created_ms, last) for name, value in unit.speed.items()]
+        points += [Metric(speed_metric(name), value, unit.created_ms, last) for name, value in unit.speed.items()]
         new = [point for point in points if point.step not in self._steps(run_id, point.key)]
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
@@ -135,7 +135,7 @@ class Tracking:
 
     def minutes(self, run_id: str) -> Curve:
         """Minutes of work until each cycle of a run was done, without pauses; nothing before the first cycle."""
-        points = sorted(self.client.get_metric_history(run_id, "counter/states"), key=lambda point: point.step)
+        points = sorted(self.client.get_metric_history(run_id, COUNTER_STATES), key=lambda point: point.step)
         times = [self.client.get_run(run_id).info.start_time, *(point.timestamp for point in points)]
         return Curve(np.array([0, *(point.step for point in points)], float), minutes_at_work(np.array(times, float)))
 

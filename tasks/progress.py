@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 
+from dqn.metrics import COUNTER_CYCLES
+
 progress = logging.getLogger("dqn.progress")
 progress.propagate = False
 progress.setLevel(logging.INFO)
@@ -23,7 +25,7 @@ def report(stage: str, cycle: int, done: int, total: int) -> None:
 def report_cycle(summary: dict[str, float]) -> None:
     """Tell the figures of a finished cycle, by the names they have in MLflow."""
     if progress.handlers:
-        progress.info("cycle %d", summary["counter/cycles"], extra={"summary": summary})
+        progress.info("cycle %d", summary[COUNTER_CYCLES], extra={"summary": summary})
 
 
 def report_run(run_id: str) -> None:

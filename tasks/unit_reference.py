@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect.runtime import flow_run, task_run
 
+from dqn.metrics import speed_metric
 from storage.runs import open_run
 from storage.units.unit import Unit
 
@@ -28,7 +29,7 @@ class UnitReference:
 def reference(unit: Unit) -> UnitReference:
     """The reference of a committed unit."""
     figures = {metric.name: metric.value for metric in unit.metrics}
-    speed = {f"speed/{name}": value for name, value in unit.speed.items()}
+    speed = {speed_metric(name): value for name, value in unit.speed.items()}
     return UnitReference(unit.kind, unit.cycle, unit.digest, {**figures, **speed})
 
 

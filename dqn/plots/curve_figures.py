@@ -11,7 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, ScalarFormatter
 
-from dqn.metrics import Curve
+from dqn.metrics import (
+    ESTIMATION_ERROR_MEAN,
+    EVALUATION_MEAN,
+    EVALUATION_MEAN_HIGH,
+    EVALUATION_MEAN_LOW,
+    LOSS_MEAN,
+    Q_VALUES_BEFORE_MAX,
+    Q_VALUES_BEFORE_MEAN,
+    Q_VALUES_BEFORE_MIN,
+    SCHEDULE_EPSILON,
+    SCORE_EPISODE,
+    Curve,
+)
 from dqn.plots.figures import BLUE, GRAY, GREEN, LIGHT, ORANGE, RED, new_figure, plain
 
 STATES = "states played"
@@ -47,16 +59,16 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
     """Scores against states: every training episode, their running mean, and the evaluations."""
     figure = new_figure(9, 4.8, f"{game}: scores while training")
     axes = _over_states(figure.subplots(), "score of an episode [points]")
-    if episodes := curves.get("score/episode"):
+    if episodes := curves.get(SCORE_EPISODE):
         axes.plot(episodes.states, episodes.values, ".", ms=2.5, color=LIGHT, label="training episodes", zorder=0)
         mean = running_mean(episodes)
         axes.fill_between(mean.states, mean.low, mean.high, color=BLUE, alpha=0.2, lw=0)
         label = f"mean of {WINDOW_EPISODES} with 95 % interval"
         axes.plot(mean.states, mean.mean, color=BLUE, lw=2, label=label, marker=_marker(mean.states))
-    if evaluated := curves.get("evaluation/mean"):
+    if evaluated := curves.get(EVALUATION_MEAN):
         label = "evaluation with 95 % interval"
         _evaluations(axes, evaluated.states, evaluated, curves, ORANGE, label=label, ls="none")
-    if (epsilon := curves.get("schedule/epsilon")) and len(epsilon.values) > 1:
+    if (epsilon := curves.get(SCHEDULE_EPSILON)) and len(epsilon.values) > 1:
         other = axes.twinx()
         other.plot(epsilon.states, epsilon.values, color=GRAY, lw=1, ls=":", label="epsilon (right)")
         other.set_ylim(0, 1.05)
@@ -74,14 +86,15 @@ def q_value_curves(curves: Mapping[str, Curve], game: str) -> Figure:
     figure = new_figure(9, 7.2, f"{game}: Q-values while training")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     _over_states(top, "Q-value [reward]")
-    if {"q_values/before_min", "q_values/before_max", "q_values/before_mean"} <= set(curves):
-        low, mean, high = (curves[f"q_values/before_{name}"] for name in ("min", "mean", "max"))
+    estimates = (Q_VALUES_BEFORE_MIN, Q_VALUES_BEFORE_MEAN, Q_VALUES_BEFORE_MAX)
+    if set(estimates) <= set(curves):
+        low, mean, high = (curves[name] for name in estimates)
         top.fill_between(low.states, low.values, high.values, color=LIGHT, lw=0, label="lowest to highest")
         top.plot(mean.states, mean.values, color=BLUE, lw=1.8, label="mean estimate when played")
         top.legend(frameon=False, fontsize=9, loc="upper left")
     for axes, name, label, color in (
-        (middle, "estimation_error/mean", "mean estimation error\n[reward]", GREEN),
-        (bottom, "loss/mean", "mean loss [reward²]", RED),
+        (middle, ESTIMATION_ERROR_MEAN, "mean estimation error\n[reward]", GREEN),
+        (bottom, LOSS_MEAN, "mean loss [reward²]", RED),
     ):
         _over_states(axes, label)
         if curve := curves.get(name):
@@ -103,7 +116,7 @@ def score_comparison(
         game: title of the game.
         minutes: for each run's name, the minutes of work until so many states were played.
     """
-    evaluated = any("evaluation/mean" in curves for curves in runs.values())
+    evaluated = any(EVALUATION_MEAN in curves for curves in runs.values())
     figure = new_figure(10, 7.6 if evaluated else 4.6, f"{game}: scores against {MINUTES if minutes else STATES}")
     panels = figure.subplots(2 if evaluated else 1, 1, sharex=True, squeeze=False)[:, 0]
     training = _over_states(panels[-1], f"mean score of {WINDOW_EPISODES}\ntraining episodes [points]")
@@ -117,11 +130,11 @@ def score_comparison(
             return took
 
         training.plot([], [], color=color, lw=2, label=name)
-        if episodes := curves.get("score/episode"):
+        if episodes := curves.get(SCORE_EPISODE):
             mean = running_mean(episodes)
             training.fill_between(along(mean.states), mean.low, mean.high, color=color, alpha=0.15, lw=0)
             training.plot(along(mean.states), mean.mean, color=color, lw=1.8, marker=_marker(mean.states))
-        if tested := curves.get("evaluation/mean"):
+        if tested := curves.get(EVALUATION_MEAN):
             _evaluations(panels[0], along(tested.states), tested, curves, color)
     if evaluated:
         _over_states(panels[0], "mean score of\nan evaluation [points]").set_xlabel("")
@@ -144,6 +157,6 @@ def _over_states(axes: Axes, y: str) -> Axes:
 
 
 def _evaluations(axes: Axes, x: np.ndarray, mean: Curve, curves: Mapping[str, Curve], color: str, **style: Any) -> None:
-    low, high = curves.get("evaluation/mean_low", mean), curves.get("evaluation/mean_high", mean)
+    low, high = curves.get(EVALUATION_MEAN_LOW, mean), curves.get(EVALUATION_MEAN_HIGH, mean)
     reach = np.abs([mean.values - low.values, high.values - mean.values])
     axes.errorbar(x, mean.values, reach, marker="o", ms=4.5, color=color, capsize=3, lw=1.4, **style)

@@ -69,12 +69,13 @@ def train(
     wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
     wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
     run_id = start(wanted, _stop_on_sigterm())
+    from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
     from storage.runs import open_tracking
 
     run = open_tracking().client.get_run(run_id)
-    score = run.data.metrics.get("score/mean_100")
+    score = run.data.metrics.get(SCORE_MEAN_100)
     print(
-        f"run {run.info.run_name} ({run_id}) has played {run.data.metrics['counter/states']:,.0f} states; "
+        f"run {run.info.run_name} ({run_id}) has played {run.data.metrics[COUNTER_STATES]:,.0f} states; "
         f"mean score of its last 100 episodes: {'none ended' if score is None else f'{score:.2f}'}"
     )
     print(f"dqn evaluate {run.info.run_name}    dqn ui")

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dqn.metrics import COUNTER_STATES
 from flows.prefect_report import cycle_line
 from tasks.progress import progress
 
@@ -54,7 +55,7 @@ class Display(logging.Handler):
         summary: dict[str, float] | None = getattr(record, "summary", None)
         if summary:
             self._summary = summary
-            self._first = self._first or (now, summary["counter/states"])
+            self._first = self._first or (now, summary[COUNTER_STATES])
         elif self._live is None or now - self._shown < 0.2:
             return
         if self._live:
@@ -78,7 +79,7 @@ class Display(logging.Handler):
         """States per second since the first cycle was done, and the time left at that pace."""
         assert self._first
         began, began_at = self._first
-        states, fraction = self._summary["counter/states"], self._summary["fraction"]
+        states, fraction = self._summary[COUNTER_STATES], self._summary["fraction"]
         if states <= began_at:
             return []
         pace = (states - began_at) / (now - began)

@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from dqn.envs.games import game_title
-from dqn.metrics import Curve
+from dqn.metrics import (
+    EVALUATION_MEAN,
+    EVALUATION_MEAN_HIGH,
+    EVALUATION_MEAN_LOW,
+    SCORE_EPISODE,
+    Curve,
+    evaluation_metric,
+)
 from dqn.plots.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
 from flows.commands.html_report import Page, Picture, Table
 from storage.runs import StoredRun
 
-CURVES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high")
+CURVES = (SCORE_EPISODE, EVALUATION_MEAN, EVALUATION_MEAN_LOW, EVALUATION_MEAN_HIGH)
 COLUMNS = (
     "run",
     "states",
@@ -37,7 +44,7 @@ class Contender:
     def figures(self) -> dict[str, Any]:
         """What the table says of it; None where there is nothing to say."""
         states, minutes = int(self.minutes.states[-1]), float(self.minutes.values[-1])
-        scores, evaluated = self.curves.get("score/episode"), self.curves.get("evaluation/mean")
+        scores, evaluated = self.curves.get(SCORE_EPISODE), self.curves.get(EVALUATION_MEAN)
         best = int(evaluated.values.argmax()) if evaluated else None
         return {
             "run": self.name,
@@ -48,7 +55,7 @@ class Contender:
             "training_score": float(scores.values[-WINDOW_EPISODES:].mean()) if scores else None,
             "evaluations": len(evaluated.values) if evaluated else 0,
             **{
-                f"best_{name}": None if best is None else float(self.curves[f"evaluation/{name}"].values[best])
+                f"best_{name}": None if best is None else float(self.curves[evaluation_metric(name)].values[best])
                 for name in ("mean", "mean_low", "mean_high")
             },
             "best_states": int(evaluated.states[best]) if evaluated and best is not None else None,

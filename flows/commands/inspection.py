@@ -11,6 +11,18 @@ from dqn.checkpoint import CheckpointMetadata
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.games import game_title
 from dqn.learning.networks import QNetwork
+from dqn.metrics import (
+    ESTIMATION_ERROR_MEAN,
+    EVALUATION_MEAN,
+    EVALUATION_MEAN_HIGH,
+    EVALUATION_MEAN_LOW,
+    LOSS_MEAN,
+    Q_VALUES_BEFORE_MAX,
+    Q_VALUES_BEFORE_MEAN,
+    Q_VALUES_BEFORE_MIN,
+    SCHEDULE_EPSILON,
+    SCORE_EPISODE,
+)
 from dqn.plots.curve_figures import q_value_curves, score_curve
 from dqn.plots.figures import error_histogram, highlight_strip, q_value_histogram, score_histogram, sweep_figure
 from dqn.plots.highlights import find_highlights, stretch_to_a_point
@@ -23,16 +35,16 @@ from storage.formats.experience import read_all_targets, read_experiences
 from storage.runs import EVALUATION, KINDS, StoredRun
 from storage.units.unit import cycle_name
 
-SCORES = ("score/episode", "evaluation/mean", "evaluation/mean_low", "evaluation/mean_high", "loss/mean")
+SCORES = (SCORE_EPISODE, EVALUATION_MEAN, EVALUATION_MEAN_LOW, EVALUATION_MEAN_HIGH, LOSS_MEAN)
 
 
 CURVES = (
     *SCORES,
-    "schedule/epsilon",
-    "q_values/before_min",
-    "q_values/before_mean",
-    "q_values/before_max",
-    "estimation_error/mean",
+    SCHEDULE_EPSILON,
+    Q_VALUES_BEFORE_MIN,
+    Q_VALUES_BEFORE_MEAN,
+    Q_VALUES_BEFORE_MAX,
+    ESTIMATION_ERROR_MEAN,
 )
 
 
@@ -138,11 +150,11 @@ def _facts(about: Inspection) -> dict[str, str]:
 def _training(about: Inspection) -> None:
     curves = about.run.tracking.curves(about.run.run_id, CURVES)
     pictures = []
-    if "score/episode" in curves or "evaluation/mean" in curves:
+    if SCORE_EPISODE in curves or EVALUATION_MEAN in curves:
         pictures.append(Picture("score-curve", score_curve(curves, about.game), "Scores against states played."))
     else:
         about.page.notes.append("There are no scores to show: no episode of the run has ended yet.")
-    if "loss/mean" in curves and len(curves["loss/mean"].values) > 1:
+    if LOSS_MEAN in curves and len(curves[LOSS_MEAN].values) > 1:
         caption = "Q-values, errors and loss against states."
         pictures.append(Picture("q-value-curves", q_value_curves(curves, about.game), caption))
     else:
