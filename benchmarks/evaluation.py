@@ -19,7 +19,8 @@ from dqn.envs.experience import Experience
 from dqn.envs.games import action_names
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import open_lanes
-from dqn.envs.rollout import play
+from dqn.envs.policy import CyclePolicy
+from dqn.envs.rollout import play_cycle
 from dqn.evaluation.evaluation import Protocol
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
@@ -39,14 +40,14 @@ def bench_evaluation(learner: Learner, protocol: Protocol) -> Rates:
     actions = len(action_names(config.game, config.full_action_set))
     experience = Experience.empty(STEPS, config.lanes, actions, channels=config.state_channels)
     epsilon = LinearSchedule(start=protocol.epsilon, end=protocol.epsilon)
-    policy = [np.random.default_rng(group) for group in range(len(groups))]
+    policy = CyclePolicy(epsilon, 0, config.lanes, [np.random.default_rng(group) for group in range(len(groups))])
 
     def evaluate() -> int:
         evaluation, _ = play_evaluation(learner, protocol, cores)
         return sum(evaluation.steps)
 
     def collect() -> int:
-        play(groups, learner.estimate, experience, epsilon, 0, policy)
+        play_cycle(groups, learner.estimate, experience, policy)
         return experience.actions.size
 
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dqn.envs.policy import CyclePolicy
 from flows.server.environment import quiet_prefect
 
 LANES, STEPS = 4, 16
@@ -27,9 +28,9 @@ class FakeLanes:
         """Nothing to close."""
 
 
-def fake_play(groups: Any, estimate: Any, experience: Any, epsilon: Any, states: int, *others: Any) -> None:
+def fake_play(groups: Any, estimate: Any, experience: Any, policy: CyclePolicy, on_step: Any) -> None:
     """Fill `experience` with random play in which nothing ends."""
-    draws = np.random.default_rng(states)
+    draws = np.random.default_rng(policy.states)
     experience.states[:] = draws.integers(0, 2, experience.states.shape, np.uint8)
     experience.q_values[:] = draws.random(experience.q_values.shape)
     experience.bootstrap_q_values[:] = 0
@@ -37,7 +38,7 @@ def fake_play(groups: Any, estimate: Any, experience: Any, epsilon: Any, states:
     for table in (experience.rewards, experience.life_lost, experience.terminated, experience.truncated):
         table[:] = 0
     experience.terminated[-1] = True  # so that the lanes' histories stay short
-    experience.episode[:] = np.arange(LANES) + states // STEPS
+    experience.episode[:] = np.arange(LANES) + policy.states // STEPS
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     from flows import cli
     from tasks import collect_episodes
 
-    collect_episodes.play = fake_play
+    collect_episodes.play_cycle = fake_play
     collect_episodes.take_lanes = lambda unit, checkpoint, shard: [FakeLanes()]
     fields = [option for name, value in SETTINGS.items() for option in ("--set", f"{name}={value}")]
     sys.argv = ["dqn", "train", "--cycles", sys.argv[1], *fields]

@@ -23,14 +23,14 @@ from dqn.config import TrainConfig, make_config
 from dqn.envs.experience import Experience
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import open_lanes
-from dqn.envs.rollout import play
+from dqn.envs.policy import CyclePolicy
+from dqn.envs.rollout import play_cycle
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
 from dqn.learning.optimization import train_on
 from dqn.learning.replay import ReplayMemory
 from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import COUNTER_CYCLES
-from dqn.randomness import generator
 
 DQN = [sys.executable, "-c", "from flows.cli import main; main()"]
 CYCLES = 20
@@ -80,9 +80,8 @@ def bare_cycle_seconds(config: TrainConfig, cycles: int) -> list[float]:
     seconds, states = [], 0
     for cycle in range(1, cycles + 1):
         began = perf_counter()
-        draws = [generator(config.seed, "policy", cycle, group) for group in range(len(groups))]
         experience = Experience.empty(config.cycle_steps(states), config.lanes, actions)
-        play(groups, learner.estimate, experience, config.epsilon, states, draws)
+        play_cycle(groups, learner.estimate, experience, CyclePolicy.of(config, cycle, states))
         memory = ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(config)))
         train_on(learner, memory, cycle, config.scheduled(states))
         states += experience.states_played

@@ -24,7 +24,8 @@ from dqn.config import TrainConfig, make_config
 from dqn.envs.experience import Experience
 from dqn.envs.histories import SEEDED_STEPS, first_histories
 from dqn.envs.lanes import open_lanes
-from dqn.envs.rollout import play
+from dqn.envs.policy import CyclePolicy
+from dqn.envs.rollout import play_cycle
 from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
 from dqn.learning.networks import make_network, q_loss
@@ -69,16 +70,17 @@ def bench_play(network: str) -> Rates:
         use_fire_reset=False,
     )
     alone.reset(seed=0)
-    draws = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     groups = open_lanes(config, first_histories(LANES))
     learner = Learner(config, 4, prepare(config))
     experience = Experience.empty(STEPS, LANES, 4)
-    policy = [np.random.default_rng(group) for group in range(len(groups))]
+    draws = [np.random.default_rng(group) for group in range(len(groups))]
+    policy = CyclePolicy(config.epsilon, 0, LANES, draws)
     states = np.concatenate([lanes.states for lanes in groups])
 
     def emulate() -> int:
         for _ in range(STEPS):
-            alone.step(draws.integers(4, size=LANES))
+            alone.step(random.integers(4, size=LANES))
         return STEPS * LANES
 
     def infer() -> int:
@@ -88,7 +90,7 @@ def bench_play(network: str) -> Rates:
 
     def collect() -> int:
         with tempfile.TemporaryDirectory() as directory:
-            play(groups, learner.estimate, experience, config.epsilon, 0, policy)
+            play_cycle(groups, learner.estimate, experience, policy)
             write_experience(Path(directory), experience)
         return STEPS * LANES
 

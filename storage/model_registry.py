@@ -21,7 +21,7 @@ from mlflow.types import Schema, TensorSpec
 
 from dqn.envs.games import game_title
 from dqn.evaluation.evaluation import Evaluation
-from dqn.export.inference_spec import Exported
+from dqn.export.inference_spec import ExportedAgent
 from dqn.learning.networks import QNetwork
 from storage.errors import StorageError
 from storage.formats.agent_export import read_export
@@ -50,7 +50,7 @@ def champion_of(tracking: Tracking, game: str) -> ModelVersion | None:
     return _version(tracking, champion_address(game))
 
 
-def promote(tracking: Tracking, version: ModelVersion, exported: Exported) -> None:
+def promote(tracking: Tracking, version: ModelVersion, exported: ExportedAgent) -> None:
     """Make a version the champion of its game, for the mean score of its evaluation."""
     assert exported.evaluation is not None
     limit = exported.metadata.config.episode_frames_limit
@@ -63,14 +63,14 @@ def promote(tracking: Tracking, version: ModelVersion, exported: Exported) -> No
     tracking.client.set_registered_model_alias(version.name, CHAMPION, version.version)
 
 
-def shared_version(tracking: Tracking, exported: Exported) -> ModelVersion | None:
+def shared_version(tracking: Tracking, exported: ExportedAgent) -> ModelVersion | None:
     """The version that this checkpoint was shared as before, if it was."""
     name = game_title(exported.metadata.config.game)
     found = tracking.client.search_model_versions(f"name = '{name}' and tags.`{CHECKPOINT}` = '{exported.checkpoint}'")
     return next(iter(found), None)
 
 
-def share(run: StoredRun, exported: Exported, network: QNetwork, folder: Path, card: str) -> ModelVersion:
+def share(run: StoredRun, exported: ExportedAgent, network: QNetwork, folder: Path, card: str) -> ModelVersion:
     """Register a network as a version of its game's model: exported by torch, with signature and input example.
 
     Args:
@@ -104,7 +104,7 @@ def share(run: StoredRun, exported: Exported, network: QNetwork, folder: Path, c
     return version
 
 
-def open_shared(tracking: Tracking, address: str) -> Exported:
+def open_shared(tracking: Tracking, address: str) -> ExportedAgent:
     """The agent at `models:/NAME@champion` or `models:/NAME/VERSION`.
 
     Raises:

@@ -10,9 +10,9 @@ from prefect.cache_policies import NO_CACHE
 from dqn.envs.experience import Experience
 from dqn.envs.histories import advance
 from dqn.envs.lanes import closed_on_failure
-from dqn.envs.rollout import play
+from dqn.envs.policy import CyclePolicy
+from dqn.envs.rollout import play_cycle
 from dqn.metrics import play_metrics, score_metrics
-from dqn.randomness import generator
 from storage.formats.experience import write_experience
 from storage.runs import open_run
 from tasks.process_cache import keep_learner, keep_played, take_lanes, take_learner, unit_at_hand
@@ -35,14 +35,14 @@ def collect_episodes(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
     steps, actions = config.cycle_steps(states), len(checkpoint.metadata.action_names)
     lanes = config.shard_lanes(shard)
     experience = Experience.empty(steps, lanes.stop - lanes.start, actions, channels=config.state_channels)
-    draws = [generator(config.seed, "policy", cycle, group) for group in config.group_numbers(shard)]
+    policy = CyclePolicy.of(config, cycle, states, shard)
 
     def on_step(done: int, steps: int) -> None:
         report("collect-episodes", cycle, done, steps)
 
     with closed_on_failure(groups), run.commit(kind, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        play(groups, learner.estimate, experience, config.epsilon, states, draws, on_step, config.lanes)
+        play_cycle(groups, learner.estimate, experience, policy, on_step)
         write_experience(draft.directory, experience)
         if run.shards == 1:  # those of all shards together are told by `optimize`
             _, finished = advance(checkpoint.histories, experience, states)

@@ -7,9 +7,8 @@ from time import perf_counter
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-import dqn.evaluation.evaluation
 from dqn.checkpoint import Counters
-from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups
+from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups, play_episodes
 from dqn.learning.learner import Learner
 from storage.formats.evaluation import write_evaluation
 from storage.runs import EVALUATION, StoredRun, open_run
@@ -65,7 +64,7 @@ def evaluate_checkpoint(
 def play_evaluation(learner: Learner, protocol: Protocol, threads: int, cycle: int = 0) -> tuple[Evaluation, float]:
     """Play the protocol's episodes; the evaluation and its states per second, from opening the games on."""
     began = perf_counter()
-    evaluation = dqn.evaluation.evaluation.evaluate(
+    evaluation = play_episodes(
         evaluation_groups(protocol, learner.config, threads),
         learner.estimate,
         protocol,

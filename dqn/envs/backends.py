@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -10,18 +11,18 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from dqn.config import TrainConfig
-from dqn.envs.games import make_game
+from dqn.envs.games import GameSettings, make_game
 from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH, small_frames
 
 
-def _make_native(game: str, lanes: int, frames_limit: int, **options: Any) -> Any:
+def _make_native(settings: GameSettings, lanes: int, **options: Any) -> Any:
     """ale-py's own vectorization, with nothing done to a game but frame skipping."""
     return gymnasium.make_vec(
-        game,
+        settings.game,
         num_envs=lanes,
         vectorization_mode="vector_entry_point",
-        max_num_frames_per_episode=frames_limit,
+        max_num_frames_per_episode=settings.frames_limit,
+        full_action_space=settings.full_action_set,
         autoreset_mode=AutoresetMode.SAME_STEP,
         stack_num=1,
         maxpool=False,
@@ -32,22 +33,30 @@ def _make_native(game: str, lanes: int, frames_limit: int, **options: Any) -> An
     )
 
 
-def open_screens(config: TrainConfig, game: str) -> Any:
-    """One game in colour, as an environment of its own: the same seed and actions show what `Lanes.of` played.
+def _make_single(settings: GameSettings, obs_type: str) -> gymnasium.Env[Any, Any]:
+    return make_game(
+        settings.game,
+        obs_type=obs_type,
+        max_num_frames_per_episode=settings.frames_limit,
+        full_action_space=settings.full_action_set,
+    )
+
+
+def open_screens(settings: GameSettings) -> Any:
+    """One game in colour, as an environment of its own: the same seed and actions show what `Lanes` played.
 
     Observations of a game ALE/… have a leading lane; see `dqn.plots.recording`.
     """
-    limit, options = config.episode_frames_limit, {"full_action_space": config.full_action_set}
-    if game.startswith("ALE/"):
-        return _make_native(game, 1, limit, num_threads=1, img_height=210, img_width=160, grayscale=False, **options)
-    return make_game(game, obs_type="rgb", max_num_frames_per_episode=limit, **options)
+    if settings.game.startswith("ALE/"):
+        return _make_native(settings, 1, num_threads=1, img_height=210, img_width=160, grayscale=False)
+    return _make_single(settings, "rgb")
 
 
-def open_games(game: str, lanes: int, frames_limit: int, threads: int, full_action_set: bool) -> Games:
+def open_games(settings: GameSettings, lanes: int, threads: int) -> Games:
     """Games by ale-py's own vectorization where it has the game, which is for ids ALE/…, else by gymnasium's."""
-    if game.startswith("ALE/"):
-        return NativeGames(game, lanes, frames_limit, threads, full_action_set)
-    return GymnasiumGames(game, lanes, frames_limit, full_action_set)
+    if settings.game.startswith("ALE/"):
+        return NativeGames(settings, lanes, threads)
+    return GymnasiumGames(settings, lanes)
 
 
 class Games(ABC):
@@ -80,15 +89,9 @@ class NativeGames(Games):
 
     env: AtariVectorEnv
 
-    def __init__(self, game: str, lanes: int, frames_limit: int, threads: int, full_action_set: bool) -> None:
+    def __init__(self, settings: GameSettings, lanes: int, threads: int) -> None:
         self.env = _make_native(
-            game,
-            lanes,
-            frames_limit,
-            num_threads=min(threads, lanes),
-            img_height=STATE_HEIGHT,
-            img_width=STATE_WIDTH,
-            full_action_space=full_action_set,
+            settings, lanes, num_threads=min(threads, lanes), img_height=STATE_HEIGHT, img_width=STATE_WIDTH
         )
         self._started = False
 
@@ -110,12 +113,8 @@ class GymnasiumGames(Games):
 
     env: SyncVectorEnv[Any, Any]
 
-    def __init__(self, game: str, lanes: int, frames_limit: int, full_action_set: bool) -> None:
-        options = {"max_num_frames_per_episode": frames_limit, "full_action_space": full_action_set}
-
-        def make() -> gymnasium.Env[Any, Any]:
-            return make_game(game, obs_type="grayscale", **options)
-
+    def __init__(self, settings: GameSettings, lanes: int) -> None:
+        make = partial(_make_single, settings, "grayscale")
         self.env = SyncVectorEnv([make] * lanes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

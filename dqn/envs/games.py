@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import ale_py
 import gymnasium
 
-from dqn.config import nearest
+from dqn.config import TrainConfig, nearest
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+
+@dataclass(frozen=True)
+class GameSettings:
+    """What decides how a game is played, for given actions.
+
+    Raises:
+        ValueError: `game` is not the id of an Atari game.
+    """
+
+    game: str  # gymnasium id
+    seed: int = 0  # from which the seed of every episode is derived
+    frames_limit: int = 108_000  # frames after which an episode is truncated
+    full_action_set: bool = False  # all 18 actions of the console
+    noop_max: int = 0  # episodes start with 0 to `noop_max` no-op actions
+    stacked_frames: int = 0  # frames of a state; 0 means one frame and its motion trace
+
+    def __post_init__(self) -> None:
+        check_game(self.game)
+
+    @classmethod
+    def of(cls, config: TrainConfig, game: str | None = None, seed: int | None = None) -> GameSettings:
+        """The settings of a run, or the same for another `game` or `seed`."""
+        return cls(
+            game=game or config.game,
+            seed=config.seed if seed is None else seed,
+            frames_limit=config.episode_frames_limit,
+            full_action_set=config.full_action_set,
+            noop_max=config.noop_max,
+            stacked_frames=config.state_channels if config.frame_stack else 0,
+        )
 
 
 def game_names() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dqn.config import TrainConfig
 from dqn.envs.backends import open_games
-from dqn.envs.games import action_names, check_game
+from dqn.envs.games import GameSettings, action_names
 from dqn.envs.histories import SEEDED_STEPS, LaneHistory
 from dqn.envs.observations import FrameStack, MotionTracer
 from dqn.randomness import episode_seeds, noop_starts
@@ -40,64 +40,34 @@ class Lanes:
 
     def __init__(
         self,
-        game: str,
+        settings: GameSettings,
         histories: list[LaneHistory],
-        seed: int,
         *,
-        frames_limit: int = 108_000,
-        threads: int = 0,
         total_lanes: int | None = None,
-        full_action_set: bool = False,
-        noop_max: int = 0,
-        stacked_frames: int = 0,
+        threads: int = 0,
         stopped: Event | None = None,
     ) -> None:
-        """Open one game of `game` for each history and bring it to where that leads, or not so far if `stopped`.
+        """Open one game for each history and restore it.
 
-        They may be some of more lanes: a lane's next episode is so many on from its last as there are in all.
-
-        Raises:
-            ValueError: unknown game.
+        Args:
+            settings: of the games.
+            histories: of L lanes, which may be a subset of the run's lanes.
+            total_lanes: number of lanes of the run, by which episode numbers advance; L by default.
+            threads: CPU threads that emulate; 0 means one for each core. Results do not depend on it.
+            stopped: restoring ends early when this is set; the lanes are of no use then.
         """
-        check_game(game)
-        self.action_names = action_names(game, full_action_set)
-        self._seed = seed
-        self._games = open_games(game, len(histories), frames_limit, threads, full_action_set)
-        self._tracer = FrameStack(len(histories), stacked_frames) if stacked_frames else MotionTracer(len(histories))
-        self._lives = np.zeros(len(histories), np.int64)
-        self._timed_out = np.zeros(len(histories), bool)
-        self._total_lanes = total_lanes or len(histories)
-        self._episodes = np.zeros(len(histories), np.int64)
-        self._seeded_steps = np.zeros(len(histories), np.int64)
-        self._noop_max = noop_max
-        self._noops_left = np.zeros(len(histories), np.int64)
+        lanes = len(histories)
+        self.action_names = action_names(settings.game, settings.full_action_set)
+        self._settings = settings
+        self._games = open_games(settings, lanes, threads)
+        self._tracer = FrameStack(lanes, settings.stacked_frames) if settings.stacked_frames else MotionTracer(lanes)
+        self._lives = np.zeros(lanes, np.int64)
+        self._timed_out = np.zeros(lanes, bool)
+        self._total_lanes = total_lanes or lanes
+        self._episodes = np.zeros(lanes, np.int64)
+        self._seeded_steps = np.zeros(lanes, np.int64)
+        self._noops_left = np.zeros(lanes, np.int64)
         self.restore(histories, stopped or Event())
-
-    @classmethod
-    def of(
-        cls,
-        config: TrainConfig,
-        histories: list[LaneHistory],
-        *,
-        threads: int = 0,
-        total_lanes: int | None = None,
-        game: str | None = None,
-        seed: int | None = None,
-        stopped: Event | None = None,
-    ) -> Lanes:
-        """Lanes as the configuration wants its games, of another game or seed where that is given."""
-        return cls(
-            game or config.game,
-            histories,
-            config.seed if seed is None else seed,
-            frames_limit=config.episode_frames_limit,
-            threads=threads,
-            total_lanes=total_lanes,
-            full_action_set=config.full_action_set,
-            noop_max=config.noop_max,
-            stacked_frames=config.state_channels if config.frame_stack else 0,
-            stopped=stopped,
-        )
 
     @property
     def states(self) -> np.ndarray:
@@ -130,7 +100,7 @@ class Lanes:
         if ended.any():
             self._episodes = self._episodes + ended * self._total_lanes
             self._tracer.reset(frames, terminated)
-            self._noops_left[ended] = noop_starts(self._seed, self._episodes[ended], self._noop_max)
+            self._noops_left[ended] = self._noops(self._episodes[ended])
             seeded = ended & (self._seeded_steps >= SEEDED_STEPS)
             if (cut_off | seeded).any():
                 self._reset(cut_off | seeded, seeded)
@@ -167,12 +137,15 @@ class Lanes:
         assert np.array_equal(self._episodes[own], there[own])
         self._episodes = there
         played = np.array([history.steps for history in histories])
-        self._noops_left = noop_starts(self._seed, self._episodes, self._noop_max) - played
+        self._noops_left = self._noops(self._episodes) - played
+
+    def _noops(self, episodes: np.ndarray) -> np.ndarray:
+        return noop_starts(self._settings.seed, episodes, self._settings.noop_max)
 
     def _reset(self, mask: np.ndarray, seeded: np.ndarray) -> None:
         """Begin an episode in the lanes of `mask`, those of `seeded` with the seed of that episode."""
         seeds = np.full(len(mask), -1)
-        seeds[seeded] = episode_seeds(self._seed, self._episodes[seeded])
+        seeds[seeded] = episode_seeds(self._settings.seed, self._episodes[seeded])
         frames, lives = self._games.reset(mask, seeds[mask])
         self._tracer.reset(frames, mask)
         self._lives = np.where(mask, lives, self._lives)
@@ -191,14 +164,14 @@ def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0
     Raises:
         ValueError: unknown game.
     """
-    groups, opened = config.groups(shard), dict[int, Lanes]()
+    settings, groups, opened = GameSettings.of(config), config.groups(shard), dict[int, Lanes]()
 
     def open_group(number: int, stopped: Event) -> None:
-        opened[number] = Lanes.of(
-            config,
+        opened[number] = Lanes(
+            settings,
             histories[groups[number]],
-            threads=max(1, config.threads // len(groups)),
             total_lanes=len(histories),
+            threads=max(1, config.threads // len(groups)),
             stopped=stopped,
         )
 

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+
+from dqn.config import TrainConfig
+from dqn.randomness import generator
+from dqn.schedules import LinearSchedule
+
+
+@dataclass(frozen=True)
+class CyclePolicy:
+    """Epsilon-greedy policy of one cycle, with one random generator for each group of lanes."""
+
+    epsilon: LinearSchedule  # probability of a random action, by states played
+    states: int  # played by the run before the cycle
+    total_lanes: int  # of the run: the states that one step of all its lanes plays
+    generators: Sequence[np.random.Generator]  # one for each group
+
+    @classmethod
+    def of(cls, config: TrainConfig, cycle: int, states: int, shard: int = 0) -> CyclePolicy:
+        """The policy of a shard's groups in `cycle`, which starts after `states` states of the run."""
+        draws = [generator(config.seed, "policy", cycle, group) for group in config.group_numbers(shard)]
+        return cls(config.epsilon, states, config.lanes, draws)
+
+    def actions(self, q_values: np.ndarray, step: int, group: int) -> np.ndarray:
+        """Actions (L,) int64 of a group's lanes in `step` of the cycle, from their Q-values (L, A)."""
+        epsilon = self.epsilon.at(self.states + step * self.total_lanes)
+        return epsilon_greedy(q_values, epsilon, self.generators[group])
 
 
 def epsilon_greedy(q_values: np.ndarray, epsilon: float, generator: np.random.Generator) -> np.ndarray:

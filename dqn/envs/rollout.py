@@ -11,20 +11,16 @@ import torch
 
 from dqn.envs.experience import Experience
 from dqn.envs.lanes import Lanes
-from dqn.envs.policy import epsilon_greedy
-from dqn.schedules import LinearSchedule
+from dqn.envs.policy import CyclePolicy
 from dqn.threads import run_in_threads
 
 
-def play(
+def play_cycle(
     groups: Sequence[Lanes],
     estimate: Callable[[np.ndarray], np.ndarray],
     experience: Experience,
-    epsilon: LinearSchedule,
-    states: int,
-    generators: Sequence[np.random.Generator],
+    policy: CyclePolicy,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
-    total_lanes: int | None = None,
 ) -> None:
     """Play every lane for all steps of `experience`, and fill that.
 
@@ -35,44 +31,41 @@ def play(
         groups: games of all L lanes together, left where the last step leads.
         estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32; called by all threads.
         experience: T steps of L lanes to be filled.
-        epsilon: probability of a random action, by states played.
-        states: played by the run before this.
-        generators: draws of the policy, one for each group.
+        policy: of the cycle, with one generator for each group.
         on_step: told the steps done and to do by the first group.
-        total_lanes: of the run, where these are some of more; each step of all of them plays so many states.
     """
-    assert experience.steps >= 1
-    states_per_step = total_lanes or experience.actions.shape[1]
+    assert experience.steps >= 1 and len(policy.generators) == len(groups)
     ends = np.cumsum([len(lanes.episodes) for lanes in groups])
     slices = [slice(end - len(lanes.episodes), end) for lanes, end in zip(groups, ends.tolist(), strict=True)]
     assert slices[-1].stop == experience.actions.shape[1]
 
-    def play_group(lanes: Lanes, where: slice, generator: np.random.Generator, stopped: Event) -> None:
+    def play_group(group: int, stopped: Event) -> None:
+        lanes, where = groups[group], slices[group]
         q_values = estimate(lanes.states)
         for step in range(experience.steps):
             if stopped.is_set():
                 return
-            chance = epsilon.at(states + step * states_per_step)
-            _play_step(lanes, q_values, experience, step, where, epsilon_greedy(q_values, chance, generator))
+            actions = lanes.with_noops(policy.actions(q_values, step, group))
+            _play_step(lanes, q_values, actions, experience, (step, where))
             q_values = estimate(lanes.states)
             if where.start == 0:
                 on_step(step + 1, experience.steps)
         experience.bootstrap_q_values[where] = q_values
 
-    calls = [partial(play_group, *each) for each in zip(groups, slices, generators, strict=True)]
+    calls = [partial(play_group, group) for group in range(len(groups))]
     run_in_threads(calls, len(groups), max(1, torch.get_num_threads() // len(groups)))
 
 
 def _play_step(
-    lanes: Lanes, q_values: np.ndarray, experience: Experience, step: int, where: slice, actions: np.ndarray
+    lanes: Lanes, q_values: np.ndarray, actions: np.ndarray, experience: Experience, row: tuple[int, slice]
 ) -> None:
-    experience.states[step, where] = lanes.states
-    experience.q_values[step, where] = q_values
-    experience.episode[step, where] = lanes.episodes
-    actions = lanes.with_noops(actions)
+    """Take `actions` and store the step in `experience` at `row`, which is its step and its lanes."""
+    experience.states[row] = lanes.states
+    experience.q_values[row] = q_values
+    experience.episode[row] = lanes.episodes
     outcome = lanes.step(actions)
-    experience.actions[step, where] = actions
-    experience.rewards[step, where] = outcome.rewards
-    experience.life_lost[step, where] = outcome.life_lost
-    experience.terminated[step, where] = outcome.terminated
-    experience.truncated[step, where] = outcome.truncated
+    experience.actions[row] = actions
+    experience.rewards[row] = outcome.rewards
+    experience.life_lost[row] = outcome.life_lost
+    experience.terminated[row] = outcome.terminated
+    experience.truncated[row] = outcome.truncated

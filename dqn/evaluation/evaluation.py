@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dqn.config import TrainConfig
-from dqn.envs.games import game_title
+from dqn.envs.games import GameSettings, game_title
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import Lanes
 from dqn.envs.policy import epsilon_greedy
@@ -102,19 +102,16 @@ def evaluation_groups(protocol: Protocol, config: TrainConfig, threads: int) -> 
 
     The groups are the same whatever the number of threads, for the policy's draws belong to them.
     """
-    histories = first_histories(min(protocol.episodes, LANES))
+    settings, histories = game_settings(protocol, config), first_histories(min(protocol.episodes, LANES))
     size = -(-len(histories) // GROUPS)
-    options: dict[str, Any] = {"game": protocol.game, "seed": games_seed(protocol), "total_lanes": len(histories)}
-    options["threads"] = max(1, threads // GROUPS)
-    return [
-        partial(Lanes.of, config, histories[first : first + size], **options)
-        for first in range(0, len(histories), size)
-    ]
+    open_group = partial(Lanes, settings, total_lanes=len(histories), threads=max(1, threads // GROUPS))
+    return [partial(open_group, histories[first : first + size]) for first in range(0, len(histories), size)]
 
 
-def games_seed(protocol: Protocol) -> int:
-    """The seed of an evaluation's games."""
-    return int(generator(protocol.seed, "evaluation games").integers(2**63))
+def game_settings(protocol: Protocol, config: TrainConfig) -> GameSettings:
+    """The settings of an evaluation's games; its seed is another one than that of a training with `protocol.seed`."""
+    seed = int(generator(protocol.seed, "evaluation games").integers(2**63))
+    return GameSettings.of(config, protocol.game, seed)
 
 
 def policy_draws(protocol: Protocol, group: int = 0) -> np.random.Generator:
@@ -122,7 +119,7 @@ def policy_draws(protocol: Protocol, group: int = 0) -> np.random.Generator:
     return generator(protocol.seed, "evaluation", group)
 
 
-def evaluate(
+def play_episodes(
     groups: Sequence[Callable[[], Lanes]],
     estimate: Callable[[np.ndarray], np.ndarray],
     protocol: Protocol,

@@ -26,7 +26,7 @@ _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedAgent:
     """One checkpoint of a run without what only its training needs."""
 
     run_id: str

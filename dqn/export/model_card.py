@@ -8,7 +8,7 @@ from dqn.config import TrainConfig
 from dqn.envs.games import game_title
 from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.evaluation.evaluation import Evaluation
-from dqn.export.inference_spec import Exported
+from dqn.export.inference_spec import ExportedAgent
 
 _SCALE = {
     False: "",
@@ -16,7 +16,7 @@ _SCALE = {
 }
 
 
-def model_card(exported: Exported, address: str | None = None) -> str:
+def model_card(exported: ExportedAgent, address: str | None = None) -> str:
     """What an agent is, how it was trained, how it scores and how to load it, in Markdown.
 
     Args:

@@ -76,14 +76,14 @@ def _bins(scores: np.ndarray) -> Any:
     return np.arange(low - 0.5, high + width + 0.5, width)
 
 
-def highlight_strip(experience: Experience, action_names: Sequence[str], moment: Highlight, game: str) -> Figure:
-    """Frame, motion trace and Q-values of every state of a moment, the action taken marked."""
-    steps, lane = moment.steps, moment.lane
+def highlight_strip(experience: Experience, action_names: Sequence[str], highlight: Highlight, game: str) -> Figure:
+    """Frame, motion trace and Q-values of every state of a highlight, the action taken marked."""
+    steps, lane = highlight.steps, highlight.lane
     q_values = experience.q_values[steps.start : steps.stop, lane]
     low, high = float(q_values.min()), float(q_values.max())
     margin = 0.08 * (high - low) or 0.1
     width, bars_height = max(7.0, 1.28 * len(steps) + 1.2), 0.17 * len(action_names)
-    title = f"{game_title(game)}: {moment.name} (step {moment.step} of lane {lane})"
+    title = f"{game_title(game)}: {highlight.name} (step {highlight.step} of lane {lane})"
     figure = new_figure(width, 4.4 + bars_height, title)
     rows = figure.subplots(3, len(steps), squeeze=False, height_ratios=[1.7, 1.7, 0.2 + bars_height])
     for column, step in enumerate(steps):
@@ -91,9 +91,9 @@ def highlight_strip(experience: Experience, action_names: Sequence[str], moment:
         state = experience.states[step, lane]
         bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255)
         bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255)
-        chosen = step == moment.step
+        chosen = step == highlight.step
         frame.set_title(
-            "t" if chosen else f"t {step - moment.step:+d}",
+            "t" if chosen else f"t {step - highlight.step:+d}",
             fontsize=10,
             color=ORANGE if chosen else INK,
             fontweight="bold" if chosen else "normal",
@@ -142,15 +142,15 @@ def _what_happens(experience: Experience, step: int, lane: int) -> str:
     return ", ".join(parts)
 
 
-def sweep_figure(experience: Experience, targets: Targets, moment: Highlight, game: str, discount: float) -> Figure:
+def sweep_figure(experience: Experience, targets: Targets, highlight: Highlight, game: str, discount: float) -> Figure:
     """The sweep at work: the taken action's Q-value before and after, along a stretch that ends in a point."""
-    rows, lane = slice(moment.steps.start, moment.steps.stop), moment.lane
+    rows, lane = slice(highlight.steps.start, highlight.steps.stop), highlight.lane
     taken = experience.actions[rows, lane, None].astype(np.int64)
     before = np.take_along_axis(experience.q_values[rows, lane], taken, 1)[:, 0]
     after = np.take_along_axis(targets.q_values[rows, lane], taken, 1)[:, 0]
-    rewards, offsets = experience.rewards[rows, lane], np.array(moment.steps) - moment.step
-    figure = new_figure(10, 5.6, f"{game_title(game)}: the backward sweep along {moment.name}")
-    shown = _spaced(moment, 8)
+    rewards, offsets = experience.rewards[rows, lane], np.array(highlight.steps) - highlight.step
+    figure = new_figure(10, 5.6, f"{game_title(game)}: the backward sweep along {highlight.name}")
+    shown = _spaced(highlight, 8)
     grid = figure.add_gridspec(2, len(shown), height_ratios=[3.0, 1.5])
     axes = plain(
         figure.add_subplot(grid[0, :]), "steps before and after the point", "Q-value of the action taken [reward]"
@@ -179,16 +179,20 @@ def sweep_figure(experience: Experience, targets: Targets, moment: Highlight, ga
     for column, step in enumerate(shown):
         picture = bare(figure.add_subplot(grid[1, column]))
         picture.imshow(experience.states[step, lane].max(axis=-1), cmap="gray", vmin=0, vmax=255)
-        picture.set_title(f"{step - moment.step:+d}" if step != moment.step else "0", fontsize=9)
+        picture.set_title(f"{step - highlight.step:+d}" if step != highlight.step else "0", fontsize=9)
         if column == 0:
             picture.set_ylabel("frame and trace", fontsize=9)
     return figure
 
 
-def _spaced(moment: Highlight, most: int) -> list[int]:
-    """At most so many steps of a moment, evenly spaced, its own step among them."""
-    places = np.linspace(moment.steps.start, moment.steps.stop - 1, min(most, len(moment.steps))).round().astype(int)
-    places[np.abs(places - moment.step).argmin()] = moment.step
+def _spaced(highlight: Highlight, most: int) -> list[int]:
+    """At most so many steps of a highlight, evenly spaced, its own step among them."""
+    places = (
+        np.linspace(highlight.steps.start, highlight.steps.stop - 1, min(most, len(highlight.steps)))
+        .round()
+        .astype(int)
+    )
+    places[np.abs(places - highlight.step).argmin()] = highlight.step
     shown: list[int] = places.tolist()
     return shown
 

@@ -19,7 +19,7 @@ class Highlight:
     steps: range  # to show: consecutive, with `step` among them
 
 
-# By name: where the steps shown begin and end, from the moment's own
+# By name: where the steps shown begin and end, from the highlight's own
 _KINDS = {
     "highest reward": (-6, 3),
     "highest Q-value": (-2, 7),
@@ -53,7 +53,7 @@ def find_highlights(experience: Experience) -> tuple[list[Highlight], list[str]]
             continue
         candidates = np.argwhere(value == value.max())
         highlights = [_around(experience, name, lane, step, before, after) for step, lane in candidates.tolist()[:500]]
-        best = max(highlights, key=lambda moment: len(moment.steps))
+        best = max(highlights, key=lambda highlight: len(highlight.steps))
         # What the episode or the cycle lacks on one side is shown on the other.
         early, late = best.steps[0] - (best.step + before), best.step + after - best.steps[-1]
         found.append(_around(experience, name, best.lane, best.step, before - late, after + early))

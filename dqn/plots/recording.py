@@ -16,7 +16,7 @@ from dqn.envs.histories import first_histories
 from dqn.envs.lanes import Lanes
 from dqn.envs.observations import motion
 from dqn.envs.policy import epsilon_greedy
-from dqn.evaluation.evaluation import Protocol, games_seed, policy_draws
+from dqn.evaluation.evaluation import Protocol, game_settings, policy_draws
 from dqn.randomness import episode_seeds
 
 WIDTH, HEIGHT = 1040, 480  # of a picture, in pixels; both even, as video codecs want
@@ -50,9 +50,9 @@ def record_episode(
         protocol: the game, the policy's epsilon and the seed.
         config: of the agent: how its games are.
     """
-    seed = games_seed(protocol)
-    lanes = Lanes.of(config, first_histories(1), game=protocol.game, seed=seed, threads=1)
-    screens = _Screens(open_screens(config, protocol.game), int(episode_seeds(seed, np.zeros(1, np.int64))[0]))
+    settings = game_settings(protocol, config)
+    lanes = Lanes(settings, first_histories(1), threads=1)
+    screens = _Screens(open_screens(settings), int(episode_seeds(settings.seed, np.zeros(1, np.int64))[0]))
     draws = policy_draws(protocol)
     score, step = 0.0, 0
     try:

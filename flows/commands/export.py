@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dqn.evaluation.evaluation import Evaluation
-from dqn.export.inference_spec import Exported, untrained_network
+from dqn.export.inference_spec import ExportedAgent, untrained_network
 from dqn.export.model_card import model_card
 from dqn.learning.networks import QNetwork
 from flows.commands.agents import Agent
@@ -100,11 +100,11 @@ def sharing_text(result: dict[str, Any]) -> str:
     return f"{model} is {name}@champion with a mean score of {mean:.2f}{instead}"
 
 
-def _exported(agent: Agent, evaluation: Evaluation | None) -> Exported:
-    return Exported(agent.run.run_id, agent.run.name, agent.checkpoint, agent.metadata, agent.weights, evaluation)
+def _exported(agent: Agent, evaluation: Evaluation | None) -> ExportedAgent:
+    return ExportedAgent(agent.run.run_id, agent.run.name, agent.checkpoint, agent.metadata, agent.weights, evaluation)
 
 
-def _plain_network(exported: Exported) -> QNetwork:
+def _plain_network(exported: ExportedAgent) -> QNetwork:
     network = untrained_network(exported.metadata)
     network.load_state_dict(exported.weights)
     return network.eval()

@@ -10,6 +10,7 @@ import numpy as np
 
 from dqn.checkpoint import Checkpoint
 from dqn.envs.experience import Experience
+from dqn.envs.games import GameSettings
 from dqn.envs.lanes import Lanes
 from storage.errors import StorageError
 from storage.formats.evaluation import read_evaluation
@@ -117,7 +118,9 @@ def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, sh
     """Play the stored actions of a shard again from the checkpoint before and compare what the games show."""
     config = checkpoint.config
     where = config.shard_lanes(shard)
-    lanes = Lanes.of(config, checkpoint.histories[where], threads=config.threads, total_lanes=config.lanes)
+    lanes = Lanes(
+        GameSettings.of(config), checkpoint.histories[where], total_lanes=config.lanes, threads=config.threads
+    )
     try:
         for step, actions in enumerate(experience.actions):
             report("replay", cycle, step, experience.steps)

@@ -10,7 +10,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from dqn.evaluation.evaluation import Evaluation
-from dqn.export.inference_spec import Exported, network_weights, plain_weights, recipe_to_play, untrained_network
+from dqn.export.inference_spec import ExportedAgent, network_weights, plain_weights, recipe_to_play, untrained_network
 from storage.errors import CorruptUnitError
 from storage.formats.checkpoint import metadata_as_json, metadata_from_json
 
@@ -18,7 +18,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 FORMAT = 3
 
 
-def write_export(directory: Path, exported: Exported, card: str) -> None:
+def write_export(directory: Path, exported: ExportedAgent, card: str) -> None:
     """Write the files of an agent into `directory`.
 
     Raises:
@@ -40,7 +40,7 @@ def write_export(directory: Path, exported: Exported, card: str) -> None:
     (directory / CARD).write_text(card)
 
 
-def read_export(directory: Path) -> Exported:
+def read_export(directory: Path) -> ExportedAgent:
     """The agent in `directory`.
 
     Raises:
@@ -55,7 +55,7 @@ def read_export(directory: Path) -> Exported:
         if hashlib.sha256(weights).hexdigest() != about["weights_sha256"]:
             raise CorruptUnitError(f"{directory / WEIGHTS} is not what was exported: its SHA-256 differs")
         metadata = metadata_from_json(about, path)
-        return Exported(
+        return ExportedAgent(
             run_id=str(about["run"]["id"]),
             run_name=str(about["run"]["name"]),
             checkpoint=str(about["run"]["checkpoint"]),

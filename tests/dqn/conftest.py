@@ -9,6 +9,7 @@ from played import SEED
 
 import dqn.envs.histories
 import dqn.envs.lanes
+from dqn.envs.games import GameSettings
 from dqn.envs.histories import LaneHistory, first_histories
 from dqn.envs.lanes import Lanes
 from dqn.learning.replay import ReplayMemory
@@ -65,9 +66,11 @@ def open_lanes() -> Iterator[Callable[..., Lanes]]:
     """Opens lanes, and closes them when the test is over."""
     opened = []
 
-    def open_them(game: str, histories: list[LaneHistory] | int, seed: int = SEED, **options: int) -> Lanes:
+    def open_them(
+        game: str, histories: list[LaneHistory] | int, seed: int = SEED, threads: int = 0, **settings: int
+    ) -> Lanes:
         histories = first_histories(histories) if isinstance(histories, int) else histories
-        opened.append(Lanes(game, histories, seed, **options))
+        opened.append(Lanes(GameSettings(game, seed, **settings), histories, threads=threads))
         return opened[-1]
 
     yield open_them

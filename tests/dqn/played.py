@@ -6,7 +6,8 @@ import numpy as np
 
 from dqn.envs.experience import Experience
 from dqn.envs.lanes import Lanes
-from dqn.envs.rollout import play
+from dqn.envs.policy import CyclePolicy
+from dqn.envs.rollout import play_cycle
 from dqn.randomness import generator
 from dqn.schedules import LinearSchedule
 
@@ -15,16 +16,11 @@ SEED = 7
 
 def play_at_random(lanes: Lanes, steps: int, states: int, best: int = 0, epsilon: float = 1.0) -> Experience:
     """Experience of random actions, or of the best one."""
-    count = len(lanes.action_names)
-    experience = Experience.empty(steps, len(lanes.episodes), count)
-    play(
-        [lanes],
-        lambda seen: np.eye(count, dtype=np.float32)[[best] * len(seen)],
-        experience,
-        LinearSchedule(start=epsilon, end=epsilon),
-        states,
-        [generator(SEED, "play", states)],
-    )
+    count, width = len(lanes.action_names), len(lanes.episodes)
+    experience = Experience.empty(steps, width, count)
+    constant = LinearSchedule(start=epsilon, end=epsilon)
+    policy = CyclePolicy(constant, states, width, [generator(SEED, "play", states)])
+    play_cycle([lanes], lambda seen: np.eye(count, dtype=np.float32)[[best] * len(seen)], experience, policy)
     return experience
 
 

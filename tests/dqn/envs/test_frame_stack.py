@@ -11,6 +11,7 @@ from torch import nn
 
 from dqn.config import make_config
 from dqn.envs.experience import Experience, Targets
+from dqn.envs.games import GameSettings
 from dqn.envs.histories import advance, first_histories
 from dqn.envs.lanes import Lanes, open_lanes
 from dqn.envs.observations import FrameStack, channel_names, motion
@@ -66,7 +67,8 @@ def played(steps: int) -> Experience:
 def test_lanes_show_the_frames_of_the_motion_tracer_stacked_and_are_restored() -> None:
     experience = played(240)
     assert experience.states.shape == (240, 2, 105, 80, 4)
-    traced = Lanes.of(CONFIG.model_copy(update={"frame_stack": False}), first_histories(2), threads=1)
+    unstacked = CONFIG.model_copy(update={"frame_stack": False})
+    traced = Lanes(GameSettings.of(unstacked), first_histories(2), threads=1)
     for step in range(240):
         assert np.array_equal(experience.states[step, ..., 0], traced.states[..., 0])
         traced.step(experience.actions[step].astype(np.int64))
@@ -100,12 +102,12 @@ def test_the_first_convolution_takes_four_channels(name: str) -> None:
 def test_pictures_of_stacked_frames() -> None:
     experience = played(60)
     targets = Targets(experience.q_values + 0.1, np.full((60, 2), 0.1, np.float32))
-    (moment, *_), _ = find_highlights(experience)
-    strip = highlight_strip(experience, ["A", "B", "C", "D"], moment, "Breakout")
-    frame, moved = (axes.images[0].get_array() for axes in (strip.axes[0], strip.axes[len(moment.steps)]))
-    state = experience.states[moment.steps.start, moment.lane]
+    (highlight, *_), _ = find_highlights(experience)
+    strip = highlight_strip(experience, ["A", "B", "C", "D"], highlight, "Breakout")
+    frame, moved = (axes.images[0].get_array() for axes in (strip.axes[0], strip.axes[len(highlight.steps)]))
+    state = experience.states[highlight.steps.start, highlight.lane]
     assert np.array_equal(frame, state[..., 0]) and np.array_equal(moved, motion(state))
-    sweep_figure(experience, targets, moment, "Breakout", 0.99)
+    sweep_figure(experience, targets, highlight, "Breakout", 0.99)
     network = make_network(CONFIG, 4)
     outputs_figure(state, convolution_outputs(network, state)[1], 1, 3, "Breakout")
     assert "frame t - 3" in weights_figure(network, 1, 3, "Breakout").get_suptitle()

@@ -9,7 +9,7 @@ import pytest
 from played import SEED, assert_same_future, play_at_random
 
 from dqn.envs.experience import Experience
-from dqn.envs.games import action_names, check_game, game_names, game_title
+from dqn.envs.games import GameSettings, action_names, check_game, game_names, game_title
 from dqn.envs.histories import LaneHistory, advance, first_histories
 from dqn.envs.lanes import Lanes, closed_on_failure
 from dqn.envs.observations import small_frames
@@ -155,7 +155,7 @@ def test_unknown_game_is_answered_with_near_ones(game: str, near: str) -> None:
 
 def test_lanes_refuse_an_unknown_game() -> None:
     with pytest.raises(ValueError, match="unknown game 'Chess-v1'"):
-        Lanes("Chess-v1", first_histories(1), 0)
+        GameSettings("Chess-v1")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_full_action_set_has_18_actions_that_work(game: str, open_lanes: Callabl
 
 
 def test_lanes_are_closed_when_their_block_fails_and_only_then() -> None:
-    lanes = Lanes("ALE/Pong-v5", first_histories(1), SEED)
+    lanes = Lanes(GameSettings("ALE/Pong-v5"), first_histories(1))
     games = weakref.ref(lanes._games)
     with closed_on_failure([lanes]):
         lanes.step(np.zeros(1, np.int64))

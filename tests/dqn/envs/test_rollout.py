@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import dqn.envs.rollout
+import dqn.envs.policy
 from dqn.config import make_config
 from dqn.envs.experience import Experience
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import open_lanes
-from dqn.envs.rollout import play
+from dqn.envs.policy import CyclePolicy
+from dqn.envs.rollout import play_cycle
 from dqn.schedules import LinearSchedule
 
 GREEDY = LinearSchedule(start=0, end=0)
@@ -52,10 +53,14 @@ def estimate(states: np.ndarray) -> np.ndarray:
     return (np.eye(3)[steps % 3] + steps[:, None]).astype(np.float32)
 
 
-def played(groups: list[Any], steps: int, epsilon: LinearSchedule = GREEDY, states: int = 0, **more: Any) -> Experience:
-    experience = Experience.empty(steps, sum(len(lanes.episodes) for lanes in groups), 3)
+def policy_of(groups: list[Any], epsilon: LinearSchedule = GREEDY, states: int = 0) -> CyclePolicy:
     generators = [np.random.default_rng(group) for group in range(len(groups))]
-    play(groups, estimate, experience, epsilon, states, generators, **more)
+    return CyclePolicy(epsilon, states, sum(len(lanes.episodes) for lanes in groups), generators)
+
+
+def played(groups: list[Any], steps: int, epsilon: LinearSchedule = GREEDY, states: int = 0) -> Experience:
+    experience = Experience.empty(steps, sum(len(lanes.episodes) for lanes in groups), 3)
+    play_cycle(groups, estimate, experience, policy_of(groups, epsilon, states))
     return experience
 
 
@@ -91,14 +96,7 @@ def test_groups_of_real_games_play_what_all_lanes_together_play() -> None:
     for count in (1, 2, 3):
         groups = open_lanes(config.model_copy(update={"lane_groups": count}), first_histories(4))
         experience = Experience.empty(40, 4, 4)
-        play(
-            groups,
-            lambda states: states.reshape(len(states), -1) @ weights,
-            experience,
-            GREEDY,
-            0,
-            [np.random.default_rng(group) for group in range(len(groups))],
-        )
+        play_cycle(groups, lambda states: states.reshape(len(states), -1) @ weights, experience, policy_of(groups))
         for lanes in groups:
             lanes.close()
         seen.append(experience)
@@ -128,7 +126,7 @@ def test_threads_of_the_caller_are_as_before() -> None:
     try:
         experience = Experience.empty(2, 4, 3)
         groups: list[Any] = [CountingLanes(), CountingLanes()]
-        play(groups, counting, experience, GREEDY, 0, [np.random.default_rng(0)] * 2)
+        play_cycle(groups, counting, experience, policy_of(groups))
         assert set(inside) == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -141,7 +139,7 @@ def test_epsilon_follows_the_states_played_by_all_lanes(monkeypatch: pytest.Monk
         asked.append(epsilon)
         return q_values.argmax(axis=1)
 
-    monkeypatch.setattr(dqn.envs.rollout, "epsilon_greedy", greedy)
+    monkeypatch.setattr(dqn.envs.policy, "epsilon_greedy", greedy)
     lanes: Any = CountingLanes(lanes=3)
     schedule = LinearSchedule(start=1, end=0, states=100)
     played([lanes], 4, schedule, 50)
@@ -153,7 +151,8 @@ def test_policy_draws_come_from_the_generator_of_the_group() -> None:
         always = LinearSchedule(start=1, end=1)
         experience = Experience.empty(20, 4, 3)
         groups: list[Any] = [CountingLanes(2), CountingLanes(2)]
-        play(groups, estimate, experience, always, 0, [np.random.default_rng(seed) for seed in seeds])
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        play_cycle(groups, estimate, experience, CyclePolicy(always, 0, 4, generators))
         return experience.actions.T.tolist()
 
     assert actions(1, 2) == actions(1, 2) != actions(1, 1)
@@ -170,7 +169,7 @@ def test_network_is_asked_once_for_each_state_and_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     groups: list[Any] = [CountingLanes()]
     experience = Experience.empty(5, 2, 3)
-    play(groups, counted, experience, GREEDY, 0, [np.random.default_rng(0)], lambda *step: told.append(step))
+    play_cycle(groups, counted, experience, policy_of(groups), lambda *step: told.append(step))
     assert asked == [0, 1, 2, 3, 4, 5]
     assert told == [(step, 5) for step in range(1, 6)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dqn.config import make_config
-from dqn.evaluation.evaluation import Evaluation, Protocol, evaluate, evaluation_groups
+from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups, play_episodes
 from dqn.evaluation.human_scores import human_normalized
 
 
@@ -45,7 +45,7 @@ def no_preference(states: np.ndarray) -> np.ndarray:
 
 
 def scores_of(lanes: Any, episodes: int, **options: Any) -> Evaluation:
-    return evaluate([lambda: lanes], no_preference, Protocol("ALE/Breakout-v5", episodes, 0.01, 5), **options)
+    return play_episodes([lambda: lanes], no_preference, Protocol("ALE/Breakout-v5", episodes, 0.01, 5), **options)
 
 
 LENGTHS = [9, 1, 1, 4, 2, 1, 3]
@@ -87,7 +87,7 @@ def test_policy_uses_the_network_and_epsilon() -> None:
     for epsilon in (0.0, 1.0):
         lanes: Any = Recording(2, [200, 200])
         chosen.clear()
-        evaluate([lambda lanes=lanes: lanes], prefers_2, Protocol("ALE/Breakout-v5", 2, epsilon))
+        play_episodes([lambda lanes=lanes: lanes], prefers_2, Protocol("ALE/Breakout-v5", 2, epsilon))
         shares.append(float((np.stack(chosen) == 2).mean()))
     assert shares[0] == 1 and 0.1 < shares[1] < 0.4
 
@@ -96,7 +96,7 @@ def test_evaluation_of_real_games_is_repeatable_with_any_number_of_threads() -> 
     def once(seed: int, limit: int, threads: int) -> Evaluation:
         protocol = Protocol("ALE/Breakout-v5", 4, 0.9, seed)
         config = make_config("fast", {"episode_frames_limit": limit})
-        return evaluate(evaluation_groups(protocol, config, threads), no_preference, protocol, threads)
+        return play_episodes(evaluation_groups(protocol, config, threads), no_preference, protocol, threads)
 
     first = once(1, 108_000, 1)
     assert first == once(1, 108_000, 2)
@@ -130,7 +130,7 @@ def test_a_failure_in_one_group_stops_the_others_and_is_told() -> None:
 
     endless: Any = Endless(1, [10**9])
     with pytest.raises(OSError, match="no emulator"):
-        evaluate([lambda: endless, broken], no_preference, Protocol("ALE/Breakout-v5", 2, 0.01), threads=2)
+        play_episodes([lambda: endless, broken], no_preference, Protocol("ALE/Breakout-v5", 2, 0.01), threads=2)
     assert endless.closed
 
 
@@ -184,7 +184,7 @@ def test_states_are_estimated_only_where_an_episode_is_wanted() -> None:
         return no_preference(states)
 
     lanes: Any = ScriptedLanes(2, LENGTHS)
-    evaluate([lambda: lanes], counting, Protocol("ALE/Breakout-v5", 2, 0.01))
+    play_episodes([lambda: lanes], counting, Protocol("ALE/Breakout-v5", 2, 0.01))
     assert asked == [2] + [1] * 8
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from dqn.checkpoint import CheckpointMetadata, Counters
 from dqn.config import TrainConfig, make_config
 from dqn.evaluation.evaluation import Evaluation, Protocol
-from dqn.export.inference_spec import Exported, network_weights, plain_weights, recipe_to_play
+from dqn.export.inference_spec import ExportedAgent, network_weights, plain_weights, recipe_to_play
 from dqn.export.model_card import model_card
 from dqn.learning.networks import make_network
 
@@ -45,7 +45,7 @@ def test_the_recipe_makes_the_same_network_again_by_torch_alone(network: str, no
 def test_a_card_tells_recipe_protocol_scores_and_how_to_load_it() -> None:
     metadata = CheckpointMetadata(make_config("fast", {"discount": 0.98}), ACTIONS, Counters(7, 28_672, 90, 224))
     evaluation = Evaluation(Protocol("ALE/Breakout-v5", 3, 0.05, 9), [1.0, 2.0, 6.0], [100, 200, 300], 1)
-    exported = Exported("0123", "first", "abc", metadata, {}, evaluation)
+    exported = ExportedAgent("0123", "first", "abc", metadata, {}, evaluation)
     card = model_card(exported, "models:/Breakout@champion")
     for said in (
         "cycle 7 of the run first (`0123`), after 28,672 states",
@@ -58,7 +58,7 @@ def test_a_card_tells_recipe_protocol_scores_and_how_to_load_it() -> None:
     ):
         assert said in card
     stacked = replace(metadata, config=make_config("fast", {"frame_stack": True}))
-    card = model_card(Exported("0123", "first", "abc", stacked, {}, None), "models:/Breakout@champion")
+    card = model_card(ExportedAgent("0123", "first", "abc", stacked, {}, None), "models:/Breakout@champion")
     assert "(N, 105, 80, 4) uint8, the last 4 gray frames" in card and "zeros((1, 105, 80, 4)" in card
-    alone = model_card(Exported("0123", "first", "abc", metadata, {}, None))
+    alone = model_card(ExportedAgent("0123", "first", "abc", metadata, {}, None))
     assert "It was not evaluated." in alone and "play_exported.py" in alone and "mlflow" not in alone

@@ -7,7 +7,7 @@ from dqn.config import make_config
 from dqn.envs.histories import first_histories
 from dqn.envs.lanes import Lanes
 from dqn.envs.observations import gray_frames, small_frames
-from dqn.evaluation.evaluation import Protocol, games_seed
+from dqn.evaluation.evaluation import Protocol, game_settings
 from dqn.plots.recording import HEIGHT, WIDTH, Shot, draw_shot, record_episode
 
 LIMITED = make_config("fast", {"episode_frames_limit": 2_000})
@@ -22,7 +22,7 @@ def guess(states: np.ndarray) -> np.ndarray:
 def test_the_screens_in_colour_are_those_of_the_states(game: str) -> None:
     protocol = Protocol(game, 1, 0.5, seed=3)
     shots = [shot for shot, _ in zip(record_episode(guess, protocol, LIMITED), range(400), strict=False)]
-    lanes = Lanes(game, first_histories(1), games_seed(protocol), frames_limit=2_000, threads=1)
+    lanes = Lanes(game_settings(protocol, LIMITED), first_histories(1), threads=1)
     apart, chance = [], []
     for shot, other in zip(shots, [*shots[30:], *shots[:30]], strict=True):
         frame = lanes.states[0, ..., 0].astype(float)
