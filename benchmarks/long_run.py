@@ -100,6 +100,7 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     )
     from storage.formats.checkpoint import write_checkpoint
     from storage.runs import open_run
+    from storage.units.unit import CHECKPOINT
     from tasks.unit_reference import UnitReference, made_by, reference
 
     @task(name="collect-episodes", task_run_name="collect-episodes-{cycle:05d}", cache_policy=NO_CACHE)
@@ -111,10 +112,10 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     @task(name="optimize", task_run_name="optimize-{cycle:05d}", cache_policy=NO_CACHE)
     def optimize(run_id: str, cycle: int) -> UnitReference:
         run = open_run(run_id)
-        before = run.checkpoint(run.unit("checkpoint", cycle - 1))
+        before = run.checkpoint(run.unit(CHECKPOINT, cycle - 1))
         states = cycle * STATES
         counters = replace(before.metadata.counters, cycle=cycle, states=states)
-        with run.commit("checkpoint", cycle, {}, made_by()) as draft:
+        with run.commit(CHECKPOINT, cycle, {}, made_by()) as draft:
             names = [SCHEDULE_EPSILON, Q_VALUES_BEFORE_MEAN, Q_VALUES_AFTER_MEAN, ESTIMATION_ERROR_MEAN]
             names += [LOSS_MEAN, OPTIMIZATION_EPOCHS, SCORE_MEAN_100, COUNTER_EPISODES]
             names += [f"other/{number}" for number in range(CURVES - len(names) - 2)]

@@ -32,10 +32,13 @@ from flows.parameters import (
 )
 from flows.prefect_report import TrainingReport
 from flows.runners import Workplace, workplace
+from storage.publication import prune_old_cycles, publish, publish_waiting, resume_run
 from storage.run_catalog import run_of_flow
 from storage.run_page import describe, link_units, system_metrics
 from storage.runs import StoredRun, create_run, open_run, open_tracking
+from storage.selection import evaluated_states
 from storage.tracking import FLOW_RUN, TARGET
+from storage.units.unit import CHECKPOINT
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
 from tasks.optimize import optimize
@@ -108,7 +111,7 @@ def train_to_the_end(**parameters: Any) -> str:
         The id of the MLflow run.
     """
     run_id = str(train(**parameters))
-    while open_tracking().client.get_run(run_id).info.status == HANDED_OVER:
+    while open_tracking().get_run(run_id).info.status == HANDED_OVER:
         run_id = str(train(resume=run_id))
     return run_id
 
@@ -125,7 +128,7 @@ def _train(run: StoredRun, target: Target | None, place: Workplace) -> bool:
         try:
             with system_metrics(run):
                 reached = run_cycles(run, place)
-            run.publish_waiting()
+            publish_waiting(run)
             status = "FINISHED" if reached else HANDED_OVER
             link_units(run)
         except Exception:
@@ -156,10 +159,10 @@ def run_cycles(run: StoredRun, place: Workplace) -> bool:
         Whether the target was reached.
     """
     log = get_run_logger()
-    newest = run.resume()
+    newest = resume_run(run)
     metadata = run.metadata(newest)
     place.begin(run)
-    done, found = metadata.counters, run.tracking.client.get_run(run.run_id)
+    done, found = metadata.counters, run.tracking.get_run(run.run_id)
     text = found.data.tags.get(TARGET, "")
     target = Target.parse(text)
     describe(run, metadata.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
@@ -190,15 +193,15 @@ def run_cycles(run: StoredRun, place: Workplace) -> bool:
 def evaluate_if_due(run: StoredRun, place: Workplace, cycle: int, states: int) -> None:
     """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
     every = run.config.evaluation_states
-    if every and states // every > run.evaluated_states() // every:
+    if every and states // every > evaluated_states(run) // every:
         publish_and_prune(run, place.once(evaluate, run, cycle))
 
 
 def publish_and_prune(run: StoredRun, made: UnitReference) -> None:
     """Publish the metrics of a checkpoint or an evaluation, and prune after a checkpoint: as the run's one writer."""
-    run.publish(run.unit(made.kind, made.cycle, known=made.digest))
-    if made.kind == "checkpoint":
-        run.prune(made.cycle, run.config.keep_cycles, run.config.replay_cycles)
+    publish(run, run.unit(made.kind, made.cycle, known=made.digest))
+    if made.kind == CHECKPOINT:
+        prune_old_cycles(run, made.cycle, run.config.keep_cycles, run.config.replay_cycles)
 
 
 def _next_steps(run: StoredRun, address: str) -> str:
@@ -234,6 +237,6 @@ def _started(
 def _flow_run_tags(run: StoredRun) -> dict[str, str]:
     if not flow_run.id:
         return {}
-    before = run.tracking.client.get_run(run.run_id).data.tags.get(FLOW_RUN, "").split()
+    before = run.tracking.get_run(run.run_id).data.tags.get(FLOW_RUN, "").split()
     ids = [*before, *([] if str(flow_run.id) in before else [str(flow_run.id)])]
     return {FLOW_RUN: " ".join(ids[-50:])}

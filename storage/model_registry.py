@@ -84,7 +84,7 @@ def share(run: StoredRun, exported: ExportedAgent, network: QNetwork, folder: Pa
     model = folder / "model"
     _save(network, len(exported.metadata.action_names), model)
     (folder / FOLDER).rename(model / FOLDER)
-    experiment = client.get_run(run.run_id).info.experiment_id
+    experiment = run.tracking.get_run(run.run_id).info.experiment_id
     name = f"{run.name}-{exported.metadata.counters.cycle:05d}"
     logged = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "-", name), run.run_id)
     client.log_model_artifacts(logged.model_id, str(model))

@@ -25,7 +25,7 @@ def run_of_flow(flow_run_id: str) -> StoredRun | None:
         return None
     run = open_run(found.info.run_id)
     if not run.is_started() and not run.is_held():
-        run.tracking.client.delete_run(run.run_id)
+        run.tracking.delete_run(run.run_id)
         return None
     return run
 
@@ -51,7 +51,7 @@ def mark_dead_runs() -> list[StoredRun]:
             tracking.set_status(run.run_id, "KILLED")
             marked.append(run)
         elif time.time() - found.info.start_time / 1000 > START_SECONDS:
-            tracking.client.delete_run(run.run_id)
+            tracking.delete_run(run.run_id)
     return marked
 
 

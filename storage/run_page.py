@@ -12,7 +12,7 @@ from mlflow.system_metrics import system_metrics_monitor
 
 from storage.errors import CorruptUnitError
 from storage.runs import StoredRun
-from storage.units.unit import Unit, cycle_name
+from storage.units.unit import EXPERIENCE, TARGETS, Unit, UnitKind, cycle_name
 
 _Monitor: Any = system_metrics_monitor.SystemMetricsMonitor
 
@@ -38,11 +38,11 @@ def describe(run: StoredRun, game: str, target: str, flow_run_address: str | Non
 
 def link_units(run: StoredRun) -> None:
     """Link the run's newest experience and targets as its datasets."""
-    units = [unit for kind in run.kinds("experience", "targets") if (unit := _newest(run, kind))]
-    run.tracking.client.log_inputs(run.run_id, [_dataset(run, unit) for unit in units])
+    units = [unit for kind in run.kinds(EXPERIENCE, TARGETS) if (unit := _newest(run, kind))]
+    run.tracking.log_datasets(run.run_id, [_dataset(run, unit) for unit in units])
 
 
-def _newest(run: StoredRun, kind: str) -> Unit | None:
+def _newest(run: StoredRun, kind: UnitKind) -> Unit | None:
     for cycle in run.cycles(kind):
         try:
             return run.unit(kind, cycle)
@@ -56,7 +56,7 @@ def _dataset(run: StoredRun, unit: Unit) -> DatasetInput:
         name=f"{unit.kind} of cycle {unit.cycle}",
         digest=unit.digest[:32],  # MLflow takes 36 characters at most
         source_type="local",
-        source=json.dumps({"uri": f"{run.place(unit.kind).url}/{cycle_name(unit.cycle)}"}),
+        source=json.dumps({"uri": f"{run.store(unit.kind).url}/{cycle_name(unit.cycle)}"}),
         profile=f'{{"bytes": {unit.bytes}, "format": "zarr"}}',
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

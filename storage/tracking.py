@@ -13,12 +13,14 @@ import contextlib
 import logging
 import sqlite3
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow.exceptions
 import numpy as np
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import DatasetInput, Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,6 +32,9 @@ from storage.provenance import made_with
 from storage.settings import Settings, without_password
 from storage.units.unit import Unit
 from storage.urls import check_url
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # which `dqn runs` need not import
 
 MARK = "dqn.run"  # the tag that tells our runs from others in the same store
 FLOW_RUN = "prefect.flow_run_id"
@@ -117,7 +122,7 @@ class Tracking:
     def _steps(self, run_id: str, name: str) -> set[int]:
         """Steps at which MLflow has a metric; asked once, for only the run's one writer adds to them."""
         if (run_id, name) not in self._published:
-            history = self.client.get_metric_history(run_id, name)
+            history = self.history(run_id, name)
             self._published[run_id, name] = {point.step for point in history}
         return self._published[run_id, name]
 
@@ -125,9 +130,7 @@ class Tracking:
         """Those of the named metrics that a run has, by name."""
         found = {}
         for name in names:
-            points = sorted(
-                self.client.get_metric_history(run_id, name), key=lambda point: (point.step, point.timestamp)
-            )
+            points = sorted(self.history(run_id, name), key=lambda point: (point.step, point.timestamp))
             if points:
                 rows = np.array([(point.step, point.value) for point in points])
                 found[name] = Curve(*rows.T)
@@ -135,8 +138,8 @@ class Tracking:
 
     def minutes(self, run_id: str) -> Curve:
         """Minutes of work until each cycle of a run was done, without pauses; nothing before the first cycle."""
-        points = sorted(self.client.get_metric_history(run_id, COUNTER_STATES), key=lambda point: point.step)
-        times = [self.client.get_run(run_id).info.start_time, *(point.timestamp for point in points)]
+        points = sorted(self.history(run_id, COUNTER_STATES), key=lambda point: point.step)
+        times = [self.get_run(run_id).info.start_time, *(point.timestamp for point in points)]
         return Curve(np.array([0, *(point.step for point in points)], float), minutes_at_work(np.array(times, float)))
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -163,6 +166,37 @@ class Tracking:
                 self.client.update_run(run_id, status=status)
             else:
                 self.client.set_terminated(run_id, status=status)
+
+    def get_run(self, run_id: str) -> Run:
+        """The MLflow run with that id: its status, params, tags, and the latest value of every metric."""
+        return self.client.get_run(run_id)
+
+    def delete_run(self, run_id: str) -> None:
+        """Mark a run as deleted; its files remain until `mlflow gc`."""
+        self.client.delete_run(run_id)
+
+    def history(self, run_id: str, name: str) -> list[Metric]:
+        """All points of a metric of a run, each with its step, value and timestamp in milliseconds."""
+        return list(self.client.get_metric_history(run_id, name))
+
+    def log_report(self, run_id: str, folder: str, figures: Iterable[tuple[str, Figure]], html: str) -> str:
+        """Log `report.html` and its figures, by name, as artifacts of a run below `folder`.
+
+        Returns:
+            The path of the report below the run's artifacts.
+        """
+        for name, figure in figures:
+            self.client.log_figure(run_id, figure, f"{folder}/{name}.png")
+        self.client.log_text(run_id, html, f"{folder}/report.html")
+        return f"{folder}/report.html"
+
+    def log_file(self, run_id: str, file: Path, folder: str) -> None:
+        """Log a copy of `file` as an artifact of a run below `folder`."""
+        self.client.log_artifact(run_id, str(file), folder)
+
+    def log_datasets(self, run_id: str, datasets: Sequence[DatasetInput]) -> None:
+        """Link datasets to a run as its inputs."""
+        self.client.log_inputs(run_id, list(datasets))
 
     def runs(self, where: str = "") -> list[Run]:
         """All training runs, or those of which `where` holds in MLflow's language, newest first."""

@@ -15,6 +15,7 @@ from dqn.envs.rollout import play_cycle
 from dqn.metrics import play_metrics, score_metrics
 from storage.formats.experience import write_experience
 from storage.runs import open_run
+from storage.units.unit import CHECKPOINT, EXPERIENCE
 from tasks.process_cache import keep_learner, keep_played, take_lanes, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
@@ -24,8 +25,8 @@ from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
 def collect_episodes(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
     """Play the lanes of a shard for cycle `cycle` with the network of the one before; commit states and Q-values."""
     run = open_run(run_id)
-    kind = run.kinds("experience")[shard]
-    start = unit_at_hand(run, "checkpoint", cycle - 1)
+    kind = run.kinds(EXPERIENCE)[shard]
+    start = unit_at_hand(run, CHECKPOINT, cycle - 1)
     inputs = {"checkpoint": start.digest}
     if unit := run.made(kind, cycle, inputs):
         return reference(unit)

@@ -11,8 +11,8 @@ from dqn.checkpoint import Counters
 from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups, play_episodes
 from dqn.learning.learner import Learner
 from storage.formats.evaluation import write_evaluation
-from storage.runs import EVALUATION, StoredRun, open_run
-from storage.units.unit import Unit
+from storage.runs import StoredRun, open_run
+from storage.units.unit import CHECKPOINT, EVALUATION, Unit, UnitKind
 from tasks.process_cache import keep_learner, take_learner, unit_at_hand
 from tasks.progress import report
 from tasks.unit_reference import UnitReference, made_by, reference
@@ -22,7 +22,7 @@ from tasks.unit_reference import UnitReference, made_by, reference
 def evaluate(run_id: str, cycle: int) -> UnitReference:
     """Evaluate the checkpoint of cycle `cycle` by the run's own protocol, and commit the scores."""
     run = open_run(run_id)
-    start = unit_at_hand(run, "checkpoint", cycle)
+    start = unit_at_hand(run, CHECKPOINT, cycle)
     if unit := run.made(EVALUATION, cycle, {"checkpoint": start.digest}):
         return reference(unit)
     checkpoint, learner = take_learner(run, start)
@@ -46,7 +46,8 @@ def evaluate_checkpoint(
         threads: CPU threads to play with; the scores do not depend on it.
     """
     own = protocol == Protocol.of(learner.config)
-    kind, name = (EVALUATION, EVALUATION) if own else (f"{EVALUATION}-{protocol}", f"{EVALUATION}/{protocol}")
+    kind = EVALUATION if own else UnitKind(EVALUATION.name, protocol=str(protocol))
+    name = str(EVALUATION) if own else f"{EVALUATION}/{protocol}"
     with run.commit(kind, counters.cycle, {"checkpoint": checkpoint}, made_by()) as draft:
         evaluation, states_per_second = play_evaluation(learner, protocol, threads, counters.cycle)
         draft.speed[name] = states_per_second
@@ -57,7 +58,7 @@ def evaluate_checkpoint(
         # Before the commit, after which nobody would draw it again; and whole, or not at all.
         drawn = draft.directory.with_suffix(".png")
         score_histogram(evaluation).savefig(drawn)
-        run.artifacts.keep(f"figures/{kind}-{counters.cycle:05d}.png", drawn)
+        run.artifacts.put_file(f"figures/{kind}-{counters.cycle:05d}.png", drawn)
     return evaluation, draft.unit
 
 

@@ -21,7 +21,7 @@ from storage.errors import StorageError
 from storage.formats.checkpoint import write_checkpoint
 from storage.formats.experience import read_all_targets, read_experiences
 from storage.runs import StoredRun, open_run
-from storage.units.unit import Unit, cycle_name
+from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS, Unit, cycle_name
 from tasks.process_cache import (
     keep_learner,
     let_go_of_experience,
@@ -33,8 +33,6 @@ from tasks.process_cache import (
 from tasks.progress import report
 from tasks.unit_reference import UnitReference, made_by, reference
 
-KIND = "checkpoint"
-
 
 @task(name="optimize", task_run_name="optimize-{cycle:05d}", cache_policy=NO_CACHE)
 def optimize(run_id: str, cycle: int) -> UnitReference:
@@ -42,20 +40,20 @@ def optimize(run_id: str, cycle: int) -> UnitReference:
     run = open_run(run_id)
     # What is at hand of shards is not all that is in their files, which are read below and so must be checked.
     open_unit = unit_at_hand if run.shards == 1 else StoredRun.unit
-    played, swept = ([open_unit(run, kind, cycle) for kind in run.kinds(what)] for what in ("experience", "targets"))
+    played, swept = ([open_unit(run, kind, cycle) for kind in run.kinds(what)] for what in (EXPERIENCE, TARGETS))
     older = older_cycles(run, cycle)
-    inputs = {**played[0].inputs, **{unit.kind: unit.digest for unit in (*played, *swept)}}
+    inputs = {**played[0].inputs, **{str(unit.kind): unit.digest for unit in (*played, *swept)}}
     inputs |= {f"{unit.kind}-{cycle_name(unit.cycle)}": unit.digest for shards in older for unit in shards}
-    if unit := run.made(KIND, cycle, inputs):
+    if unit := run.made(CHECKPOINT, cycle, inputs):
         return reference(unit)
-    start = unit_at_hand(run, "checkpoint", cycle - 1)
+    start = unit_at_hand(run, CHECKPOINT, cycle - 1)
     checkpoint, learner = take_learner(run, start)
     if older:
         experience, memory = replay_of([*older, played], learner)
     else:
         experience, targets = take_experience(played, swept)
         memory = ReplayMemory.of(experience, targets)
-    with run.commit(KIND, cycle, inputs, made_by()) as draft:
+    with run.commit(CHECKPOINT, cycle, inputs, made_by()) as draft:
         began = perf_counter()
         processes = checkpoint.config.optimizer_processes
         train = train_on if processes == 1 else processes_of(checkpoint).train_on
@@ -83,7 +81,7 @@ def older_cycles(run: StoredRun, cycle: int) -> list[list[Unit]]:
     Raises:
         StorageError: some of it is gone or corrupt.
     """
-    replayed, kinds = run.config.replay_cycles, run.kinds("experience")
+    replayed, kinds = run.config.replay_cycles, run.kinds(EXPERIENCE)
     try:
         return [[run.unit(kind, old) for kind in kinds] for old in range(max(1, cycle - replayed + 1), cycle)]
     except StorageError as error:

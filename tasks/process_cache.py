@@ -18,7 +18,7 @@ from dqn.learning.data_parallel import Processes
 from dqn.learning.learner import Learner
 from storage.formats.experience import read_all_targets, read_experience, read_experiences
 from storage.runs import StoredRun
-from storage.units.unit import Unit
+from storage.units.unit import CHECKPOINT, EXPERIENCE, Unit, UnitKind
 
 _LEARNER, _PLAYER = "learner", "player"
 
@@ -28,13 +28,13 @@ _held: dict[str, tuple[Unit, Any]] = {}
 _processes: Processes | None = None
 
 
-def unit_at_hand(run: StoredRun, kind: str, cycle: int) -> Unit:
+def unit_at_hand(run: StoredRun, kind: UnitKind, cycle: int) -> Unit:
     """The committed unit, verified; what was checked or made by this process and is still held is not read again.
 
     Raises:
         StorageError: there is none, or it is corrupt.
     """
-    held = _held.get(_LEARNER) or _held.get(_PLAYER) if kind == "checkpoint" else _held.get(kind)
+    held = _held.get(_LEARNER) or _held.get(_PLAYER) if kind == CHECKPOINT else _held.get(str(kind))
     return run.unit(kind, cycle, known=held[0].digest if held else "")
 
 
@@ -73,8 +73,8 @@ def take_lanes(unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes
     for what, (held, _) in list(_held.items()):
         if what.startswith("lanes") and held.cycle < unit.cycle:
             _take(what, "")
-    kind = f"experience-{shard}" if checkpoint.config.shards > 1 else "experience"
-    groups: list[Lanes] | None = _take(_lanes(kind), unit.inputs.get(kind, ""))
+    kind = EXPERIENCE.of_shards(checkpoint.config.shards)[shard]
+    groups: list[Lanes] | None = _take(_lanes(kind), unit.inputs.get(str(kind), ""))
     config, histories = checkpoint.config, checkpoint.histories
     if groups and starts_in_midgame(config, unit.cycle):
         start_in_midgame(groups, config, histories, shard)
@@ -83,21 +83,21 @@ def take_lanes(unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes
 
 def keep_played(unit: Unit, groups: list[Lanes], experience: Experience) -> None:
     """Keep the experience in `unit`, of a shard without its states, and the games that stand where it leaves them."""
-    if unit.kind != "experience":  # they are read from all shards into one array
+    if unit.kind != EXPERIENCE:  # they are read from all shards into one array
         experience = replace(experience, states=experience.states[:0].copy())
     _held[_lanes(unit.kind)] = unit, groups
-    _held[unit.kind] = unit, experience
+    _held[str(unit.kind)] = unit, experience
 
 
 def played(unit: Unit) -> Experience:
     """The experience in `unit`; without its states, if it must be read."""
-    held = _held.get(unit.kind)
+    held = _held.get(str(unit.kind))
     return held[1] if held and held[0].digest == unit.digest else read_experience(unit.directory, with_states=False)
 
 
 def keep_targets(unit: Unit, targets: Targets) -> None:
     """Keep the targets in `unit`."""
-    _held[unit.kind] = unit, targets
+    _held[str(unit.kind)] = unit, targets
 
 
 def take_experience(experience: list[Unit], targets: list[Unit]) -> tuple[Experience, Targets]:
@@ -140,9 +140,9 @@ def release() -> None:
     _end_processes()
 
 
-def _lanes(kind: str) -> str:
+def _lanes(kind: UnitKind) -> str:
     """What games are held as that were left where experience of `kind` ends."""
-    return kind.replace("experience", "lanes")
+    return "lanes" if kind.shard is None else f"lanes-{kind.shard}"
 
 
 def _take(what: str, digest: str) -> Any:

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run, task_run
 
 from dqn.metrics import speed_metric
 from storage.runs import open_run
-from storage.units.unit import Unit
+from storage.units.unit import Unit, UnitKind
 
 logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
@@ -20,7 +20,7 @@ logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line f
 class UnitReference:
     """A committed unit, with its newest value of every metric."""
 
-    kind: str
+    kind: UnitKind
     cycle: int
     digest: str
     figures: dict[str, float]

@@ -11,6 +11,7 @@ from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import sweep_metrics
 from storage.formats.experience import write_targets
 from storage.runs import open_run
+from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
 from tasks.process_cache import keep_targets, metadata_of, played, unit_at_hand
 from tasks.progress import report
 from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
@@ -20,12 +21,12 @@ from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
 def update_q_values(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
     """Carry the rewards of a shard's cycle `cycle` back to the states before them and commit the targets."""
     run = open_run(run_id)
-    kind = run.kinds("targets")[shard]
-    source = unit_at_hand(run, run.kinds("experience")[shard], cycle)
-    inputs = {source.kind: source.digest}
+    kind = run.kinds(TARGETS)[shard]
+    source = unit_at_hand(run, run.kinds(EXPERIENCE)[shard], cycle)
+    inputs = {str(source.kind): source.digest}
     if unit := run.made(kind, cycle, inputs):
         return reference(unit)
-    metadata = metadata_of(run, unit_at_hand(run, "checkpoint", cycle - 1))
+    metadata = metadata_of(run, unit_at_hand(run, CHECKPOINT, cycle - 1))
     experience = played(source)
     report("update-q-values", cycle, 0, experience.states_played)
     with run.commit(kind, cycle, inputs, made_by()) as draft:

@@ -72,7 +72,7 @@ def train(
     from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
     from storage.runs import open_tracking
 
-    run = open_tracking().client.get_run(run_id)
+    run = open_tracking().get_run(run_id)
     score = run.data.metrics.get(SCORE_MEAN_100)
     print(
         f"run {run.info.run_name} ({run_id}) has played {run.data.metrics[COUNTER_STATES]:,.0f} states; "

@@ -13,6 +13,7 @@ from dqn.hardware import playable, prepare
 from dqn.learning.learner import Learner
 from storage.model_registry import SCHEME, open_shared
 from storage.runs import StoredRun, open_run, open_tracking
+from storage.selection import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def open_agent(name: str, which: str = "latest") -> Agent:
         run = open_run(shared.run_id)
     else:
         run = open_run(tracking.find_run(name).info.run_id)
-        unit = run.find_checkpoint(which)
+        unit = find_checkpoint(run, which)
         checkpoint, digest = run.checkpoint(unit), unit.digest
         name = run.name
     return Agent(name, checkpoint.metadata, ready_to_play(checkpoint), checkpoint.weights, run, digest)

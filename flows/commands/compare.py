@@ -83,9 +83,7 @@ def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], str]:
     page.add("How they differ", text, _differences(contenders))
     folder = f"comparison/{'-'.join(run.run_id[:8] for run in runs)}"
     for run in runs:
-        for name, figure in page.figures():
-            run.tracking.client.log_figure(run.run_id, figure, f"{folder}/{name}.png")
-        run.tracking.client.log_text(run.run_id, page.html(), f"{folder}/report.html")
+        run.tracking.log_report(run.run_id, folder, page.figures(), page.html())
     return figures, f"{runs[0].artifacts}/{folder}/report.html"
 
 
@@ -107,7 +105,7 @@ def table_row(figures: Mapping[str, Any]) -> list[str]:
 def _contender(run: StoredRun, runs: list[StoredRun]) -> Contender:
     twins = sum(other.name == run.name for other in runs)
     name = run.name if twins == 1 else f"{run.name} ({run.run_id[:8]})"
-    config = run.tracking.client.get_run(run.run_id).data.params
+    config = run.tracking.get_run(run.run_id).data.params
     return Contender(name, run, config, run.tracking.curves(run.run_id, CURVES), run.tracking.minutes(run.run_id))
 
 

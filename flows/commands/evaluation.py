@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from flows.commands.agents import Agent
+from storage.publication import publish
 from tasks.evaluate import evaluate_checkpoint
 
 
@@ -27,7 +28,7 @@ def evaluate_agent(
     protocol = agent.protocol(episodes, epsilon, game, seed)
     cores, counters = len(os.sched_getaffinity(0)), agent.metadata.counters
     evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, counters, agent.learner, protocol, cores)
-    agent.run.publish(unit)
+    publish(agent.run, unit)
     return {
         "run": agent.run.run_id,
         "name": agent.name,

@@ -25,6 +25,7 @@ from storage.model_registry import (
     share,
     shared_version,
 )
+from storage.selection import evaluation_kinds
 
 
 def export_agent(agent: Agent, directory: Path) -> Path:
@@ -119,7 +120,7 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
     """All evaluations of its checkpoint; by the run's own protocol first."""
     run, found = agent.run, []
     cycle = agent.metadata.counters.cycle
-    for kind in run.evaluation_kinds():
+    for kind in evaluation_kinds(run):
         if cycle not in run.cycles(kind):
             continue
         unit = run.unit(kind, cycle)

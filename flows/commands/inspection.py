@@ -32,8 +32,8 @@ from flows.commands.html_report import Page, Picture
 from storage.errors import StorageError
 from storage.formats.evaluation import read_evaluation
 from storage.formats.experience import read_all_targets, read_experiences
-from storage.runs import EVALUATION, KINDS, StoredRun
-from storage.units.unit import cycle_name
+from storage.runs import StoredRun
+from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGETS, UnitKind, cycle_name
 
 SCORES = (SCORE_EPISODE, EVALUATION_MEAN, EVALUATION_MEAN_LOW, EVALUATION_MEAN_HIGH, LOSS_MEAN)
 
@@ -86,10 +86,7 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     if about.network is not None:
         _network(about, about.network, state, channel)
     folder = f"inspection/{cycle_name(about.cycle)}"
-    for name, figure in page.figures():
-        run.tracking.client.log_figure(run.run_id, figure, f"{folder}/{name}.png")
-    run.tracking.client.log_text(run.run_id, page.html(), f"{folder}/report.html")
-    return f"{run.artifacts}/{folder}/report.html"
+    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, page.figures(), page.html())}"
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
@@ -101,36 +98,36 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
     """
     stored = {kind: _cycles_of(run, kind) for kind in KINDS}
     if cycle is None:  # in a run that is going on, the newest one may have no checkpoint yet
-        whole = [number for number in stored["experience"] if number in stored["checkpoint"]]
-        cycle = next(iter(whole or stored["experience"] or stored["checkpoint"]), 0)
+        whole = [number for number in stored[EXPERIENCE] if number in stored[CHECKPOINT]]
+        cycle = next(iter(whole or stored[EXPERIENCE] or stored[CHECKPOINT]), 0)
     if not any(cycle in cycles for cycles in stored.values()):
-        kept = ", ".join(map(str, sorted({*stored["experience"], *stored["checkpoint"]}))) or "nothing"
+        kept = ", ".join(map(str, sorted({*stored[EXPERIENCE], *stored[CHECKPOINT]}))) or "nothing"
         raise ValueError(
             f"nothing is stored of cycle {cycle} of run {run.name}: it was pruned or never made; kept: {kept}"
         )
-    newest = run.newest_checkpoint() if cycle not in stored["checkpoint"] else run.unit("checkpoint", cycle)
+    newest = run.newest_checkpoint() if cycle not in stored[CHECKPOINT] else run.unit(CHECKPOINT, cycle)
     network = None
-    if cycle in stored["checkpoint"]:
+    if cycle in stored[CHECKPOINT]:
         network = ready_to_play(run.checkpoint(newest)).average_network
     about = Inspection(run, cycle, run.metadata(newest), network)
-    if cycle in stored["experience"]:
-        about.experience = read_experiences([_directories(run, "experience", cycle)])
-    if cycle in stored["targets"]:
-        about.targets = read_all_targets(_directories(run, "targets", cycle))
-    for what, thing in (("checkpoint", network), ("experience", about.experience), ("targets", about.targets)):
+    if cycle in stored[EXPERIENCE]:
+        about.experience = read_experiences([_directories(run, EXPERIENCE, cycle)])
+    if cycle in stored[TARGETS]:
+        about.targets = read_all_targets(_directories(run, TARGETS, cycle))
+    for what, thing in ((CHECKPOINT, network), (EXPERIENCE, about.experience), (TARGETS, about.targets)):
         if thing is None:
             why = "cycle 0 is the untrained start" if cycle == 0 else "it was pruned, or not made yet"
             about.page.notes.append(f"The {what} of cycle {cycle} cannot be shown: {why}.")
     return about
 
 
-def _cycles_of(run: StoredRun, kind: str) -> list[int]:
+def _cycles_of(run: StoredRun, kind: UnitKind) -> list[int]:
     """The cycles of which all of `kind` is stored, every shard of it, newest first."""
     cycles = [set(run.cycles(part)) for part in run.kinds(kind)]
     return sorted(set.intersection(*cycles), reverse=True)
 
 
-def _directories(run: StoredRun, kind: str, cycle: int) -> list[Path]:
+def _directories(run: StoredRun, kind: UnitKind, cycle: int) -> list[Path]:
     return [run.unit(part, cycle).directory for part in run.kinds(kind)]
 
 

@@ -45,7 +45,7 @@ def record(
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    agent.run.tracking.client.log_artifact(agent.run.run_id, str(path), "videos")
+    agent.run.tracking.log_file(agent.run.run_id, path, "videos")
     return {"score": last.score, "steps": last.step + 1, "path": str(path)}
 
 

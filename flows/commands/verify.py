@@ -15,8 +15,8 @@ from dqn.envs.lanes import Lanes
 from storage.errors import StorageError
 from storage.formats.evaluation import read_evaluation
 from storage.formats.experience import read_experience, read_targets
-from storage.runs import EVALUATION, KINDS, StoredRun
-from storage.units.unit import Unit
+from storage.runs import StoredRun
+from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGETS, Unit, UnitKind
 from tasks.progress import report
 
 
@@ -45,18 +45,18 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
         replay: also play the stored actions again and compare every frame.
     """
     result = Verification(run.name)
-    places = [(kind, cycle) for kind in (*run.kinds(*KINDS), EVALUATION) for cycle in sorted(run.cycles(kind))]
-    units: dict[tuple[str, int], Unit] = {}
+    places = [(kind, cycle) for kind in run.kinds(*KINDS, EVALUATION) for cycle in sorted(run.cycles(kind))]
+    units: dict[tuple[UnitKind, int], Unit] = {}
     for number, (kind, cycle) in enumerate(places):
         report("verify", cycle, number, len(places))
         try:
-            units[kind, cycle] = unit = run.unit(kind, cycle, kept=False)
+            units[kind, cycle] = unit = run.unit(kind, cycle, from_cache=False)
             _read(run, unit)
             result.units += 1
             result.bytes += unit.bytes
         except StorageError as error:
             result.problems.append(str(error))
-    checkpoints = [unit for (kind, _), unit in units.items() if kind == "checkpoint"]
+    checkpoints = [unit for (kind, _), unit in units.items() if kind == CHECKPOINT]
     if checkpoints:
         newest = max(checkpoints, key=lambda unit: unit.cycle)
         result.digest, result.cycle = newest.digest, newest.cycle
@@ -65,9 +65,9 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
     _check_metrics(run, list(units.values()), result)
     if replay:
         for kind, cycle in units:
-            shards = run.kinds("experience")
-            if kind in shards and ("checkpoint", cycle - 1) in units:
-                checkpoint = run.checkpoint(units["checkpoint", cycle - 1])
+            shards = run.kinds(EXPERIENCE)
+            if kind in shards and (CHECKPOINT, cycle - 1) in units:
+                checkpoint = run.checkpoint(units[CHECKPOINT, cycle - 1])
                 experience = read_experience(units[kind, cycle].directory)
                 _check_frames(checkpoint, experience, cycle, shards.index(kind), result)
     return result
@@ -75,9 +75,9 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
 
 def _read(run: StoredRun, unit: Unit) -> None:
     """Read all of a unit as what it claims to be."""
-    if unit.kind == "checkpoint":
+    if unit.kind == CHECKPOINT:
         run.checkpoint(unit)
-    elif unit.kind.startswith("experience"):
+    elif unit.kind.name == EXPERIENCE.name:
         read_experience(unit.directory)
     elif unit.kind == EVALUATION:
         read_evaluation(unit.directory)
@@ -91,13 +91,13 @@ def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> N
     A checkpoint has those of its cycle's experience and targets, too. One that its writer had not published yet when
     it died is published when the run goes on.
     """
-    units = [unit for unit in units if not unit.kind.startswith(("experience", "targets"))]
+    units = [unit for unit in units if unit.kind.name not in (EXPERIENCE.name, TARGETS.name)]
     over = {unit.kind: unit.cycle for unit in sorted(units, key=lambda unit: unit.cycle)}
     names = {metric.name for unit in units for metric in unit.metrics}
     points: Counter[tuple[str, int]] = Counter()
     values: dict[tuple[str, int], float] = {}
     for name in names:
-        for point in run.tracking.client.get_metric_history(run.run_id, name):
+        for point in run.tracking.history(run.run_id, name):
             points[name, point.step] += 1
             values[name, point.step] = point.value
     result.problems += [

@@ -16,7 +16,7 @@ from zarr.core.buffer import default_buffer_prototype
 from dqn.envs.experience import Experience, Targets
 from storage.errors import CorruptUnitError
 
-EXPERIENCE, TARGETS = "experience.zarr", "targets.zarr"
+EXPERIENCE_GROUP, TARGETS_GROUP = "experience.zarr", "targets.zarr"
 CHUNK_STATES = 500  # about 8 MB before compression
 
 # What zarr raises for files that are not its own, or not whole
@@ -32,7 +32,7 @@ def write_experience(directory: Path, experience: Experience) -> None:
     Raises:
         OSError: a chunk of the states did not reach the disk.
     """
-    group = zarr.create_group(directory / EXPERIENCE)
+    group = zarr.create_group(directory / EXPERIENCE_GROUP)
     steps = max(1, min(experience.steps, CHUNK_STATES // experience.actions.shape[1]))
     states = _write(group, "states", experience.states, (steps, *experience.states.shape[1:]))
     if states.nchunks_initialized != states.nchunks:
@@ -47,7 +47,7 @@ def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
     Raises:
         CorruptUnitError: the files are not an experience.
     """
-    group = _open(directory / EXPERIENCE)
+    group = _open(directory / EXPERIENCE_GROUP)
     tables = {name: _read(group, name) for name in _TABLES}
     steps, lanes, actions = _dimensions(group, "q_values", tables["q_values"], 3)
     like = Experience.empty(steps, lanes, actions, with_states=False)
@@ -72,7 +72,7 @@ def read_experiences(cycles: Sequence[Sequence[Path]], *, with_states: bool = Tr
     tables = {name: np.concatenate([getattr(cycle, name) for cycle in wide]) for name in _TABLES}
     tables |= {"states": wide[0].states, "bootstrap_q_values": wide[-1].bootstrap_q_values}
     if with_states:
-        groups = [[_open(shard / EXPERIENCE) for shard in shards] for shards in cycles]
+        groups = [[_open(shard / EXPERIENCE_GROUP) for shard in shards] for shards in cycles]
         with _readable(groups[0][0], "states") as first:
             states = np.empty((*tables["actions"].shape, *first.shape[2:]), np.uint8)
         tables["states"] = states
@@ -98,7 +98,7 @@ def _side_by_side(shards: Sequence[Experience]) -> Experience:
 
 def write_targets(directory: Path, targets: Targets) -> None:
     """Write targets as a zarr group."""
-    group = zarr.create_group(directory / TARGETS)
+    group = zarr.create_group(directory / TARGETS_GROUP)
     _write(group, "q_values", targets.q_values)
     _write(group, "estimation_errors", targets.estimation_errors)
 
@@ -109,7 +109,7 @@ def read_targets(directory: Path) -> Targets:
     Raises:
         CorruptUnitError: the files are not targets.
     """
-    group = _open(directory / TARGETS)
+    group = _open(directory / TARGETS_GROUP)
     q_values, errors = _read(group, "q_values"), _read(group, "estimation_errors")
     shape = _dimensions(group, "q_values", q_values, 3)
     _check(group, "q_values", q_values, np.empty(shape, np.float32))

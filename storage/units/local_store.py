@@ -36,17 +36,17 @@ class LocalUnitStore(UnitStore):
         """Names of all that is in the directory."""
         return sorted(_entries(self.directory))
 
-    def standing(self, cycle: int) -> str:
-        """Nothing: the lock of the run's one writer keeps others out."""
+    def version(self, cycle: int) -> str:
+        """Always empty: the lock of the run excludes other writers."""
         return ""
 
-    def publish(self, unit: Unit, standing: str) -> Unit:
+    def publish(self, unit: Unit, version: str) -> Unit:
         """Fsync all of it, rename it, and fsync the directories that lead to it."""
         directory = self.directory / cycle_name(unit.cycle)
         _write_and_publish(unit, unit.directory, directory, self.staging)
         return replace(unit, directory=directory)
 
-    def open(self, cycle: int, known: str = "", *, kept: bool = True) -> Unit | None:
+    def open(self, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit | None:
         """The unit where it stands: there are no copies."""
         return open_unit(self.directory / cycle_name(cycle), known)
 
@@ -58,13 +58,13 @@ class LocalUnitStore(UnitStore):
         """Rename it into the staging area, and remove it there."""
         discard(self.directory / cycle_name(cycle), self.staging)
 
-    def keep(self, name: str, file: Path) -> None:
+    def put_file(self, name: str, file: Path) -> None:
         """Rename it."""
         (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
         file.replace(self.directory / name)
 
 
-def keep_manifest(unit: Unit, directory: Path, staging: Path) -> None:
+def write_manifest(unit: Unit, directory: Path, staging: Path) -> None:
     """Keep a copy of the manifest of `unit` in `directory`, for `read_manifest` to read when the unit is gone.
 
     Raises:

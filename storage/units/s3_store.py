@@ -75,19 +75,19 @@ class S3UnitStore(UnitStore):
 
     def names(self) -> list[str]:
         """Names that keys have next after this place's."""
-        with self._asking("listed"):
+        with self._requesting("listed"):
             found: Any = obstore.list_with_delimiter(self._store, self._key())
         return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
 
-    def standing(self, cycle: int) -> str:
+    def version(self, cycle: int) -> str:
         """The ETag of the manifest that stands there, or nothing."""
-        with self._asking("read", cycle_name(cycle)):
+        with self._requesting("read", cycle_name(cycle)):
             try:
                 return str(obstore.head(self._store, self._key(cycle_name(cycle), MANIFEST))["e_tag"])
             except FileNotFoundError:
                 return ""
 
-    def publish(self, unit: Unit, standing: str) -> Unit:
+    def publish(self, unit: Unit, version: str) -> Unit:
         """Upload the files as an attempt, and create or replace the manifest that makes them the unit."""
         here, attempt = cycle_name(unit.cycle), f"attempt-{uuid.uuid4().hex}"
         try:
@@ -97,18 +97,18 @@ class S3UnitStore(UnitStore):
         except BaseException:
             self._remove_attempt(here, attempt)
             raise
-        committed = self._claim(unit, attempt, standing)
+        committed = self._commit_manifest(unit, attempt, version)
         if committed is unit:  # else the attempt that counts may be among those
             with suppress(OSError):  # the unit is in its place, whatever becomes of the rest
-                self._tidying._delete(left)
-        return self._keep_copy(committed)
+                self._with_short_retries._delete(left)
+        return self._put_in_cache(committed)
 
-    def open(self, cycle: int, known: str = "", *, kept: bool = True) -> Unit | None:
+    def open(self, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit | None:
         """The unit with its files in the cache, fetched unless they are there and whole."""
         tried = ""
         while found := self._read(cycle):
-            copy = self._copy(found.unit)
-            if kept and (copy.directory.is_dir() if copy.digest == known else _is_whole(copy)):
+            copy = self._cached(found.unit)
+            if from_cache and (copy.directory.is_dir() if copy.digest == known else _is_whole(copy)):
                 return copy
             try:
                 return self._fetch(found.unit, found.attempt)
@@ -120,7 +120,7 @@ class S3UnitStore(UnitStore):
 
     def cycles(self) -> list[int]:
         """Numbers of the cycles that have a manifest."""
-        below = self._below(self._keys())
+        below = self._relative(self._keys())
         return cycles_in(name.removesuffix(f"/{MANIFEST}") for name in below if name.endswith(f"/{MANIFEST}"))
 
     def discard(self, cycle: int) -> None:
@@ -130,16 +130,16 @@ class S3UnitStore(UnitStore):
     def prune(self, before: int, spared: int | None = None) -> None:
         """Discard cycles, with what killed writers left of them."""
         keys: dict[int, list[str]] = {}
-        for key, name in zip(found := self._keys(), self._below(found), strict=True):
+        for key, name in zip(found := self._keys(), self._relative(found), strict=True):
             for cycle in cycles_in([name.partition("/")[0]]):
                 keys.setdefault(cycle, []).append(key)
         for cycle in sorted(keys):
             if cycle < before and cycle != spared:
                 self._discard(keys[cycle])
 
-    def keep(self, name: str, file: Path) -> None:
+    def put_file(self, name: str, file: Path) -> None:
         """Upload it."""
-        with self._asking("written", name):
+        with self._requesting("written", name):
             obstore.put(self._store, self._key(name), file)
         file.unlink()
 
@@ -149,12 +149,12 @@ class S3UnitStore(UnitStore):
         here = cycle_name(unit.cycle)
 
         def put(name: str) -> None:
-            with self._asking("written", here, attempt, name):
+            with self._requesting("written", here, attempt, name):
                 obstore.put(self._store, self._key(here, attempt, name), unit.directory / name)
 
-        _all_at_once(put, unit.files)
+        _in_parallel(put, unit.files)
 
-    def _claim(self, unit: Unit, attempt: str, standing: str) -> Unit:
+    def _commit_manifest(self, unit: Unit, attempt: str, version: str) -> Unit:
         """Make `attempt` the one that counts; or return the same unit by a repetition of the same task.
 
         Raises:
@@ -163,7 +163,7 @@ class S3UnitStore(UnitStore):
         """
         here = cycle_name(unit.cycle)
         text = manifest_text(unit, attempt=attempt).encode()
-        mode: Any = {"e_tag": standing} if standing else "create"
+        mode: Any = {"e_tag": version} if version else "create"
         for tries_left in reversed(range(CLAIMS)):
             try:
                 obstore.put(self._store, self._key(here, MANIFEST), text, mode=mode)
@@ -192,7 +192,7 @@ class S3UnitStore(UnitStore):
     def _read(self, cycle: int) -> _Committed | None:
         """The manifest that stands there; `directory` of its unit is of no meaning yet."""
         here, address = cycle_name(cycle), f"{self}/{cycle_name(cycle)}/{MANIFEST}"
-        with self._asking("read", here, MANIFEST):
+        with self._requesting("read", here, MANIFEST):
             try:
                 got = obstore.get(self._store, self._key(here, MANIFEST))
                 text, etag = bytes(got.bytes()), str(got.meta["e_tag"])
@@ -215,7 +215,7 @@ class S3UnitStore(UnitStore):
 
         def get(name: str) -> None:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            with self._asking("read", here, attempt, name):
+            with self._requesting("read", here, attempt, name):
                 try:
                     got = obstore.get(self._store, self._key(here, attempt, name))
                 except FileNotFoundError:
@@ -225,10 +225,10 @@ class S3UnitStore(UnitStore):
                         file.write(chunk)
 
         try:
-            _all_at_once(get, unit.files)
+            _in_parallel(get, unit.files)
             unit = replace(unit, directory=stage)
             check_files(unit, place)
-            return self._keep_copy(unit)
+            return self._put_in_cache(unit)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
@@ -239,17 +239,17 @@ class S3UnitStore(UnitStore):
     def _remove_attempt(self, here: str, attempt: str) -> None:
         """Remove what is there of an attempt that cannot count; what resists is left for the next commit."""
         with suppress(OSError):
-            self._tidying._delete(self._tidying._keys(here, attempt))
+            self._with_short_retries._delete(self._with_short_retries._keys(here, attempt))
 
     # ---------------------------------------------------------------- the cache
 
-    def _copy(self, unit: Unit) -> Unit:
+    def _cached(self, unit: Unit) -> Unit:
         """The unit with its files in the cache, where they may be or not."""
         return replace(unit, directory=self.cache / f"{cycle_name(unit.cycle)}-{unit.digest}")
 
-    def _keep_copy(self, unit: Unit) -> Unit:
+    def _put_in_cache(self, unit: Unit) -> Unit:
         """Move the checked files of a unit into the cache, and let go of what is no unit's any more."""
-        copy = self._copy(unit)
+        copy = self._cached(unit)
         self.cache.mkdir(parents=True, exist_ok=True)
         if not _is_whole(copy):  # another process may be reading one that is
             discard(copy.directory, self.staging)
@@ -259,10 +259,10 @@ class S3UnitStore(UnitStore):
                 if not _is_whole(copy):
                     raise
         with suppress(OSError):
-            self._let_go(copy.directory.name)
+            self._evict(copy.directory.name)
         return copy
 
-    def _let_go(self, newest: str) -> None:
+    def _evict(self, newest: str) -> None:
         """Remove copies of units that are not there any more, or that the one called `newest` has replaced."""
         cycle, *there = newest.partition("-")[0], *map(cycle_name, self.cycles())
         for name in sorted(entry.name for entry in self.cache.iterdir()):
@@ -273,7 +273,7 @@ class S3UnitStore(UnitStore):
     # ---------------------------------------------------------------- requests
 
     @property
-    def _tidying(self) -> S3UnitStore:
+    def _with_short_retries(self) -> S3UnitStore:
         """This place for requests that nothing depends on."""
         return replace(self, retry_seconds=min(self.retry_seconds, TIDY_SECONDS))
 
@@ -287,21 +287,21 @@ class S3UnitStore(UnitStore):
 
     def _keys(self, *names: str) -> list[str]:
         """All keys below."""
-        with self._asking("listed", *names):
+        with self._requesting("listed", *names):
             found: Any = obstore.list(self._store, self._key(*names)).collect()
         return [str(meta["path"]) for meta in found]
 
-    def _below(self, keys: Iterable[str]) -> list[str]:
+    def _relative(self, keys: Iterable[str]) -> list[str]:
         """What of the keys is below this place."""
         return [key.removeprefix(self._key()).lstrip("/") for key in keys]
 
     def _delete(self, keys: list[str]) -> None:
         if keys:
-            with self._asking("removed"):
+            with self._requesting("removed"):
                 obstore.delete(self._store, keys)
 
     @contextmanager
-    def _asking(self, what: str, *names: str) -> Iterator[None]:
+    def _requesting(self, what: str, *names: str) -> Iterator[None]:
         """Tell a failed request in one line, as an error of the disk is told."""
         try:
             yield
@@ -372,7 +372,7 @@ def _is_whole(unit: Unit) -> bool:
     return True
 
 
-def _all_at_once(work: Callable[[_Item], None], items: Iterable[_Item]) -> None:
+def _in_parallel(work: Callable[[_Item], None], items: Iterable[_Item]) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(work, items):
             pass

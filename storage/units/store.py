@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from storage.units.unit import Draft, Unit, cycle_name, describe
+from storage.units.unit import Draft, Unit, UnitKind, cycle_name, describe
 
 
 class UnitStore(ABC):
@@ -36,12 +36,12 @@ class UnitStore(ABC):
         """Names of the places directly below this one."""
 
     @abstractmethod
-    def standing(self, cycle: int) -> str:
-        """What `publish` needs to know of the unit that stands there before another one is made."""
+    def version(self, cycle: int) -> str:
+        """Version token (ETag) of the committed unit, for the compare-and-swap in `publish`; empty without one."""
 
     @abstractmethod
-    def publish(self, unit: Unit, standing: str) -> Unit:
-        """Put the staged `unit` in its place, durably, instead of the `standing` one if there is any.
+    def publish(self, unit: Unit, version: str) -> Unit:
+        """Commit the staged `unit` durably, in place of the unit of that `version` if there is one.
 
         Returns:
             The unit, with the directory where its files are to be read from now on.
@@ -52,12 +52,12 @@ class UnitStore(ABC):
         """
 
     @abstractmethod
-    def open(self, cycle: int, known: str = "", *, kept: bool = True) -> Unit | None:
+    def open(self, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit | None:
         """The unit of a cycle with its files in a directory of this machine, checked; None where there is none.
 
         Args:
             known: of a unit with this digest files are not read: the caller has at hand what is in them.
-            kept: whether copies of files that this machine keeps will do.
+            from_cache: whether files may come from this machine's cache instead of the store.
 
         Raises:
             CorruptUnitError: the unit does not match its manifest.
@@ -79,7 +79,7 @@ class UnitStore(ABC):
                 self.discard(cycle)
 
     @abstractmethod
-    def keep(self, name: str, file: Path) -> None:
+    def put_file(self, name: str, file: Path) -> None:
         """Move a finished file that is no unit's to `name` below this place, whole or not at all."""
 
     def clear_staging(self) -> None:
@@ -89,7 +89,7 @@ class UnitStore(ABC):
 
 @contextmanager
 def committing(
-    place: UnitStore, *, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]
+    store: UnitStore, *, kind: UnitKind, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]
 ) -> Iterator[Draft]:
     """Commit what the block writes as the unit of `cycle` in its place, or nothing if anything fails.
 
@@ -99,13 +99,13 @@ def committing(
         OSError: a full disk, or any other failure to write or to fsync; nothing was published.
         StorageError: another writer has put another unit there meanwhile.
     """
-    standing = place.standing(cycle)
-    stage = place.staging / f"{kind}-{cycle:05d}-{uuid.uuid4().hex}"
+    version = store.version(cycle)
+    stage = store.staging / f"{kind}-{cycle:05d}-{uuid.uuid4().hex}"
     stage.mkdir(parents=True)
     try:
         draft = Draft(stage)
         yield draft
-        draft._unit = place.publish(describe(draft, kind, cycle, inputs, made_by), standing)
+        draft._unit = store.publish(describe(draft, kind, cycle, inputs, made_by), version)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -11,7 +11,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,14 +25,73 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
+_NAMES = ("experience", "targets", "checkpoint", "evaluation")
+_SHARDED = ("experience", "targets")
+
+
+@dataclass(frozen=True)
+class UnitKind:
+    """What a unit holds. Its text is part of manifests, directory names and input names.
+
+    Args:
+        name: experience, targets, checkpoint or evaluation.
+        shard: number of the shard of lanes, of experience or targets of a run with several shards.
+        protocol: text of the protocol of an evaluation; empty for the run's own protocol.
+    """
+
+    name: str
+    shard: int | None = None
+    protocol: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> UnitKind:
+        """The inverse of `str`, for example of `experience-3` or `evaluation-Breakout-2x0.01-seed0`.
+
+        Raises:
+            ValueError: it is not the text of a kind.
+        """
+        name, _, rest = text.partition("-")
+        if name in _SHARDED and rest.isdecimal():
+            kind = cls(name, shard=int(rest))
+        else:
+            kind = cls(name, protocol=rest if name == "evaluation" else "")
+        if name not in _NAMES or str(kind) != text:
+            raise ValueError(f"{text!r} is not a kind of unit")
+        return kind
+
+    def __str__(self) -> str:
+        if self.shard is not None:
+            return f"{self.name}-{self.shard}"
+        return f"{self.name}-{self.protocol}" if self.protocol else self.name
+
+    def of_shards(self, shards: int) -> list[UnitKind]:
+        """The kinds in which a run with that many shards stores this kind."""
+        if shards == 1 or self.name not in _SHARDED:
+            return [self]
+        return [UnitKind(self.name, shard) for shard in range(shards)]
+
+
+EXPERIENCE, TARGETS, CHECKPOINT, EVALUATION = map(UnitKind, _NAMES)
+KINDS = (EXPERIENCE, TARGETS, CHECKPOINT)  # made in every cycle
+
+
+def kinds_in(names: Iterable[str]) -> list[UnitKind]:
+    """Kinds of units whose texts are among `names`; other names are skipped."""
+    kinds = []
+    for name in names:
+        with suppress(ValueError):
+            kinds.append(UnitKind.parse(name))
+    return kinds
+
+
 @dataclass(frozen=True)
 class Unit:
     """A committed unit whose files were found to match its manifest."""
 
     directory: Path
-    kind: str
+    kind: UnitKind
     cycle: int
-    inputs: dict[str, str]  # digests of the units it was made from, by kind
+    inputs: dict[str, str]  # digests of the units it was made from, by the text of their kind
     files: dict[str, tuple[int, str]]  # size in bytes and SHA-256 of each
     metrics: list[Metric]
     made: dict[str, Any]  # when, by what and how fast; not part of the digest
@@ -39,7 +99,7 @@ class Unit:
     @property
     def digest(self) -> str:
         """SHA-256 over all that the unit is, wherever, whenever and by whom it was made."""
-        what = [FORMAT, self.kind, self.cycle, self.inputs, self.files, self.metrics]
+        what = [FORMAT, str(self.kind), self.cycle, self.inputs, self.files, self.metrics]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def metric(self, name: str) -> float:
@@ -78,7 +138,7 @@ class Draft:
         return self._unit
 
 
-def describe(draft: Draft, kind: str, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]) -> Unit:
+def describe(draft: Draft, kind: UnitKind, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]) -> Unit:
     """The unit that the files of a draft are, made now."""
     return Unit(
         directory=draft.directory,
@@ -131,7 +191,7 @@ def manifest_text(unit: Unit, **more: str) -> str:
     """The manifest of `unit`, with what else its place must know of it."""
     manifest = {
         "format": FORMAT,
-        "kind": unit.kind,
+        "kind": str(unit.kind),
         "cycle": unit.cycle,
         "digest": unit.digest,
         "inputs": unit.inputs,
@@ -166,7 +226,7 @@ def parse_manifest(text: bytes, directory: Path, address: str) -> tuple[Unit, di
             raise CorruptUnitError(f"{address} has format {manifest['format']}; this version reads {FORMAT}")
         unit = Unit(
             directory=directory,
-            kind=str(manifest["kind"]),
+            kind=UnitKind.parse(str(manifest["kind"])),
             cycle=int(manifest["cycle"]),
             inputs={str(kind): str(digest) for kind, digest in manifest["inputs"].items()},
             files={_safe(name): (int(size), str(sha)) for name, (size, sha) in manifest["files"].items()},

@@ -74,7 +74,7 @@ def main() -> None:
         dqn("train", "--resume", name, "--cycles", "5")
         expected[name]["after"] = verified(name)
         run = stored(name)
-        unit = run.unit("checkpoint", 5)
+        unit = run.newest_checkpoint()
         expected[name]["metrics"] = {metric.name: metric.value for metric in unit.metrics}
         for key, tensor in run.checkpoint(unit).weights.items():
             weights[f"{name}/{key}"] = tensor.numpy().reshape(-1)[::EVERY]

@@ -30,6 +30,8 @@ from storage.formats.agent_export import read_export
 from storage.formats.evaluation import read_evaluation
 from storage.run_catalog import list_runs
 from storage.runs import StoredRun, open_run, open_tracking
+from storage.selection import find_checkpoint
+from storage.units.unit import CHECKPOINT, EVALUATION
 
 COMPAT = Path(__file__).parent
 RELEASES = sorted(path.parent.name for path in COMPAT.glob("*/home.tar.xz"))
@@ -78,7 +80,7 @@ def test_run_is_verified(release: SimpleNamespace, name: str) -> None:
 
 def test_stored_evaluation_is_read(release: SimpleNamespace) -> None:
     run = stored("plain")
-    evaluation = read_evaluation(run.find_checkpoint("best") and run.unit("evaluation", 3).directory)
+    evaluation = read_evaluation(find_checkpoint(run, "best") and run.unit(EVALUATION, 3).directory)
     assert (evaluation.protocol.episodes, evaluation.protocol.epsilon, len(evaluation.scores)) == (2, 0.01, 2)
 
 
@@ -103,7 +105,7 @@ def test_resumed_run_has_the_weights_of_its_release(release: SimpleNamespace, na
     """Equal to within rounding: another processor may add in another order."""
     train(resume=name, cycles=5)
     run = stored(name)
-    unit = run.unit("checkpoint", 5)
+    unit = run.unit(CHECKPOINT, 5)
     with np.load(release.folder / "expected.npz") as expected:
         for key, weight in run.checkpoint(unit).weights.items():
             np.testing.assert_allclose(weight.numpy().reshape(-1)[::EVERY], expected[f"{name}/{key}"], 1e-4, 1e-6)

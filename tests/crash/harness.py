@@ -25,7 +25,7 @@ import pytest
 import trainer
 from trainer import Fault
 
-from storage.units.unit import Unit, open_unit
+from storage.units.unit import CHECKPOINT, Unit, open_unit
 
 CYCLES = 2
 CHILD_SECONDS = 250  # the longest that any child may take, below the limit of a test
@@ -159,7 +159,7 @@ class Laboratory:
 
     def outcome(self) -> Outcome:
         """What the finished run left."""
-        digest = max((unit.cycle, unit.digest) for unit in self.units() if unit.kind == "checkpoint")[1]
+        digest = max((unit.cycle, unit.digest) for unit in self.units() if unit.kind == CHECKPOINT)[1]
         with contextlib.closing(sqlite3.connect(self.home / "mlflow.db")) as store:
             rows = store.execute("select key, step, value from metrics where key not like 'speed/%'").fetchall()
             doubled = store.execute("select key from metrics group by key, step having count(*) > 1").fetchall()

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from harness import Laboratory, build, from_now_on, kind_of
 
+from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
+
 DAMAGES = max(4, int(os.environ.get("CORRUPTIONS", "0")) // 10)
-NEWEST = {("checkpoint", 1), ("experience", 2), ("targets", 2)}
+NEWEST = {(CHECKPOINT, 1), (EXPERIENCE, 2), (TARGETS, 2)}
 KINDS = ("flipped bit", "truncated", "deleted", "swapped")
 
 

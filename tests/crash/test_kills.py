@@ -13,6 +13,8 @@ import numpy as np
 from harness import CHILD_SECONDS, Laboratory, Outcome, build, chosen, kind_of, start
 from trainer import FAILED, Fault
 
+from storage.units.unit import CHECKPOINT
+
 KILLS = int(os.environ.get("CRASH_KILLS", "5"))
 REPEATS = int(os.environ.get("CRASH_REPEATS", "1"))
 RACES = int(os.environ.get("RACES", "1"))
@@ -79,7 +81,7 @@ def test_a_run_killed_over_and_over_leaves_nothing_behind(laboratory: Laboratory
     assert told.said() == [["killed"]], "no run is RUNNING that is not"
     assert drafts <= 1
     assert units <= 2, "the retained units and one"
-    cycles = max(unit.cycle for unit in found if unit.kind == "checkpoint") + 1
+    cycles = max(unit.cycle for unit in found if unit.kind == CHECKPOINT) + 1
     after = laboratory.finish(cycles)
     laboratory.reset()
     assert after == laboratory.finish(cycles), "not a file more than the undisturbed run leaves"

@@ -26,6 +26,7 @@ import storage.units.local_store
 import tasks.optimize
 from flows.train import publish_and_prune, requested_config
 from storage.errors import StorageError
+from storage.publication import publish_waiting, resume_run
 from storage.run_catalog import list_runs
 from storage.runs import create_run, open_run
 from tasks.collect_episodes import collect_episodes
@@ -83,7 +84,7 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
     run = open_run(run_id)
     with run.writing():
         run.tracking.set_status(run_id, "RUNNING")
-        newest = run.resume()
+        newest = resume_run(run)
         for cycle in range(newest.cycle + 1, cycles + 1):
             for name, stage in STAGES.items():
                 say(name)
@@ -96,7 +97,7 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
             assert made == evaluate.fn(run_id, cycles), "the second time is for nothing"
             publish_and_prune(run, made)
         release()
-        run.publish_waiting()
+        publish_waiting(run)
         run.tracking.set_status(run_id, "FINISHED")
 
 

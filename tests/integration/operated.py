@@ -18,6 +18,7 @@ from served import free_port
 
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings
+from storage.units.unit import CHECKPOINT, EXPERIENCE, UnitKind
 
 FIELDS = {"lanes": 4, "replay_states": 256, "batch_size": 16, "threads": 1, "network": "nips", "keep_cycles": 10_000}
 SECONDS = 240  # the longest that anything may take on a busy machine
@@ -39,7 +40,7 @@ def run_named(name: str) -> StoredRun:
     return open_run(open_tracking().find_run(name).info.run_id)
 
 
-def newest(run: StoredRun, kind: str) -> int:
+def newest(run: StoredRun, kind: UnitKind) -> int:
     """The newest cycle of which the run has a unit of that kind."""
     return max(run.cycles(kind), default=0)
 
@@ -48,18 +49,18 @@ def wait_for_run(name: str, cycle: int) -> StoredRun:
     """The run of that name, in the middle of a cycle after that one: played, and not optimized yet."""
     wait_until(lambda: name in [run.info.run_name for run in open_tracking().runs()], f"run {name}")
     run, what = run_named(name), f"cycle {cycle} of {name}"
-    wait_until(lambda: newest(run, "experience") > newest(run, "checkpoint") >= cycle, what, every=0.01)
+    wait_until(lambda: newest(run, EXPERIENCE) > newest(run, CHECKPOINT) >= cycle, what, every=0.01)
     return run
 
 
 def digest(run: StoredRun, cycle: int) -> str:
     """That of the checkpoint after a cycle."""
-    return run.unit("checkpoint", cycle).digest
+    return run.unit(CHECKPOINT, cycle).digest
 
 
 def metric_steps(run: StoredRun) -> list[int]:
     """The steps at which the loss is in MLflow."""
-    return [point.step for point in run.tracking.client.get_metric_history(run.run_id, "loss/mean")]
+    return [point.step for point in run.tracking.history(run.run_id, "loss/mean")]
 
 
 class Operated:

@@ -8,6 +8,7 @@ from dqn.envs.games import action_names
 from flows.commands.compare import compare_runs, table_row
 from flows.parameters import requested_config
 from storage.runs import StoredRun, create_run, open_run
+from storage.selection import evaluations
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -25,7 +26,7 @@ def test_a_comparison_tells_scores_pace_and_differences_and_is_with_every_run(ru
     other = new_run("not-played-yet")
     rows, report = compare_runs([run, other])
     first, second = rows
-    best = max(unit.metric("evaluation/mean") for unit in run.evaluations())
+    best = max(unit.metric("evaluation/mean") for unit in evaluations(run))
     assert (first["states"], first["evaluations"], first["best_mean"]) == (1024, 2, best)
     assert first["best_mean_low"] <= best <= first["best_mean_high"] and first["minutes"] > 0
     assert (second["states"], second["minutes"], second["best_mean"]) == (0, 0, None)
@@ -36,12 +37,8 @@ def test_a_comparison_tells_scores_pace_and_differences_and_is_with_every_run(ru
     assert "Run not-played-yet has no scores yet" in text
     assert "<td>lanes</td><td>8</td><td>2</td>" in text and "<td>game</td>" not in text
     for each in (run, other):
-        listed = each.tracking.client.list_artifacts(each.run_id, f"comparison/{run.run_id[:8]}-{other.run_id[:8]}")
-        assert {Path(file.path).name for file in listed} == {
-            "report.html",
-            "scores-by-minutes.png",
-            "scores-by-states.png",
-        }
+        listed = (each.artifacts / "comparison" / f"{run.run_id[:8]}-{other.run_id[:8]}").names()
+        assert listed == ["report.html", "scores-by-minutes.png", "scores-by-states.png"]
 
 
 def test_runs_without_any_score_are_compared_by_their_configuration() -> None:

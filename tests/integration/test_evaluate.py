@@ -8,7 +8,9 @@ import pytest
 
 from flows.commands.agents import open_agent
 from flows.commands.evaluation import evaluate_agent
-from storage.runs import EVALUATION, StoredRun, open_run
+from storage.runs import StoredRun, open_run
+from storage.selection import best_cycle, evaluations, find_checkpoint
+from storage.units.unit import CHECKPOINT, EVALUATION
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -19,16 +21,16 @@ def run(trained_run: str, home: object) -> StoredRun:
 
 
 def test_a_run_is_evaluated_every_so_many_states_and_its_best_checkpoint_is_kept(run: StoredRun) -> None:
-    assert [unit.metrics[0].step for unit in run.evaluations()] == [1024, 512]
-    history = run.tracking.client.get_metric_history(run.run_id, "evaluation/mean")
+    assert [unit.metrics[0].step for unit in evaluations(run)] == [1024, 512]
+    history = run.tracking.history(run.run_id, "evaluation/mean")
     assert {point.step: point.value for point in history} == {
-        unit.metrics[0].step: unit.metric("evaluation/mean") for unit in run.evaluations()
+        unit.metrics[0].step: unit.metric("evaluation/mean") for unit in evaluations(run)
     }
-    best = run.best_cycle()
-    assert run.find_checkpoint("best").cycle == best
-    means = {unit.cycle: unit.metric("evaluation/mean") for unit in run.evaluations()}
+    best = best_cycle(run)
+    assert find_checkpoint(run, "best").cycle == best
+    means = {unit.cycle: unit.metric("evaluation/mean") for unit in evaluations(run)}
     assert best in means and means[best] == max(means.values())
-    assert set(run.cycles("checkpoint")) == {best, 3, 4}, "keep_cycles is 2"
+    assert set(run.cycles(CHECKPOINT)) == {best, 3, 4}, "keep_cycles is 2"
 
 
 def test_evaluating_again_gives_the_same_to_the_last_digit(run: StoredRun) -> None:
@@ -42,13 +44,13 @@ def test_evaluating_again_gives_the_same_to_the_last_digit(run: StoredRun) -> No
 
 def test_another_protocol_has_its_own_metrics_and_artifacts(run: StoredRun) -> None:
     result = evaluate_agent(open_agent(run.name), episodes=2, epsilon=1.0, seed=7)
-    found = run.tracking.client.get_run(run.run_id).data.metrics
+    found = run.tracking.get_run(run.run_id).data.metrics
     assert found["evaluation/Breakout-2x1-seed7/mean"] == result["mean"]
-    own = run.tracking.client.get_metric_history(run.run_id, "evaluation/mean")
+    own = run.tracking.history(run.run_id, "evaluation/mean")
     assert len(own) == 2, "the curve of the run's own protocol is left alone"
-    listed = {file.path for file in run.tracking.client.list_artifacts(run.run_id, "figures")}
+    listed = set((run.artifacts / "figures").names())
     cycle = f"{run.newest_checkpoint().cycle:05d}.png"
-    assert {f"figures/evaluation-{cycle}", f"figures/evaluation-Breakout-2x1-seed7-{cycle}"} <= listed
+    assert {f"evaluation-{cycle}", f"evaluation-Breakout-2x1-seed7-{cycle}"} <= listed
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_another_protocol_has_its_own_metrics_and_artifacts(run: StoredRun) -> N
 )
 def test_an_unknown_checkpoint_is_told_with_those_there_are(run: StoredRun, which: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run.find_checkpoint(which)
+        find_checkpoint(run, which)
 
 
 def test_an_agent_trained_on_a_gpu_plays_where_there_is_none(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:

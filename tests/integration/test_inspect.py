@@ -11,6 +11,7 @@ from dqn.plots.highlights import find_highlights, stretch_to_a_point
 from flows.commands.inspection import inspect_run
 from flows.parameters import requested_config
 from storage.runs import StoredRun, create_run, open_run
+from storage.units.unit import EXPERIENCE, TARGETS
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -23,7 +24,7 @@ def run(trained_run: str, home: object) -> StoredRun:
 def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: StoredRun) -> None:
     report = Path(inspect_run(run, state="1:2", channel=3))
     text = report.read_text()
-    listed = {Path(file.path).name for file in run.tracking.client.list_artifacts(run.run_id, "inspection/00004")}
+    listed = set((run.artifacts / "inspection" / "00004").names())
     assert {"report.html", "highest-Q-value.png", "q-values.png", "outputs-6.png", "weights-2-3.png"} <= listed
     assert "outputs-3.png" not in listed, "the first block's last convolution has no ReLU"
     assert text.count("data:image/png;base64,") == len(listed) - 1
@@ -45,8 +46,8 @@ def test_what_is_not_there_is_told(run: StoredRun, options: dict[str, object], m
 
 
 def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
-    for kind in ("experience", "targets"):
-        run.place(kind).discard(3)
+    for kind in (EXPERIENCE, TARGETS):
+        run.store(kind).discard(3)
     text = Path(inspect_run(run, 3)).read_text()
     assert "The experience of cycle 3 cannot be shown" in text and "The checkpoint of cycle 3 cannot" not in text
     assert 'alt="weights-1-0"' in text and 'alt="outputs-1"' not in text

@@ -12,6 +12,7 @@ from operated import FIELDS, Operated, digest, newest, wait_for_run, wait_until
 
 from flows.train import train
 from storage.runs import open_run, open_tracking
+from storage.units.unit import CHECKPOINT
 
 CYCLES, FLOW_RUN_CYCLES = 60, 40
 
@@ -47,7 +48,7 @@ def test_two_at_once_while_a_third_waits_and_one_cancelled_and_resumed(
     operated.wait_for_line(cancelled, f"go on with: prefect flow-run retry {cancelled}")
     assert not operated.told.exists(), "a cancellation is no failure"
 
-    further = newest(run, "checkpoint") + 2
+    further = newest(run, CHECKPOINT) + 2
     resumed = operated.run("dqn/train", resume="cancelled", cycles=further)
     assert operated.final(one) == operated.final(resumed) == "COMPLETED"
     found = digest(one_run, FLOW_RUN_CYCLES), digest(run, further)
@@ -63,12 +64,12 @@ def test_a_killed_worker_leaves_a_flow_run_to_retry(operated: Operated) -> None:
     worker = operated.service("worker", "start")
     worker.kill()
     assert operated.final(flow_run) == "CRASHED"
-    assert newest(run, "checkpoint") < FLOW_RUN_CYCLES
+    assert newest(run, CHECKPOINT) < FLOW_RUN_CYCLES
     wait_until(lambda: operated.flow_process(flow_run) is None, "the end of the flow process")
     operated.prefect("flow-run", "retry", flow_run)
     assert operated.final(flow_run) == "COMPLETED"
     wait_until(lambda: status("worker") == "FINISHED", "the flow run that it was handed over to")
-    assert newest(run, "checkpoint") == CYCLES
+    assert newest(run, CHECKPOINT) == CYCLES
     trainings = operated.of_deployment(operated.deployment("dqn/train")["id"])
     assert {"train worker", f"train {run.run_id}"} <= {one["name"] for one in trainings}
 
@@ -79,7 +80,7 @@ def test_a_training_goes_on_without_its_prefect_server(operated: Operated) -> No
     server = operated.service("server", "start")
     server.kill()
     assert operated.final(flow_run) == "COMPLETED"
-    assert newest(run, "checkpoint") == FLOW_RUN_CYCLES
+    assert newest(run, CHECKPOINT) == FLOW_RUN_CYCLES
     assert "Prefect ended (-9); starting it again" in operated.output()
 
 
@@ -89,10 +90,10 @@ def test_a_killed_dqn_serve_leaves_flow_runs_to_retry_when_it_is_back(operated: 
     operated.kill()
     operated.start()
     assert operated.state(flow_run) == "CRASHED"
-    assert newest(run, "checkpoint") < FLOW_RUN_CYCLES
+    assert newest(run, CHECKPOINT) < FLOW_RUN_CYCLES
     operated.prefect("flow-run", "retry", flow_run)
     assert operated.final(flow_run) == "COMPLETED"
-    assert newest(run, "checkpoint") == FLOW_RUN_CYCLES
+    assert newest(run, CHECKPOINT) == FLOW_RUN_CYCLES
 
 
 def test_an_evaluation_beside_a_training(operated: Operated) -> None:

@@ -108,8 +108,8 @@ def test_a_training_outlives_its_prefect_server(server: Server) -> None:
     assert away.newest_checkpoint().digest == back.newest_checkpoint().digest
     assert away.newest_checkpoint().cycle == CYCLES
     for run in (back, away):
-        assert run.tracking.client.get_run(run.run_id).info.status == "FINISHED"
-        assert len(run.tracking.client.get_metric_history(run.run_id, "counter/cycles")) == CYCLES
+        assert run.tracking.get_run(run.run_id).info.status == "FINISHED"
+        assert len(run.tracking.history(run.run_id, "counter/cycles")) == CYCLES
 
     training = start_training(server, "never")
     assert "does not answer; start it, or unset PREFECT_API_URL" in training.communicate(timeout=60)[1]

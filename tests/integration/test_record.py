@@ -23,8 +23,7 @@ def test_a_video_has_a_frame_for_each_step_and_plays_in_browsers(trained_run: st
     assert len(frames) == result["steps"] and result["steps"] > 50
     assert frames[0].shape == (480, 1040, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["episode.mp4"]
-    artifacts = agent.run.tracking.client.list_artifacts(agent.run.run_id, "videos")
-    assert [artifact.path for artifact in artifacts] == ["videos/episode.mp4"]
+    assert (agent.run.artifacts / "videos").names() == ["episode.mp4"]
 
 
 @pytest.mark.parametrize("name", ["episode.avi", "missing/episode.mp4", "folder.mp4"])

@@ -17,6 +17,7 @@ from operated import FIELDS, Operated, digest, metric_steps, newest, run_named, 
 
 from flows.train import train
 from storage.runs import open_run, open_tracking
+from storage.units.unit import CHECKPOINT
 
 CYCLES = 12
 
@@ -95,7 +96,7 @@ def test_a_killed_flow_process_is_retried_and_gives_what_an_undisturbed_one_give
     assert process is not None
     process.kill()
     assert operated.final(flow_run) == "CRASHED"
-    assert newest(run, "checkpoint") < CYCLES
+    assert newest(run, CHECKPOINT) < CYCLES
     operated.wait_for_line(flow_run, f"go on with: prefect flow-run retry {flow_run}")
     wait_until(operated.told.exists, "the command for failures")
     assert operated.told.read_text() == f"{flow_run} Crashed\n"
@@ -115,7 +116,7 @@ def test_a_killed_flow_process_is_retried_and_gives_what_an_undisturbed_one_give
 
 def test_what_the_user_interfaces_show_of_it(operated: Operated) -> None:
     run = run_named("killed")
-    found = run.tracking.client.get_run(run.run_id)
+    found = run.tracking.get_run(run.run_id)
     flow_run = found.data.tags["prefect.flow_run_id"]
     assert found.data.tags["prefect.flow_run"].endswith(flow_run)
     assert f"dqn train --resume {run.run_id}" in found.data.tags["mlflow.note.content"]

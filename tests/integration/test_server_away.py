@@ -56,9 +56,10 @@ def before_sweep(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None
 
 def metrics(run: StoredRun) -> dict[str, list[tuple[int, float]]]:
     """Every point of every metric but those of time."""
-    client = run.tracking.client
-    names = [name for name in client.get_run(run.run_id).data.metrics if not name.startswith(("speed/", "system/"))]
-    histories = {name: client.get_metric_history(run.run_id, name) for name in names}
+    names = [
+        name for name in run.tracking.get_run(run.run_id).data.metrics if not name.startswith(("speed/", "system/"))
+    ]
+    histories = {name: run.tracking.history(run.run_id, name) for name in names}
     return {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
 
 
@@ -70,7 +71,7 @@ def test_work_goes_on_and_metrics_arrive_once_when_the_server_is_back(
     assert not before_sweep
     assert run.newest_checkpoint().digest == undisturbed.newest_checkpoint().digest
     assert metrics(run) == metrics(undisturbed)
-    assert run.tracking.client.get_run(run.run_id).info.status == "FINISHED"
+    assert run.tracking.get_run(run.run_id).info.status == "FINISHED"
     assert not list(server.settings.unpublished(run.run_id).iterdir())
 
 
@@ -84,4 +85,4 @@ def test_a_server_that_stays_away_is_told_in_one_line_and_the_run_goes_on_later(
     run = open_run(train(resume="late", cycles=4))
     assert run.newest_checkpoint().digest == undisturbed.newest_checkpoint().digest
     assert metrics(run) == metrics(undisturbed)
-    assert run.tracking.client.get_run(run.run_id).info.status == "FINISHED"
+    assert run.tracking.get_run(run.run_id).info.status == "FINISHED"

@@ -10,6 +10,7 @@ from prefect.client.orchestration import get_client
 
 from flows.train import train
 from storage.runs import StoredRun, open_run, open_tracking
+from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
 
 pytestmark = pytest.mark.usefixtures("home", "prefect_server")
 
@@ -21,12 +22,12 @@ def trained(**parameters: Any) -> StoredRun:
 
 
 def checkpoint_bytes(run: StoredRun, cycle: int) -> dict[str, bytes]:
-    directory = run.place("checkpoint").directory / f"{cycle:05d}"
+    directory = run.store(CHECKPOINT).directory / f"{cycle:05d}"
     return {name: (directory / name).read_bytes() for name in DATA}
 
 
 def history(run: StoredRun, name: str) -> list[tuple[int, float]]:
-    points = run.tracking.client.get_metric_history(run.run_id, name)
+    points = run.tracking.history(run.run_id, name)
     return sorted((point.step, point.value) for point in points)
 
 
@@ -49,14 +50,14 @@ def test_two_cycles_and_a_third_by_resuming_are_three_in_one_go(small: dict[str,
 def test_zarr_mlflow_and_prefect_show_what_was_done(small: dict[str, object]) -> None:
     run = trained(cycles=3, name="shown", overrides={**small, "keep_cycles": 2})
 
-    group = zarr.open_group(run.unit("experience", 3).directory / "experience.zarr", mode="r")
+    group = zarr.open_group(run.unit(EXPERIENCE, 3).directory / "experience.zarr", mode="r")
     assert group["states"].shape == (16, 4, 105, 80, 2)
     assert group["states"][...].max() > 0
     assert group["q_values"].shape == (16, 4, 4)
     assert np.ptp(group["q_values"][...]) > 0
-    assert run.cycles("experience") == [3, 2], "only keep_cycles are kept"
+    assert run.cycles(EXPERIENCE) == [3, 2], "only keep_cycles are kept"
 
-    found = run.tracking.client.get_run(run.run_id)
+    found = run.tracking.get_run(run.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params["epsilon"] == "1:0.1:1000"
     assert found.data.params["sweep"] == "peng"
@@ -88,13 +89,13 @@ def test_committed_experience_is_not_played_again(small: dict[str, object], monk
         patch.setattr(flows.train, "optimize", fail)
         with pytest.raises(RuntimeError, match="killed before"):
             train(resume="interrupted", cycles=2)
-    assert run.tracking.client.get_run(run.run_id).info.status == "FAILED"
-    played = run.unit("experience", 2)
-    swept = run.unit("targets", 2)
+    assert run.tracking.get_run(run.run_id).info.status == "FAILED"
+    played = run.unit(EXPERIENCE, 2)
+    swept = run.unit(TARGETS, 2)
 
     train(resume="interrupted", cycles=2)
-    assert run.unit("experience", 2).made == played.made
-    assert run.unit("targets", 2).made == swept.made
+    assert run.unit(EXPERIENCE, 2).made == played.made
+    assert run.unit(TARGETS, 2).made == swept.made
     assert run.newest_checkpoint().digest == whole.newest_checkpoint().digest
     assert history(run, "q_values/after_mean") == history(whole, "q_values/after_mean")
 

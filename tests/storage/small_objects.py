@@ -9,7 +9,7 @@ from typing import Any
 from storage.errors import CorruptUnitError
 from storage.units.s3_store import S3UnitStore
 from storage.units.store import committing
-from storage.units.unit import Unit
+from storage.units.unit import EXPERIENCE, Unit
 
 OLD, NEW = b"old " * 9, b"new " * 10
 FILES = 3
@@ -17,7 +17,7 @@ FILES = 3
 
 def commit(place: S3UnitStore, cycle: int = 2, data: bytes = NEW, made_by: str = "f", meanwhile: Any = None) -> Unit:
     by = {"prefect_flow_run_id": made_by}
-    with committing(place, kind="experience", cycle=cycle, inputs={}, made_by=by) as draft:
+    with committing(place, kind=EXPERIENCE, cycle=cycle, inputs={}, made_by=by) as draft:
         for name in range(FILES):
             (draft.directory / str(name)).write_bytes(data)
         if meanwhile:

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.runs import StoredRun
-from storage.units.unit import Unit
+from storage.units.unit import TARGETS, Unit, UnitKind
 
 
-def commit(run: StoredRun, kind: str, cycle: int, inputs: dict[str, str] | None = None, data: bytes = b"x") -> Unit:
+def commit(
+    run: StoredRun, kind: UnitKind, cycle: int, inputs: dict[str, str] | None = None, data: bytes = b"x"
+) -> Unit:
     with run.commit(kind, cycle, inputs or {}) as draft:
         (draft.directory / "data").write_bytes(data)
         draft.metrics += [Metric("counter/states", 10 * cycle, 10 * cycle), Metric("loss/mean", 10 * cycle, 0.5)]
@@ -53,7 +55,7 @@ def another_process(work: Callable[[Callable[[bytes], None]], None]) -> Iterator
 def train(run: StoredRun, say: Callable[[bytes], None]) -> None:
     """Be the writer until killed, in the middle of a commit."""
     try:
-        with run.writing(), run.commit("targets", 1, {}) as draft:
+        with run.writing(), run.commit(TARGETS, 1, {}) as draft:
             (draft.directory / "data").write_bytes(b"half")
             say(b"writing")
             signal.pause()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dqn.metrics import Metric
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import MANIFEST, Unit, cycle_name, open_unit
+from storage.units.unit import MANIFEST, TARGETS, Unit, UnitKind, cycle_name, open_unit
 
 Tree = dict[
     str, Any
@@ -57,7 +57,7 @@ def read_tree(directory: Path) -> Tree:
 
 
 def commit(home: Path, tree: Tree = FILES, metrics: Iterable[Metric] = METRICS, **changes: Any) -> Unit:
-    metadata = {"kind": "targets", "cycle": 4, "inputs": {"experience": "ab" * 32}, "made_by": {"mlflow_run_id": "r"}}
+    metadata = {"kind": TARGETS, "cycle": 4, "inputs": {"experience": "ab" * 32}, "made_by": {"mlflow_run_id": "r"}}
     with committing(LocalUnitStore(home / "replay", home / "staging"), **(metadata | changes)) as draft:
         write_tree(draft.directory, tree)
         draft.metrics += metrics
@@ -75,7 +75,7 @@ def forge(directory: Path, **changes: Any) -> None:
     manifest = manifest_of(directory) | changes
     unit = Unit(
         directory,
-        manifest["kind"],
+        UnitKind.parse(manifest["kind"]),
         manifest["cycle"],
         manifest["inputs"],
         manifest["files"],

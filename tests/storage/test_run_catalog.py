@@ -12,8 +12,10 @@ from dqn.checkpoint import Checkpoint, CheckpointMetadata, Counters, first_check
 from dqn.config import TrainConfig, make_config
 from dqn.metrics import Metric
 from storage.formats.checkpoint import write_checkpoint
+from storage.publication import publish, resume_run
 from storage.run_catalog import list_runs
 from storage.runs import StoredRun, create_run, open_run, open_tracking
+from storage.units.unit import CHECKPOINT, TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -24,8 +26,8 @@ from small_run import another_process, commit, damage, train
 
 
 def point_count(run: StoredRun) -> dict[str, int]:
-    client = run.tracking.client
-    return {name: len(client.get_metric_history(run.run_id, name)) for name in client.get_run(run.run_id).data.metrics}
+    names = run.tracking.get_run(run.run_id).data.metrics
+    return {name: len(run.tracking.history(run.run_id, name)) for name in names}
 
 
 def test_a_created_run_has_a_first_checkpoint_parameters_and_tags(
@@ -33,11 +35,11 @@ def test_a_created_run_has_a_first_checkpoint_parameters_and_tags(
 ) -> None:
     run = create_run(tiny, NAMES, "mine", {"dqn.preset": "tutorial"})
     unit = run.newest_checkpoint()
-    assert (unit.kind, unit.cycle, unit.inputs) == ("checkpoint", 0, {})
+    assert (unit.kind, unit.cycle, unit.inputs) == (CHECKPOINT, 0, {})
     assert unit.directory.is_relative_to(home / "artifacts" / "Breakout" / run.run_id)
     assert same(run.checkpoint(unit), first_checkpoint(tiny, NAMES))
     assert run.metadata(unit) == CheckpointMetadata(tiny, tuple(NAMES), Counters())
-    stored = run.tracking.client.get_run(run.run_id)
+    stored = run.tracking.get_run(run.run_id)
     assert stored.data.params["lanes"] == "3"
     assert stored.data.tags["dqn.preset"] == "tutorial"
     assert (stored.info.run_name, stored.info.status, run.name) == ("mine", "RUNNING", "mine")
@@ -68,32 +70,32 @@ def test_the_store_is_opened_once_in_a_process(home: Path) -> None:
 def test_publishing_a_unit_again_doubles_and_drops_nothing(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
     for cycle in (1, 2):
-        commit(run, "targets", cycle)
+        commit(run, TARGETS, cycle)
     for _ in range(3):
-        run.publish(run.unit("targets", 1))
-        run.publish(run.unit("targets", 2))
+        publish(run, run.unit(TARGETS, 1))
+        publish(run, run.unit(TARGETS, 2))
     assert point_count(run) == {"counter/states": 2, "loss/mean": 2}
 
 
 def test_a_unit_made_again_after_a_kill_before_publishing_is_published_once(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
-    commit(run, "targets", 1)
-    unit = run.made("targets", 1, {})
+    commit(run, TARGETS, 1)
+    unit = run.made(TARGETS, 1, {})
     assert unit is not None
-    run.publish(unit)
+    publish(run, unit)
     assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
 
 
 def test_a_unit_made_again_after_damage_publishes_no_point_twice(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
-    first = commit(run, "targets", 1)
-    run.publish(first)
+    first = commit(run, TARGETS, 1)
+    publish(run, first)
     damage(first)
-    assert run.made("targets", 1, {}) is None
+    assert run.made(TARGETS, 1, {}) is None
     time.sleep(0.002)  # it is made again at another time
-    again = commit(run, "targets", 1)
+    again = commit(run, TARGETS, 1)
     assert again.created_ms > first.created_ms
-    run.publish(again)
+    publish(run, again)
     assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
 
 
@@ -102,25 +104,25 @@ def test_a_run_is_picked_up_at_its_newest_whole_checkpoint_published_once_and_pr
 ) -> None:
     run = create_run(tiny, NAMES, None, {})
     for cycle in range(1, 7):
-        commit(run, "targets", cycle)
-        with run.commit("checkpoint", cycle, {}) as draft:
+        commit(run, TARGETS, cycle)
+        with run.commit(CHECKPOINT, cycle, {}) as draft:
             write_checkpoint(draft.directory, make_checkpoint())
             draft.metrics.append(Metric("counter/cycles", 10 * cycle, cycle))
-    (run.unit("checkpoint", 6).directory / "weights.safetensors").write_bytes(b"damaged")
+    (run.unit(CHECKPOINT, 6).directory / "weights.safetensors").write_bytes(b"damaged")
     for _ in range(2):
-        assert run.resume() == run.unit("checkpoint", 5)
+        assert resume_run(run) == run.unit(CHECKPOINT, 5)
     assert point_count(run) == {"counter/cycles": 1}
     assert small_config.keep_cycles == 3
-    assert run.cycles("checkpoint") == [6, 5, 4, 3]  # the broken one will be made again
-    assert run.cycles("targets") == [6, 5, 4, 3]
+    assert run.cycles(CHECKPOINT) == [6, 5, 4, 3]  # the broken one will be made again
+    assert run.cycles(TARGETS) == [6, 5, 4, 3]
 
 
 def test_every_run_is_listed_newest_first_with_what_it_reached(home: Path, tiny: TrainConfig) -> None:
     first = create_run(tiny, NAMES, "first", {"dqn.preset": "tutorial"})
     create_run(tiny, NAMES, "second", {})
-    with first.commit("checkpoint", 1, {}) as draft:
+    with first.commit(CHECKPOINT, 1, {}) as draft:
         draft.metrics += [Metric("counter/states", 60, 60), Metric("score/mean_100", 60, 1.5)]
-    first.publish(first.unit("checkpoint", 1))
+    publish(first, first.unit(CHECKPOINT, 1))
     first.tracking.set_status(first.run_id, "FINISHED")
     rows = list_runs()
     assert [row["name"] for row in rows] == ["second", "first"]
@@ -132,7 +134,7 @@ def test_every_run_is_listed_newest_first_with_what_it_reached(home: Path, tiny:
 
 
 def _started(run: StoredRun) -> float:
-    return float(run.tracking.client.get_run(run.run_id).info.start_time / 1000)
+    return float(run.tracking.get_run(run.run_id).info.start_time / 1000)
 
 
 def test_no_run_is_listed_where_there_are_none(home: Path) -> None:
@@ -155,7 +157,7 @@ def test_a_run_that_is_over_keeps_its_status(home: Path, tiny: TrainConfig, stat
     run = create_run(tiny, NAMES, None, {})
     run.tracking.set_status(run.run_id, status)
     assert [row["status"] for row in list_runs()] == [status.lower()]
-    assert run.tracking.client.get_run(run.run_id).info.status == status
+    assert run.tracking.get_run(run.run_id).info.status == status
 
 
 def test_a_home_that_cannot_be_used_is_told_before_anything_is_made(
@@ -172,7 +174,7 @@ def test_a_home_that_cannot_be_used_is_told_before_anything_is_made(
 def test_checkpoints_come_back_through_their_run(
     run: StoredRun, make_checkpoint: Callable[..., Checkpoint], same: Callable[[object, object], bool]
 ) -> None:
-    with run.commit("checkpoint", 3, {}) as draft:
+    with run.commit(CHECKPOINT, 3, {}) as draft:
         write_checkpoint(draft.directory, make_checkpoint())
     unit = run.newest_checkpoint()
     assert same(run.checkpoint(unit), make_checkpoint())

@@ -12,6 +12,7 @@ import pytest
 import storage.run_lock
 from storage.errors import StorageError
 from storage.runs import StoredRun
+from storage.units.unit import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -41,7 +42,7 @@ def test_a_killed_holder_blocks_nobody_and_what_it_left_is_cleared(run: StoredRu
     assert len(list(run.settings.staging(run.run_id).iterdir())) == 1
     with run.writing():
         assert not run.settings.staging(run.run_id).exists()
-        commit(run, "targets", 1)
+        commit(run, TARGETS, 1)
     assert list(run.settings.staging(run.run_id).iterdir()) == []
 
 

@@ -7,8 +7,10 @@ import pytest
 from small_run import commit, damage
 
 from storage.errors import CorruptUnitError, StorageError
-from storage.runs import KINDS, StoredRun
-from storage.units.unit import cycle_name
+from storage.publication import prune_old_cycles
+from storage.runs import StoredRun
+from storage.selection import find_checkpoint
+from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGETS, UnitKind, cycle_name
 
 # ---------------------------------------------------------------- units
 
@@ -25,41 +27,41 @@ def test_units_of_every_kind_and_cycle_stand_side_by_side(run: StoredRun) -> Non
 
 
 def test_checkpoints_are_artifacts_and_the_rest_is_replay_memory(run: StoredRun) -> None:
-    assert str(run.place("checkpoint")) == f"{run.settings.home}/artifacts/0123/checkpoints"
-    assert str(run.place("evaluation")) == f"{run.settings.home}/artifacts/0123/evaluation"
-    assert str(run.place("targets")) == f"{run.settings.home}/replay/{run.run_id}/targets"
+    assert str(run.store(CHECKPOINT)) == f"{run.settings.home}/artifacts/0123/checkpoints"
+    assert str(run.store(EVALUATION)) == f"{run.settings.home}/artifacts/0123/evaluation"
+    assert str(run.store(TARGETS)) == f"{run.settings.home}/replay/{run.run_id}/targets"
 
 
 def test_a_unit_tells_which_run_made_it(run: StoredRun) -> None:
-    with run.commit("targets", 1, {}, {"prefect_flow_run_id": "f"}):
+    with run.commit(TARGETS, 1, {}, {"prefect_flow_run_id": "f"}):
         pass
-    assert run.unit("targets", 1).made["by"] == {"mlflow_run_id": run.run_id, "prefect_flow_run_id": "f"}
+    assert run.unit(TARGETS, 1).made["by"] == {"mlflow_run_id": run.run_id, "prefect_flow_run_id": "f"}
 
 
 def test_a_unit_that_was_never_made_is_told(run: StoredRun) -> None:
     with pytest.raises(StorageError, match=r"run 0123456789abcdef has no targets of cycle 3"):
-        run.unit("targets", 3)
+        run.unit(TARGETS, 3)
 
 
 def test_a_damaged_unit_is_told(run: StoredRun) -> None:
-    damage(commit(run, "targets", 3))
+    damage(commit(run, TARGETS, 3))
     with pytest.raises(CorruptUnitError, match=r"targets/00003/data"):
-        run.unit("targets", 3)
+        run.unit(TARGETS, 3)
 
 
 def test_the_latest_checkpoint_is_told_when_it_is_damaged_instead_of_another_one_taken(run: StoredRun) -> None:
     with pytest.raises(StorageError, match="has no checkpoint"):
-        run.find_checkpoint("latest")
-    commit(run, "checkpoint", 3)
-    damage(commit(run, "checkpoint", 4))
+        find_checkpoint(run, "latest")
+    commit(run, CHECKPOINT, 3)
+    damage(commit(run, CHECKPOINT, 4))
     with pytest.raises(CorruptUnitError, match=r"checkpoints/00004/data"):
-        run.find_checkpoint("latest")
+        find_checkpoint(run, "latest")
 
 
-@pytest.mark.parametrize(("kind", "cycle"), [("experience", 3), ("targets", 4)])
-def test_a_unit_in_the_place_of_another_is_told(run: StoredRun, kind: str, cycle: int) -> None:
-    unit = commit(run, "targets", 3)
-    directory = run.place(kind).directory
+@pytest.mark.parametrize(("kind", "cycle"), [(EXPERIENCE, 3), (TARGETS, 4)])
+def test_a_unit_in_the_place_of_another_is_told(run: StoredRun, kind: UnitKind, cycle: int) -> None:
+    unit = commit(run, TARGETS, 3)
+    directory = run.store(kind).directory
     directory.mkdir(parents=True, exist_ok=True)
     unit.directory.rename(directory / cycle_name(cycle))
     with pytest.raises(CorruptUnitError, match="is the targets of cycle 3"):
@@ -68,31 +70,31 @@ def test_a_unit_in_the_place_of_another_is_told(run: StoredRun, kind: str, cycle
 
 
 def test_a_unit_is_made_if_it_was_made_from_the_same_inputs(run: StoredRun) -> None:
-    unit = commit(run, "targets", 3, {"experience": "ab", "checkpoint": "cd"})
-    assert run.made("targets", 3, {"checkpoint": "cd", "experience": "ab"}) == unit
+    unit = commit(run, TARGETS, 3, {"experience": "ab", "checkpoint": "cd"})
+    assert run.made(TARGETS, 3, {"checkpoint": "cd", "experience": "ab"}) == unit
     for other in ({}, {"experience": "ab"}, {"experience": "ab", "checkpoint": "ce"}):
-        assert run.made("targets", 3, other) is None
-    assert run.made("targets", 4, {"experience": "ab", "checkpoint": "cd"}) is None
-    assert run.made("experience", 3, {"experience": "ab", "checkpoint": "cd"}) is None
+        assert run.made(TARGETS, 3, other) is None
+    assert run.made(TARGETS, 4, {"experience": "ab", "checkpoint": "cd"}) is None
+    assert run.made(EXPERIENCE, 3, {"experience": "ab", "checkpoint": "cd"}) is None
 
 
 def test_a_broken_unit_is_as_good_as_none_and_the_log_says_so(run: StoredRun, caplog: pytest.LogCaptureFixture) -> None:
-    damage(commit(run, "targets", 3))
+    damage(commit(run, TARGETS, 3))
     with caplog.at_level(logging.WARNING):
-        assert run.made("targets", 3, {}) is None
+        assert run.made(TARGETS, 3, {}) is None
     assert "targets/00003/data" in caplog.text
-    commit(run, "targets", 3)
-    assert run.made("targets", 3, {}) is not None
+    commit(run, TARGETS, 3)
+    assert run.made(TARGETS, 3, {}) is not None
 
 
 def test_an_error_of_the_disk_is_no_broken_unit(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit(run, "checkpoint", 3)
+    commit(run, CHECKPOINT, 3)
 
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("storage.units.unit.hashlib.file_digest", fail)
-    for look in (lambda: run.made("checkpoint", 3, {}), run.newest_checkpoint):
+    for look in (lambda: run.made(CHECKPOINT, 3, {}), run.newest_checkpoint):
         with pytest.raises(OSError, match="Input/output error"):
             look()
 
@@ -102,7 +104,7 @@ def test_an_error_of_the_disk_is_no_broken_unit(run: StoredRun, monkeypatch: pyt
 
 def test_the_newest_checkpoint_is_the_one_of_the_last_cycle(run: StoredRun) -> None:
     for cycle in (0, 9, 10, 2):
-        commit(run, "checkpoint", cycle)
+        commit(run, CHECKPOINT, cycle)
     assert run.newest_checkpoint().cycle == 10
 
 
@@ -110,7 +112,7 @@ def test_the_newest_checkpoint_is_the_one_of_the_last_cycle(run: StoredRun) -> N
 def test_the_newest_checkpoint_that_is_whole_is_found_and_the_log_names_the_others(
     run: StoredRun, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    units = [commit(run, "checkpoint", cycle) for cycle in (4, 5, 6)]
+    units = [commit(run, CHECKPOINT, cycle) for cycle in (4, 5, 6)]
     place = units[2].directory
     if how == "flipped":
         damage(units[2])
@@ -121,7 +123,7 @@ def test_the_newest_checkpoint_that_is_whole_is_found_and_the_log_names_the_othe
         if how == "empty":
             place.mkdir()
         elif how == "another's":
-            commit(run, "checkpoint", 7).directory.rename(place)
+            commit(run, CHECKPOINT, 7).directory.rename(place)
         elif how == "a file":
             place.write_bytes(b"?")
         else:
@@ -135,7 +137,7 @@ def test_the_newest_checkpoint_that_is_whole_is_found_and_the_log_names_the_othe
 
 def test_if_every_checkpoint_is_broken_the_newest_is_named(run: StoredRun) -> None:
     for cycle in (1, 2):
-        damage(commit(run, "checkpoint", cycle))
+        damage(commit(run, CHECKPOINT, cycle))
     with pytest.raises(StorageError, match=r"00002/data"):
         run.newest_checkpoint()
 
@@ -146,33 +148,33 @@ def test_without_a_checkpoint_that_is_told(run: StoredRun) -> None:
 
 
 def test_foreign_entries_do_not_hide_the_newest_checkpoint(run: StoredRun) -> None:
-    unit = commit(run, "checkpoint", 4)
+    unit = commit(run, CHECKPOINT, 4)
     for name in ("7", "notes", "000008"):
-        (run.place("checkpoint").directory / name).mkdir()
+        (run.store(CHECKPOINT).directory / name).mkdir()
     assert run.newest_checkpoint() == unit
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_pruning_keeps_the_newest_cycles_of_every_kind(run: StoredRun, keep: int) -> None:
     for kind in KINDS:
-        for cycle in range(0 if kind == "checkpoint" else 1, 6):
+        for cycle in range(0 if kind == CHECKPOINT else 1, 6):
             commit(run, kind, cycle)
-    (run.place("targets").directory / "notes").mkdir()
-    run.prune(5, keep)
-    run.prune(5, keep)
+    (run.store(TARGETS).directory / "notes").mkdir()
+    prune_old_cycles(run, 5, keep)
+    prune_old_cycles(run, 5, keep)
     for kind in KINDS:
-        left = sorted(path.name for path in run.place(kind).directory.iterdir() if path.name != "notes")
+        left = sorted(path.name for path in run.store(kind).directory.iterdir() if path.name != "notes")
         assert left == [f"{cycle:05d}" for cycle in range(6 - keep, 6)]
         assert all(run.unit(kind, int(name)) for name in left)
-    assert (run.place("targets").directory / "notes").is_dir()
+    assert (run.store(TARGETS).directory / "notes").is_dir()
     assert list(run.settings.staging(run.run_id).iterdir()) == []
 
 
 def test_pruning_keeps_experience_that_the_kept_checkpoints_need_to_go_on(run: StoredRun) -> None:
     for kind in KINDS:
-        for cycle in range(0 if kind == "checkpoint" else 1, 8):
+        for cycle in range(0 if kind == CHECKPOINT else 1, 8):
             commit(run, kind, cycle)
-    run.prune(7, keep_cycles=2, replay_cycles=3)
+    prune_old_cycles(run, 7, keep_cycles=2, replay_cycles=3)
     assert [sorted(run.cycles(kind)) for kind in KINDS] == [[4, 5, 6, 7], [6, 7], [6, 7]]
 
 
@@ -180,13 +182,13 @@ def test_the_units_of_shards_are_of_kinds_of_their_own_and_pruned_alike(run: Sto
     assert run.kinds(*KINDS) == list(KINDS)
     run = replace(run, shards=2)
     kinds = run.kinds(*KINDS)
-    assert kinds == ["experience-0", "experience-1", "targets-0", "targets-1", "checkpoint"]
+    assert [str(kind) for kind in kinds] == ["experience-0", "experience-1", "targets-0", "targets-1", "checkpoint"]
     for kind in kinds:
         for cycle in (1, 2, 3):
             commit(run, kind, cycle)
-    run.prune(3, keep_cycles=1, replay_cycles=2)
+    prune_old_cycles(run, 3, keep_cycles=1, replay_cycles=2)
     assert [sorted(run.cycles(kind)) for kind in kinds] == [[2, 3], [2, 3], [3], [3], [3]]
 
 
 def test_pruning_before_there_is_anything_is_no_error(run: StoredRun) -> None:
-    run.prune(5, 2)
+    prune_old_cycles(run, 5, 2)

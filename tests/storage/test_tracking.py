@@ -15,7 +15,7 @@ from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.settings import Settings
 from storage.tracking import FLOW_RUN, MARK, Tracking
-from storage.units.unit import Unit
+from storage.units.unit import TARGETS, Unit
 
 
 @pytest.fixture
@@ -33,13 +33,13 @@ def start(tracking: Tracking, small_config: TrainConfig) -> Callable[..., Run]:
 
 def unit_of(metrics: list[Metric], speed: dict[str, float] | None = None, created_ms: int = 1_700_000_000_000) -> Unit:
     made = {"created_ms": created_ms, "by": {}, "speed": speed or {}}
-    return Unit(Path("nowhere"), "targets", 1, {}, {}, metrics, made)
+    return Unit(Path("nowhere"), TARGETS, 1, {}, {}, metrics, made)
 
 
 def history(tracking: Tracking, run: Run) -> list[tuple[str, int, int, float]]:
     """Every point of every metric: name, step, time, value."""
-    keys = tracking.client.get_run(run.info.run_id).data.metrics
-    points = [point for key in keys for point in tracking.client.get_metric_history(run.info.run_id, key)]
+    keys = tracking.get_run(run.info.run_id).data.metrics
+    points = [point for key in keys for point in tracking.history(run.info.run_id, key)]
     return sorted((point.key, point.step, point.timestamp, point.value) for point in points)
 
 
@@ -48,14 +48,14 @@ def history(tracking: Tracking, run: Run) -> list[tuple[str, int, int, float]]:
 
 def test_a_run_has_its_whole_configuration(tracking: Tracking, start: Callable[..., Run]) -> None:
     config = make_config("tutorial", {"lanes": 3, "seed": 2**62})
-    params = tracking.client.get_run(start(config=config).info.run_id).data.params
+    params = tracking.get_run(start(config=config).info.run_id).data.params
     assert params == {name: str(value) for name, value in config.model_dump(mode="json").items()}
     assert params["epsilon"] == "1:0.1:1000000"
     assert make_config("fast", params) == config
 
 
 def test_a_run_has_a_name_its_versions_and_its_tags(tracking: Tracking, start: Callable[..., Run]) -> None:
-    run = tracking.client.get_run(start("my run", **{"dqn.preset": "tutorial"}).info.run_id)
+    run = tracking.get_run(start("my run", **{"dqn.preset": "tutorial"}).info.run_id)
     assert run.info.run_name == "my run"
     assert run.info.status == "RUNNING"
     assert run.data.tags["dqn.preset"] == "tutorial"
@@ -241,7 +241,7 @@ def test_runs_of_others_and_deleted_runs_are_not_ours(tracking: Tracking, start:
     ours, deleted = start("ours"), start("deleted")
     tracking.client.create_run(ours.info.experiment_id, run_name="evaluation", tags={MARK: "evaluate"})
     tracking.client.create_run("0", run_name="somebody else's")
-    tracking.client.delete_run(deleted.info.run_id)
+    tracking.delete_run(deleted.info.run_id)
     assert [run.info.run_name for run in tracking.runs()] == ["ours"]
     with pytest.raises(ValueError, match="no run"):
         tracking.find_run("evaluation")
@@ -273,7 +273,7 @@ def test_tags_are_set_and_replaced(tracking: Tracking, start: Callable[..., Run]
     run_id = start().info.run_id
     tracking.set_tags(run_id, {"dqn.target": "states=1", "dqn.resume": "x"})
     tracking.set_tags(run_id, {"dqn.target": "cycles=2"})
-    tags = tracking.client.get_run(run_id).data.tags
+    tags = tracking.get_run(run_id).data.tags
     assert (tags["dqn.target"], tags["dqn.resume"], tags[MARK]) == ("cycles=2", "x", "train")
 
 
@@ -281,10 +281,10 @@ def test_tags_are_set_and_replaced(tracking: Tracking, start: Callable[..., Run]
 def test_a_run_that_is_over_can_run_again(tracking: Tracking, start: Callable[..., Run], status: str) -> None:
     run_id = start().info.run_id
     tracking.set_status(run_id, status)
-    run = tracking.client.get_run(run_id)
+    run = tracking.get_run(run_id)
     assert run.info.status == status and run.info.end_time
     tracking.set_status(run_id, "RUNNING")
-    assert tracking.client.get_run(run_id).info.status == "RUNNING"
+    assert tracking.get_run(run_id).info.status == "RUNNING"
 
 
 def test_another_process_sees_what_was_stored(tracking: Tracking, start: Callable[..., Run]) -> None:

@@ -18,7 +18,7 @@ from dqn.metrics import Metric
 from storage.errors import CorruptUnitError
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import open_unit
+from storage.units.unit import EXPERIENCE, open_unit
 
 Act = Callable[[int, str], None]  # is told the number and the name of every operation before it is done
 
@@ -223,7 +223,7 @@ def place(root: Path) -> LocalUnitStore:
 
 
 def commit(root: Path, cycle: int = 2, data: bytes = NEW) -> None:
-    with committing(place(root), kind="experience", cycle=cycle, inputs={}, made_by={}) as draft:
+    with committing(place(root), kind=EXPERIENCE, cycle=cycle, inputs={}, made_by={}) as draft:
         (draft.directory / "table").write_bytes(data)
         below = draft.directory / "array" / "c"
         below.mkdir(parents=True)

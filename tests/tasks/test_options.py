@@ -14,6 +14,7 @@ from flows.commands.verify import verify_run
 from flows.parameters import requested_config
 from flows.train import publish_and_prune
 from storage.runs import StoredRun, create_run
+from storage.units.unit import CHECKPOINT
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
@@ -57,7 +58,7 @@ def test_all_options_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dqn.envs.histories, "MIDGAME_CYCLES", 2)
     run, digest = trained("all-options", 3, held=True)
     assert digest == trained("all-options-torn", 3, held=False)[1]
-    after = run.checkpoint(run.unit("checkpoint", 2)).histories
+    after = run.checkpoint(run.unit(CHECKPOINT, 2)).histories
     assert [math.isnan(history.score) for history in after] == [False, False, True, True]
     found = verify_run(run, replay=True)
     assert found.problems == [] and found.frames == 2 * 160, "the first checkpoint was pruned"

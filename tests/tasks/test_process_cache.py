@@ -13,6 +13,7 @@ from flows.parameters import requested_config
 from flows.train import publish_and_prune
 from storage.errors import CorruptUnitError
 from storage.runs import StoredRun, create_run, open_run
+from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import optimize
@@ -47,10 +48,10 @@ def test_what_is_held_does_not_suffer_from_a_disk_that_does() -> None:
     whole = go_on(started("whole"), 1)
     run = started("damaged")
     collect_episodes.fn(run.run_id, 1)
-    chunk = next(run.unit("experience", 1).directory.glob("experience.zarr/states/c*"))
+    chunk = next(run.unit(EXPERIENCE, 1).directory.glob("experience.zarr/states/c*"))
     chunk.write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match=chunk.name):
-        run.unit("experience", 1)
+        run.unit(EXPERIENCE, 1)
     update_q_values.fn(run.run_id, 1)
     assert optimize.fn(run.run_id, 1).digest == whole
 
@@ -59,7 +60,7 @@ def test_what_is_not_held_is_checked() -> None:
     run = started("checked")
     collect_episodes.fn(run.run_id, 1)
     process_cache.release()
-    next(run.unit("experience", 1).directory.glob("experience.zarr/actions/c*")).write_bytes(b"damaged")
+    next(run.unit(EXPERIENCE, 1).directory.glob("experience.zarr/actions/c*")).write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match="SHA-256 differs"):
         update_q_values.fn(run.run_id, 1)
 
@@ -67,20 +68,20 @@ def test_what_is_not_held_is_checked() -> None:
 def test_another_runs_things_are_not_taken() -> None:
     other, run = started("other", seed=1), started("own", seed=2)
     collect_episodes.fn(other.run_id, 1)
-    held = process_cache.played(other.unit("experience", 1))
+    held = process_cache.played(other.unit(EXPERIENCE, 1))
     collect_episodes.fn(run.run_id, 1)
-    own = process_cache.played(run.unit("experience", 1))
+    own = process_cache.played(run.unit(EXPERIENCE, 1))
     assert not np.array_equal(own.actions, held.actions)
-    assert process_cache.played(other.unit("experience", 1)).states.size == 0, "read anew, without its states"
+    assert process_cache.played(other.unit(EXPERIENCE, 1)).states.size == 0, "read anew, without its states"
 
 
 def test_a_checkpoint_has_the_metrics_of_its_whole_cycle_and_they_are_published_once() -> None:
     run = started("metrics")
     go_on(run, 1)
-    unit, played = run.unit("checkpoint", 1), run.unit("experience", 1)
-    assert set(played.metrics) | set(run.unit("targets", 1).metrics) < set(unit.metrics)
+    unit, played = run.unit(CHECKPOINT, 1), run.unit(EXPERIENCE, 1)
+    assert set(played.metrics) | set(run.unit(TARGETS, 1).metrics) < set(unit.metrics)
     assert {"collect-episodes", "update-q-values", "optimize"} == set(unit.speed)
-    found = open_run(run.run_id).tracking.client.get_run(run.run_id).data.metrics
+    found = open_run(run.run_id).tracking.get_run(run.run_id).data.metrics
     assert {metric.name for metric in unit.metrics} <= set(found)
     assert {f"speed/{name}" for name in unit.speed} <= set(found)
 

@@ -22,7 +22,7 @@ from flows.train import publish_and_prune
 from storage.errors import StorageError
 from storage.formats.experience import read_experience, read_targets
 from storage.runs import StoredRun, create_run
-from storage.units.unit import Unit
+from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS, Unit
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import older_cycles, optimize, replay_of
@@ -51,13 +51,13 @@ def go_on(run: StoredRun, *cycles: int, held: bool = True) -> str:
 def test_the_checkpoint_names_every_cycle_it_was_trained_from_and_goes_on_bit_for_bit() -> None:
     run = started("three-cycles", replay_cycles=3, keep_cycles=1)
     whole = go_on(run, 1, 2, 3, 4)
-    inputs = run.unit("checkpoint", 4).inputs
+    inputs = run.unit(CHECKPOINT, 4).inputs
     assert set(inputs) == {"checkpoint", "experience", "targets", "experience-00002", "experience-00003"}
-    assert inputs["experience-00003"] == run.unit("experience", 3).digest
-    assert run.cycles("experience") == [4, 3, 2] and run.cycles("checkpoint") == [4]
+    assert inputs["experience-00003"] == run.unit(EXPERIENCE, 3).digest
+    assert run.cycles(EXPERIENCE) == [4, 3, 2] and run.cycles(CHECKPOINT) == [4]
     assert whole == go_on(started("torn", replay_cycles=3, keep_cycles=1), 1, 2, 3, 4, held=False)
-    made = run.unit("checkpoint", 4).made
-    assert optimize.fn(run.run_id, 4).digest == whole and run.unit("checkpoint", 4).made == made, "it is not made again"
+    made = run.unit(CHECKPOINT, 4).made
+    assert optimize.fn(run.run_id, 4).digest == whole and run.unit(CHECKPOINT, 4).made == made, "it is not made again"
     assert verify_run(run).problems == []
 
 
@@ -66,9 +66,9 @@ def two_cycles(run: StoredRun) -> tuple[list[list[Unit]], Learner]:
     go_on(run, 1)
     collect_episodes.fn(run.run_id, 2)
     update_q_values.fn(run.run_id, 2)
-    checkpoint = run.checkpoint(run.unit("checkpoint", 1))
+    checkpoint = run.checkpoint(run.unit(CHECKPOINT, 1))
     learner = restore_learner(checkpoint, prepare(checkpoint.config))
-    return [*older_cycles(run, 2), [run.unit("experience", 2)]], learner
+    return [*older_cycles(run, 2), [run.unit(EXPERIENCE, 2)]], learner
 
 
 def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None:
@@ -80,7 +80,7 @@ def test_the_memory_is_the_last_cycles_estimated_anew_and_swept_as_one() -> None
     assert played.steps == 16 and len(memory) == 128
     assert np.array_equal(memory.states.numpy(), np.concatenate([first.states, second.states]).reshape(128, 105, 80, 2))
 
-    swept = read_targets(run.unit("targets", 2).directory)
+    swept = read_targets(run.unit(TARGETS, 2).directory)
     newest = ReplayMemory.of(second, swept)
     assert np.array_equal(memory.q_values[64:].numpy(), newest.q_values.numpy()), "the newest are swept as they were"
     estimates = learner.estimate(first.states.reshape(64, 105, 80, 2)).reshape(first.q_values.shape)
@@ -108,7 +108,7 @@ def test_nothing_is_carried_from_where_a_lane_went_on_in_midgame(monkeypatch: py
 def test_a_cycle_that_is_gone_is_told_in_one_line() -> None:
     run = started("gone", replay_cycles=3)
     go_on(run, 1, 2)
-    run.place("experience").discard(1)
+    run.store(EXPERIENCE).discard(1)
     with pytest.raises(
         StorageError, match=r"has no experience of cycle 1.*replay_cycles=3 cycle 3 cannot.*new run"
     ) as told:

@@ -17,6 +17,7 @@ from flows.train import publish_and_prune
 from storage.errors import CorruptUnitError
 from storage.formats.experience import read_experience, read_experiences
 from storage.runs import StoredRun, create_run
+from storage.units.unit import CHECKPOINT, EXPERIENCE, UnitKind
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import optimize
@@ -53,17 +54,17 @@ def test_who_plays_a_shard_and_when_changes_nothing_and_it_is_the_training_of_al
     digest = go_on(run, 1, 2)
     assert digest == go_on(started("torn", **IN_SHARDS), 1, 2, order=(1, 0), held=False)
     assert digest != go_on(one, 1, 2)
-    whole, together = (each.checkpoint(each.unit("checkpoint", 2)) for each in (run, one))
+    whole, together = (each.checkpoint(each.unit(CHECKPOINT, 2)) for each in (run, one))
     assert all(bool((whole.weights[name] == weight).all()) for name, weight in together.weights.items())
     assert [history.episode for history in whole.histories] == [history.episode for history in together.histories]
     assert whole.metadata.recent_scores == together.metadata.recent_scores != ()
-    assert sorted(run.unit("checkpoint", 2).metrics) == sorted(one.unit("checkpoint", 2).metrics)
-    played = read_experiences([[run.unit(kind, 2).directory for kind in run.kinds("experience")]])
-    for name, table in vars(read_experience(one.unit("experience", 2).directory)).items():
+    assert sorted(run.unit(CHECKPOINT, 2).metrics) == sorted(one.unit(CHECKPOINT, 2).metrics)
+    played = read_experiences([[run.unit(kind, 2).directory for kind in run.kinds(EXPERIENCE)]])
+    for name, table in vars(read_experience(one.unit(EXPERIENCE, 2).directory)).items():
         assert np.array_equal(getattr(played, name), table), name
     assert len(set(played.episode[-1])) == 4 and played.episode.max() >= 8, "their numbers are those of the run"
 
-    assert set(run.unit("checkpoint", 2).inputs) == {
+    assert set(run.unit(CHECKPOINT, 2).inputs) == {
         *("checkpoint", "experience-0", "experience-1", "targets-0", "targets-1"),
         *("experience-0-00001", "experience-1-00001"),
     }
@@ -72,7 +73,7 @@ def test_who_plays_a_shard_and_when_changes_nothing_and_it_is_the_training_of_al
     about = open_inspection(run)
     assert about.experience is not None and about.experience.actions.shape == (20, 4)
     assert about.targets is not None and about.targets.q_values.shape == about.experience.q_values.shape
-    damaged = run.unit("experience-1", 2).directory
+    damaged = run.unit(UnitKind("experience", 1), 2).directory
     next(damaged.glob("experience.zarr/rewards/c*")).write_bytes(b"damaged")
     (problem,) = verify_run(run).problems
     assert "experience-1" in problem
@@ -83,14 +84,14 @@ def test_states_of_shards_are_checked_before_a_network_learns_from_them() -> Non
     for task in (collect_episodes, update_q_values):
         for shard in (0, 1):
             task.fn(run.run_id, 1, shard)
-    next(run.unit("experience-1", 1).directory.glob("experience.zarr/states/c*")).write_bytes(b"damaged")
+    next(run.unit(UnitKind("experience", 1), 1).directory.glob("experience.zarr/states/c*")).write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match="SHA-256 differs"):
         optimize.fn(run.run_id, 1)
 
 
 def test_games_of_shards_that_others_play_now_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     run, closed = started("moved", **IN_SHARDS), []
-    start = run.unit("checkpoint", 0)
+    start = run.unit(CHECKPOINT, 0)
     games = SimpleNamespace(close=lambda: closed.append(1))
     monkeypatch.setitem(process_cache._held, "lanes-1", (replace(start, cycle=-1), [games]))
     monkeypatch.setitem(process_cache._held, "lanes-0", (start, ["games that go on"]))

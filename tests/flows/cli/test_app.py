@@ -167,7 +167,7 @@ def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[
     run_id = open_tracking().find_run("held").info.run_id
     assert f"dqn train --resume {run_id}" in said
     assert "Traceback" not in said
-    assert open_tracking().client.get_run(run_id).info.status == "KILLED"
+    assert open_tracking().get_run(run_id).info.status == "KILLED"
     assert not open_run(run_id).is_held()
     assert those_left(servers) == []
 

@@ -16,6 +16,7 @@ import pytest
 from flows import cli
 from storage.formats.experience import read_experience, write_experience
 from storage.runs import StoredRun, open_run
+from storage.units.unit import EVALUATION, EXPERIENCE, KINDS, TARGETS, UnitKind
 
 DOUBLE = "insert into metrics select key, value, timestamp + 1, run_uuid, step, is_nan from metrics where {}"
 
@@ -57,13 +58,15 @@ def test_a_whole_run_is_told_with_its_digest(run: StoredRun, capsys: pytest.Capt
     assert (status, errors, told["problems"]) == (0, "", [])
     newest = run.newest_checkpoint()
     assert (told["digest"], told["cycle"]) == (newest.digest, newest.cycle)
-    assert told["frames"] == len(run.cycles("experience")) * 256
+    assert told["frames"] == len(run.cycles(EXPERIENCE)) * 256
     assert verify(run.name) == 0
     assert newest.digest in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["experience", "targets", "checkpoint", "evaluation"])
-def test_a_damaged_file_is_named_with_status_1(run: StoredRun, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, EVALUATION], ids=str)
+def test_a_damaged_file_is_named_with_status_1(
+    run: StoredRun, kind: UnitKind, capsys: pytest.CaptureFixture[str]
+) -> None:
     unit = run.unit(kind, run.cycles(kind)[0])
     path = unit.directory / max(unit.files)
     data = bytearray(path.read_bytes())
@@ -87,8 +90,8 @@ def test_a_damaged_file_is_named_with_status_1(run: StoredRun, kind: str, capsys
 def test_a_metric_that_mlflow_has_not_exactly_once_is_named(
     run: StoredRun, change: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cycle = run.cycles("targets")[1]
-    step = run.unit("targets", cycle).metrics[0].step
+    cycle = run.cycles(TARGETS)[1]
+    step = run.unit(TARGETS, cycle).metrics[0].step
     where = f"key = 'q_values/after_mean' and step = {step} and run_uuid = '{run.run_id}'"
     with closing(sqlite3.connect(run.settings.home / "mlflow.db")) as store:
         assert store.execute(change.format(where)).rowcount == 1
@@ -102,11 +105,11 @@ def test_a_metric_that_mlflow_has_not_exactly_once_is_named(
 def test_a_frame_that_the_stored_actions_do_not_show_is_named(
     run: StoredRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cycle = run.cycles("experience")[0]
-    unit = run.unit("experience", cycle)
+    cycle = run.cycles(EXPERIENCE)[0]
+    unit = run.unit(EXPERIENCE, cycle)
     experience = read_experience(unit.directory)
     experience.states[17, 3, 50, 40, 0] ^= 1
-    with run.commit("experience", cycle, unit.inputs) as draft:  # with a manifest that is in order
+    with run.commit(EXPERIENCE, cycle, unit.inputs) as draft:  # with a manifest that is in order
         write_experience(draft.directory, experience)
         draft.metrics += unit.metrics
     assert verified(capsys, run)[0] == 0

@@ -79,7 +79,7 @@ def test_a_training_run_without_a_writer_is_marked_as_killed(small: dict[str, ob
     config = requested_config("fast", small)
     run = create_run(config, action_names(config.game), "left-running", {})
     assert f"run left-running has died; go on with: dqn train --resume {run.run_id}" in Reaper("ours", set).reap()
-    assert open_tracking().client.get_run(run.run_id).info.status == "KILLED"
+    assert open_tracking().get_run(run.run_id).info.status == "KILLED"
 
 
 def test_a_server_that_is_away_is_asked_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:

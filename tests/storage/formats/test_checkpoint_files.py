@@ -29,7 +29,7 @@ from storage.errors import CorruptUnitError
 from storage.formats.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import open_unit
+from storage.units.unit import CHECKPOINT, open_unit
 
 Make = Callable[..., Checkpoint]
 Same = Callable[[object, object], bool]
@@ -118,7 +118,7 @@ def test_the_same_checkpoint_written_twice_is_the_same_bytes_and_unit(tmp_path: 
         if name == "other":  # the order in which tensors were named is no difference
             checkpoint = replace(checkpoint, weights=dict(reversed(checkpoint.weights.items())))
         place = tmp_path / name
-        with committing(LocalUnitStore(place, place / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalUnitStore(place, place / "s"), kind=CHECKPOINT, cycle=1, inputs={}, made_by={}) as draft:
             write_checkpoint(draft.directory, checkpoint)
             contents.add(tuple((draft.directory / file).read_bytes() for file in FILES))
         unit = open_unit(place / "00001")
@@ -160,7 +160,7 @@ def test_a_disk_that_takes_no_more_is_an_os_error_and_nothing_is_published(
 
     def attempt() -> None:
         with committing(
-            LocalUnitStore(tmp_path, tmp_path / "s"), kind="checkpoint", cycle=1, inputs={}, made_by={}
+            LocalUnitStore(tmp_path, tmp_path / "s"), kind=CHECKPOINT, cycle=1, inputs={}, made_by={}
         ) as draft:
             try:
                 with files_limited_to(room):

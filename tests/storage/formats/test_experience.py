@@ -15,8 +15,8 @@ import zarr
 from dqn.envs.experience import Experience, Targets
 from storage.errors import CorruptUnitError
 from storage.formats.experience import (
-    EXPERIENCE,
-    TARGETS,
+    EXPERIENCE_GROUP,
+    TARGETS_GROUP,
     read_all_targets,
     read_experience,
     read_experiences,
@@ -26,7 +26,7 @@ from storage.formats.experience import (
 )
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import Unit, open_unit
+from storage.units.unit import EXPERIENCE, Unit, open_unit
 
 Make = Callable[..., Any]
 Same = Callable[[object, object], bool]
@@ -78,7 +78,7 @@ def test_experience_without_states_is_read_without_touching_them(
 ) -> None:
     experience = make_experience()
     write_experience(tmp_path, experience)
-    shutil.rmtree(tmp_path / EXPERIENCE / "states")
+    shutil.rmtree(tmp_path / EXPERIENCE_GROUP / "states")
     assert same(read_experience(tmp_path, with_states=False), replace(experience, states=experience.states[:0]))
 
 
@@ -121,7 +121,7 @@ def test_shards_of_consecutive_cycles_are_read_as_the_experience_of_all_lanes(
 
 def test_states_of_another_shape_are_not_read_into_a_longer_memory(tmp_path: Path, make_experience: Make) -> None:
     write_experience(tmp_path, make_experience(4, 2))
-    states = zarr.open_group(tmp_path / EXPERIENCE)["states"]
+    states = zarr.open_group(tmp_path / EXPERIENCE_GROUP)["states"]
     states.resize((3, *states.shape[1:]))
     with pytest.raises(CorruptUnitError, match=r"states is uint8 \(3, 2, .*not uint8 \(4, 2, "):
         read_experiences([[tmp_path]])
@@ -152,7 +152,7 @@ def test_states_are_stored_in_whole_steps_and_tables_in_one_chunk(
     tmp_path: Path, make_experience: Make, steps: int, chunk: int, count: int
 ) -> None:
     write_experience(tmp_path, make_experience(steps, 64))
-    group = zarr.open_group(tmp_path / EXPERIENCE, mode="r")
+    group = zarr.open_group(tmp_path / EXPERIENCE_GROUP, mode="r")
     assert group["states"].chunks == (chunk, 64, 105, 80, 2)
     assert len([name for name in all_files(tmp_path) if "/states/c" in name]) == count
     for name in ("q_values", "actions", "episode"):
@@ -163,9 +163,9 @@ def test_every_array_has_a_checksum_and_its_empty_chunks_are_written(tmp_path: P
     write_experience(tmp_path, Experience.empty(2, 3, 4))
     files = all_files(tmp_path)
     for field in fields(Experience):
-        metadata = json.loads(files[f"{EXPERIENCE}/{field.name}/zarr.json"])
+        metadata = json.loads(files[f"{EXPERIENCE_GROUP}/{field.name}/zarr.json"])
         assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "zstd", "crc32c"]
-        assert any(name.startswith(f"{EXPERIENCE}/{field.name}/c.") for name in files)
+        assert any(name.startswith(f"{EXPERIENCE_GROUP}/{field.name}/c.") for name in files)
 
 
 def test_identical_data_written_twice_are_identical_files_and_units(
@@ -174,7 +174,7 @@ def test_identical_data_written_twice_are_identical_files_and_units(
     units: list[Unit | None] = []
     for name in ("one", "other"):
         place = tmp_path / name
-        with committing(LocalUnitStore(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalUnitStore(place, place / "s"), kind=EXPERIENCE, cycle=1, inputs={}, made_by={}) as draft:
             write_experience(draft.directory, make_experience(15, 64))
             write_targets(draft.directory, make_targets())
             files = all_files(draft.directory)
@@ -194,7 +194,7 @@ def test_different_data_are_different_files(tmp_path: Path, make_experience: Mak
             array.reshape(-1)[-1] = not array.reshape(-1)[-1] if array.dtype == bool else array.reshape(-1)[-1] + 1
             changed = replace(experience, **{field.name: array})
         place = tmp_path / str(number)
-        with committing(LocalUnitStore(place, place / "s"), kind="experience", cycle=1, inputs={}, made_by={}) as draft:
+        with committing(LocalUnitStore(place, place / "s"), kind=EXPERIENCE, cycle=1, inputs={}, made_by={}) as draft:
             write_experience(draft.directory, changed)
         unit = open_unit(place / "00001")
         assert unit is not None
@@ -225,7 +225,7 @@ def read_both(directory: Path) -> None:
     read_targets(directory)
 
 
-@pytest.mark.parametrize("group", [EXPERIENCE, TARGETS])
+@pytest.mark.parametrize("group", [EXPERIENCE_GROUP, TARGETS_GROUP])
 @pytest.mark.parametrize("what", ["nothing", "a file", "an empty directory", "an array", "foreign metadata"])
 def test_what_is_no_group_is_corrupt(written: Path, group: str, what: str) -> None:
     shutil.rmtree(written / group)
@@ -243,22 +243,22 @@ def test_what_is_no_group_is_corrupt(written: Path, group: str, what: str) -> No
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Experience)])
 def test_a_missing_array_is_named(written: Path, name: str) -> None:
-    shutil.rmtree(written / EXPERIENCE / name)
-    with pytest.raises(CorruptUnitError, match=f"{EXPERIENCE} has no array {name}"):
+    shutil.rmtree(written / EXPERIENCE_GROUP / name)
+    with pytest.raises(CorruptUnitError, match=f"{EXPERIENCE_GROUP} has no array {name}"):
         read_experience(written)
 
 
 @pytest.mark.parametrize("name", ["q_values", "estimation_errors"])
 def test_a_group_in_place_of_an_array_is_named(written: Path, name: str) -> None:
-    shutil.rmtree(written / TARGETS / name)
-    zarr.create_group(written / TARGETS / name)
-    with pytest.raises(CorruptUnitError, match=f"{TARGETS} has no array {name}"):
+    shutil.rmtree(written / TARGETS_GROUP / name)
+    zarr.create_group(written / TARGETS_GROUP / name)
+    with pytest.raises(CorruptUnitError, match=f"{TARGETS_GROUP} has no array {name}"):
         read_targets(written)
 
 
 @pytest.mark.parametrize("data", [b"", b"?" * 100, b"\0" * 8])
 def test_a_chunk_of_nonsense_is_corrupt(written: Path, data: bytes) -> None:
-    (written / TARGETS / "q_values" / "c.0.0.0").write_bytes(data)
+    (written / TARGETS_GROUP / "q_values" / "c.0.0.0").write_bytes(data)
     with pytest.raises(CorruptUnitError, match="q_values"):
         read_targets(written)
 
@@ -291,7 +291,7 @@ NONSENSE: list[bytes | dict[str, object]] = [
 
 @pytest.mark.parametrize("metadata", NONSENSE, ids=lambda metadata: str(metadata)[:40])
 def test_foreign_metadata_of_an_array_are_corrupt(written: Path, metadata: bytes | dict[str, object]) -> None:
-    path = written / TARGETS / "q_values" / "zarr.json"
+    path = written / TARGETS_GROUP / "q_values" / "zarr.json"
     path.write_bytes(metadata) if isinstance(metadata, bytes) else edited(path, **metadata)
     with pytest.raises(CorruptUnitError, match="q_values"):
         read_targets(written)
@@ -300,19 +300,19 @@ def test_foreign_metadata_of_an_array_are_corrupt(written: Path, metadata: bytes
 @pytest.mark.parametrize("name", [field.name for field in fields(Experience)])
 @pytest.mark.parametrize("other", ["type", "shape", "dimensions"])
 def test_an_array_of_another_type_or_shape_is_corrupt(written: Path, name: str, other: str) -> None:
-    array = np.asarray(zarr.open_group(written / EXPERIENCE, mode="r")[name])
+    array = np.asarray(zarr.open_group(written / EXPERIENCE_GROUP, mode="r")[name])
     foreign = {
         "type": array.astype(np.float64 if array.dtype != np.float64 else np.float32),
         "shape": np.concatenate([array, array[:1]]),
         "dimensions": array[..., None],
     }[other]
-    zarr.create_array(written / EXPERIENCE / name, data=foreign, overwrite=True)
-    with pytest.raises(CorruptUnitError, match=EXPERIENCE):
+    zarr.create_array(written / EXPERIENCE_GROUP / name, data=foreign, overwrite=True)
+    with pytest.raises(CorruptUnitError, match=EXPERIENCE_GROUP):
         read_experience(written)
 
 
 def test_targets_of_another_shape_are_corrupt(written: Path) -> None:
-    zarr.create_array(written / TARGETS / "estimation_errors", data=np.zeros((4, 2), np.float32), overwrite=True)
+    zarr.create_array(written / TARGETS_GROUP / "estimation_errors", data=np.zeros((4, 2), np.float32), overwrite=True)
     with pytest.raises(CorruptUnitError, match="estimation_errors"):
         read_targets(written)
 
@@ -350,7 +350,7 @@ def test_a_group_in_the_format_that_knows_pickle_is_corrupt_and_runs_nothing(
     monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
     base = {"zarr_format": 2, "shape": [1], "chunks": [1], "fill_value": 0, "order": "C", "filters": None}
     metadata = base | {"compressor": None} | array
-    group = tmp_path / TARGETS
+    group = tmp_path / TARGETS_GROUP
     for name in ("q_values", "estimation_errors"):
         (group / name).mkdir(parents=True)
         (group / name / ".zarray").write_text(json.dumps(metadata))

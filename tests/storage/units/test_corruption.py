@@ -19,7 +19,7 @@ from storage.formats.checkpoint import read_checkpoint, write_checkpoint
 from storage.formats.experience import read_experience, read_targets, write_experience, write_targets
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import MANIFEST, Draft, Unit, open_unit
+from storage.units.unit import MANIFEST, TARGETS, Draft, Unit, UnitKind, open_unit
 
 CORRUPTIONS = int(os.environ.get("CORRUPTIONS", "200"))
 KINDS = ["experience", "targets", "checkpoint"]
@@ -93,7 +93,7 @@ def committed(
 
     with committing(
         LocalUnitStore(home / kind, home / "staging"),
-        kind=kind,
+        kind=UnitKind(kind),
         cycle=3,
         inputs={"checkpoint": "ab" * 32},
         made_by={"mlflow_run_id": "r"},
@@ -197,7 +197,7 @@ def test_a_file_of_another_unit_is_noticed(
 
 
 def test_the_manifest_of_another_unit_is_noticed(committed: Committed, tmp_path: Path) -> None:
-    with committing(LocalUnitStore(tmp_path, tmp_path / "s"), kind="targets", cycle=3, inputs={}, made_by={}) as draft:
+    with committing(LocalUnitStore(tmp_path, tmp_path / "s"), kind=TARGETS, cycle=3, inputs={}, made_by={}) as draft:
         (draft.directory / "x").write_bytes(b"x")
     committed.damage(MANIFEST, (tmp_path / "00003" / MANIFEST).read_bytes())
     with pytest.raises(CorruptUnitError):

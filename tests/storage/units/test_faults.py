@@ -16,7 +16,7 @@ from storage.durable import discard
 from storage.formats.experience import read_targets, write_targets
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import open_unit
+from storage.units.unit import TARGETS, open_unit
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -179,7 +179,7 @@ def test_a_full_disk_while_zarr_writes_is_told_and_nothing_is_published(
 
     def work(root: Path) -> None:
         with committing(
-            LocalUnitStore(root / "replay/targets", root / "staging"), kind="targets", cycle=1, inputs={}, made_by={}
+            LocalUnitStore(root / "replay/targets", root / "staging"), kind=TARGETS, cycle=1, inputs={}, made_by={}
         ) as draft:
             write_targets(draft.directory, targets)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_units import commit, forge, json_values, manifest_of, reads
 
 from storage.errors import CorruptUnitError
-from storage.units.unit import FORMAT, MANIFEST, open_unit
+from storage.units.unit import EXPERIENCE, FORMAT, MANIFEST, open_unit
 
 # ---------------------------------------------------------------- manifests from a stranger
 
@@ -23,7 +23,7 @@ def test_a_forged_manifest_is_believed_where_it_tells_the_truth(tmp_path: Path) 
     unit = commit(tmp_path)
     forge(unit.directory, kind="experience")
     forged = open_unit(unit.directory)
-    assert forged is not None and forged.kind == "experience" and forged.digest != unit.digest
+    assert forged is not None and forged.kind == EXPERIENCE and forged.digest != unit.digest
 
 
 OUTSIDE = ["/etc/hostname", "../secret", "array/../../secret", "..", "", "./table", "array//zarr.json", "table/"]

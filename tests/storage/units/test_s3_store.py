@@ -18,7 +18,7 @@ from small_objects import FILES, NEW, OLD, commit, local_leftovers, objects, sta
 from storage.errors import StorageError
 from storage.units.s3_store import S3UnitStore
 from storage.units.store import committing
-from storage.units.unit import Unit
+from storage.units.unit import EXPERIENCE, Unit
 
 FAULTS = int(os.environ.get("S3_FAULTS", "1"))  # at so many requests of a commit besides the one for its manifest
 RACES = int(os.environ.get("RACES", "3"))
@@ -176,7 +176,7 @@ def test_of_two_writers_of_a_unit_one_wins(
     def write(place: S3UnitStore, number: int, both: threading.Barrier) -> Unit | StorageError:
         by = {"prefect_flow_run_id": f"flow-{number if content.startswith('another') else 0}"}
         try:
-            with committing(place, kind="experience", cycle=2, inputs={}, made_by=by) as draft:
+            with committing(place, kind=EXPERIENCE, cycle=2, inputs={}, made_by=by) as draft:
                 data = f"{number}".encode() if content == "other" else NEW
                 for name in range(FILES):
                     (draft.directory / str(name)).write_bytes(data)

@@ -18,7 +18,7 @@ from storage.errors import CorruptUnitError
 from storage.units.local_store import LocalUnitStore
 from storage.units.s3_store import S3UnitStore
 from storage.units.store import UnitStore, committing
-from storage.units.unit import MANIFEST, Unit
+from storage.units.unit import MANIFEST, TARGETS, Unit
 
 INPUTS = {"experience": "ab" * 32}
 NAMES = ["table", "array/c/0", "array/zarr.json", "empty"]
@@ -33,7 +33,7 @@ class Shelf:
 
     def commit(self, cycle: int = 4, tree: dict = FILES, metrics: list[Metric] = METRICS, **inputs: str) -> Unit:
         made_by = {"mlflow_run_id": "r", "prefect_flow_run_id": "f"}
-        with committing(self.place, kind="targets", cycle=cycle, inputs=inputs or INPUTS, made_by=made_by) as draft:
+        with committing(self.place, kind=TARGETS, cycle=cycle, inputs=inputs or INPUTS, made_by=made_by) as draft:
             write_tree(draft.directory, tree)
             draft.metrics += metrics
         return draft.unit
@@ -49,7 +49,7 @@ class Shelf:
     def names(self) -> list[str]:
         """Whole names of all that is kept there."""
         if isinstance(self.place, S3UnitStore):
-            return self.place._below(self.place._keys())
+            return self.place._relative(self.place._keys())
         paths = [path for path in self.place.directory.rglob("*") if path.is_file()]
         return [path.relative_to(self.place.directory).as_posix() for path in paths]
 
@@ -102,7 +102,7 @@ def test_what_was_committed_is_what_is_opened_here_and_elsewhere(shelf: Shelf) -
         assert unit is not None
         assert read_tree(unit.directory) == read_tree(made.directory) == FILES
         assert replace(unit, directory=made.directory) == made
-        assert (unit.kind, unit.cycle, unit.inputs, unit.metrics) == ("targets", 4, INPUTS, METRICS)
+        assert (unit.kind, unit.cycle, unit.inputs, unit.metrics) == (TARGETS, 4, INPUTS, METRICS)
     assert shelf.leftovers() == []
 
 
@@ -203,7 +203,7 @@ def test_damage_to_any_file_is_noticed_and_named(shelf: Shelf, how: str) -> None
         shelf.write(whole, data)
     shelf.write(whole, b"?")
     with pytest.raises(CorruptUnitError, match="manifest"):
-        shelf.place.open(4, kept=False)
+        shelf.place.open(4, from_cache=False)
     assert shelf.commit() == shelf.place.open(4)
     again = shelf.elsewhere.open(4)
     assert again and read_tree(again.directory) == FILES
@@ -233,7 +233,7 @@ def test_of_a_unit_that_is_known_files_are_not_read(shelf: Shelf, monkeypatch: p
 def test_files_that_are_no_units_are_kept_beside_them(shelf: Shelf, tmp_path: Path) -> None:
     for data in (b"first", b"second"):
         (tmp_path / "picture").write_bytes(data)
-        shelf.place.keep("figures/picture.png", tmp_path / "picture")
+        shelf.place.put_file("figures/picture.png", tmp_path / "picture")
         assert not (tmp_path / "picture").exists()
     assert shelf.files() == {"figures/picture.png": b"second"}
     assert shelf.place.names() == ["figures"]

@@ -16,7 +16,7 @@ from storage.durable import discard
 from storage.errors import CorruptUnitError
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import open_unit
+from storage.units.unit import EXPERIENCE, TARGETS, UnitKind, open_unit
 
 # ---------------------------------------------------------------- commit and open
 
@@ -24,7 +24,7 @@ from storage.units.unit import open_unit
 def test_what_was_committed_is_what_is_opened(tmp_path: Path) -> None:
     unit = commit(tmp_path, made_by={"mlflow_run_id": "r1"})
     assert read_tree(unit.directory) == FILES
-    assert (unit.kind, unit.cycle, unit.inputs) == ("targets", 4, {"experience": "ab" * 32})
+    assert (unit.kind, unit.cycle, unit.inputs) == (TARGETS, 4, {"experience": "ab" * 32})
     assert unit.metrics == METRICS
     assert unit.made["by"] == {"mlflow_run_id": "r1"}
     assert unit.bytes == 107
@@ -34,7 +34,9 @@ def test_what_was_committed_is_what_is_opened(tmp_path: Path) -> None:
 
 def test_speeds_and_the_time_of_commit_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.units.unit.time.time_ns", lambda: 1_700_000_000_123_456_789)
-    with committing(LocalUnitStore(tmp_path, tmp_path / "staging"), kind="k", cycle=0, inputs={}, made_by={}) as draft:
+    with committing(
+        LocalUnitStore(tmp_path, tmp_path / "staging"), kind=TARGETS, cycle=0, inputs={}, made_by={}
+    ) as draft:
         draft.speed["sweep"] = 12.5
     unit = open_unit(tmp_path / "00000")
     assert unit is not None
@@ -140,7 +142,7 @@ def test_the_digest_is_the_same_wherever_whenever_and_by_whomever_it_was_made(tm
     one = commit(tmp_path / "here")
     with committing(
         LocalUnitStore(tmp_path / "there" / "elsewhere", tmp_path / "there"),
-        kind="targets",
+        kind=TARGETS,
         cycle=4,
         inputs={"experience": "ab" * 32},
         made_by={"mlflow_run_id": "another", "prefect_flow_run_id": "x"},
@@ -166,7 +168,8 @@ def test_the_digest_stays_when_the_unit_is_moved(tmp_path: Path) -> None:
         {"tree": FILES | {"table": b"\x00\x01" * 49 + b"\x00\x02"}},
         {"tree": FILES | {"more": b""}},
         {"tree": {("renamed" if name == "empty" else name): what for name, what in FILES.items()}},
-        {"kind": "experience"},
+        {"kind": EXPERIENCE},
+        {"kind": UnitKind("targets", 1)},
         {"cycle": 5},
         {"inputs": {"experience": "ac" * 32}},
         {"inputs": {"checkpoint": "ab" * 32}},
