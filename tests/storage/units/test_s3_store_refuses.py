@@ -152,4 +152,4 @@ def test_only_the_object_store_asks_for_the_package() -> None:
         if any(name.partition(".")[0] in ("obstore", "boto3") for name in names):
             found.add(path.name)
         assert "storage.units.s3_store" not in at_once, path
-    assert found == {"object_store.py"}
+    assert found == {"s3_store.py"}
