@@ -24,7 +24,7 @@ train: $(READY)
 
 # Two processes, for much of the time a test waits for a server to start.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 operate-test: $(READY)
 	$(BIN)/python -m pytest -m operate --timeout 1200 $(ARGS)

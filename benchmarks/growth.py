@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dqn.envs.policy import CyclePolicy
+from dqn.envs.experience import Experience
 from flows.server.environment import quiet_prefect
 
 LANES, STEPS = 4, 16
@@ -28,9 +28,11 @@ class FakeLanes:
         """Nothing to close."""
 
 
-def fake_play(groups: Any, estimate: Any, experience: Any, policy: CyclePolicy, on_step: Any) -> None:
-    """Fill `experience` with random play in which nothing ends."""
-    draws = np.random.default_rng(policy.states)
+def fake_collect(checkpoint: Any, *others: Any) -> Experience:
+    """Random play in which nothing ends before the last step."""
+    states = checkpoint.metadata.counters.states
+    experience = Experience.empty(STEPS, LANES, 4)
+    draws = np.random.default_rng(states)
     experience.states[:] = draws.integers(0, 2, experience.states.shape, np.uint8)
     experience.q_values[:] = draws.random(experience.q_values.shape)
     experience.bootstrap_q_values[:] = 0
@@ -38,17 +40,18 @@ def fake_play(groups: Any, estimate: Any, experience: Any, policy: CyclePolicy, 
     for table in (experience.rewards, experience.life_lost, experience.terminated, experience.truncated):
         table[:] = 0
     experience.terminated[-1] = True  # so that the lanes' histories stay short
-    experience.episode[:] = np.arange(LANES) + policy.states // STEPS
+    experience.episode[:] = np.arange(LANES) + states // STEPS
+    return experience
 
 
 def main() -> None:
     """Train for the cycles given as the one argument."""
     quiet_prefect()
     from flows import cli
-    from tasks import collect_episodes
+    from tasks import collect_episodes, process_cache
 
-    collect_episodes.play_cycle = fake_play
-    collect_episodes.take_lanes = lambda unit, checkpoint, shard: [FakeLanes()]
+    collect_episodes.collect = fake_collect
+    process_cache.open_lanes = lambda config, histories, shard: [FakeLanes()]
     fields = [option for name, value in SETTINGS.items() for option in ("--set", f"{name}={value}")]
     sys.argv = ["dqn", "train", "--cycles", sys.argv[1], *fields]
     cli.main()

@@ -81,7 +81,7 @@ def measure(home: Path, cycles: int) -> list[dict[str, float]]:
 
 
 def fakes(sample: Any) -> tuple[Any, Any, Any]:
-    """The three tasks without their work; the last commits a checkpoint."""
+    """The three tasks without their work; the last one commits a checkpoint."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
@@ -100,19 +100,21 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     )
     from storage.formats.checkpoint import write_checkpoint
     from storage.runs import open_run
-    from storage.units.unit import CHECKPOINT
-    from tasks.unit_reference import UnitReference, made_by, reference
+    from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
+    from tasks.unit_reference import UnitReference, made_by
 
-    @task(name="collect-episodes", task_run_name="collect-episodes-{cycle:05d}", cache_policy=NO_CACHE)
-    def collect_episodes(run_id: str, cycle: int, shard: int) -> None: ...
+    @task(name="collect-episodes", task_run_name="collect-episodes-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
+    def collect_episodes(run_id: str, checkpoint: UnitReference, shard: int) -> UnitReference:
+        return UnitReference(EXPERIENCE, checkpoint.next_cycle, "", {})
 
-    @task(name="update-q-values", task_run_name="update-q-values-{cycle:05d}", cache_policy=NO_CACHE)
-    def update_q_values(run_id: str, cycle: int, shard: int) -> None: ...
+    @task(name="update-q-values", task_run_name="update-q-values-{experience.cycle:05d}", cache_policy=NO_CACHE)
+    def update_q_values(run_id: str, experience: UnitReference) -> UnitReference:
+        return UnitReference(TARGETS, experience.cycle, "", {})
 
-    @task(name="optimize", task_run_name="optimize-{cycle:05d}", cache_policy=NO_CACHE)
-    def optimize(run_id: str, cycle: int) -> UnitReference:
-        run = open_run(run_id)
-        before = run.checkpoint(run.unit(CHECKPOINT, cycle - 1))
+    @task(name="optimize", task_run_name="optimize-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
+    def optimize(run_id: str, checkpoint: UnitReference, experience: Any, targets: Any) -> UnitReference:
+        run, cycle = open_run(run_id), checkpoint.next_cycle
+        before = run.checkpoint(checkpoint.open(run))
         states = cycle * STATES
         counters = replace(before.metadata.counters, cycle=cycle, states=states)
         with run.commit(CHECKPOINT, cycle, {}, made_by()) as draft:
@@ -123,7 +125,7 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
             draft.metrics += [Metric(COUNTER_STATES, states, states), Metric(COUNTER_CYCLES, states, cycle)]
             write_checkpoint(draft.directory, replace(before, metadata=replace(before.metadata, counters=counters)))
         sample(cycle)
-        return reference(draft.unit)
+        return UnitReference.of(draft.unit)
 
     return collect_episodes, update_q_values, optimize
 

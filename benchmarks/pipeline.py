@@ -20,16 +20,9 @@ from mlflow.tracking import MlflowClient
 
 from benchmarks.report import Row
 from dqn.config import TrainConfig, make_config
+from dqn.cycle import train
 from dqn.envs.experience import Experience
-from dqn.envs.histories import first_histories
-from dqn.envs.lanes import open_lanes
-from dqn.envs.policy import CyclePolicy
-from dqn.envs.rollout import play_cycle
-from dqn.hardware import prepare, resolve
-from dqn.learning.learner import Learner
-from dqn.learning.optimization import train_on
-from dqn.learning.replay import ReplayMemory
-from dqn.learning.sweep import SweepRule, backward_sweep
+from dqn.hardware import resolve
 from dqn.metrics import COUNTER_CYCLES
 
 DQN = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -72,23 +65,9 @@ def cycle_seconds(home: Path) -> list[float]:
 
 
 def bare_cycle_seconds(config: TrainConfig, cycles: int) -> list[float]:
-    """Cycles of the same calls in a loop of their own: nothing is stored, logged or orchestrated."""
-    device = prepare(config)
-    groups = open_lanes(config, first_histories(config.lanes))
-    actions = len(groups[0].action_names)
-    learner = Learner(config, actions, device)
-    seconds, states = [], 0
-    for cycle in range(1, cycles + 1):
-        began = perf_counter()
-        experience = Experience.empty(config.cycle_steps(states), config.lanes, actions)
-        play_cycle(groups, learner.estimate, experience, CyclePolicy.of(config, cycle, states))
-        memory = ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(config)))
-        train_on(learner, memory, cycle, config.scheduled(states))
-        states += experience.states_played
-        seconds.append(perf_counter() - began)
-    for lanes in groups:
-        lanes.close()
-    return seconds
+    """Seconds of each cycle of `dqn.cycle.train`, which stores, logs and orchestrates nothing."""
+    times = [perf_counter(), *(perf_counter() for _ in train(config, cycles))]
+    return [float(seconds) for seconds in np.diff(times)]
 
 
 def bench_cycle() -> dict[str, float]:

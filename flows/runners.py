@@ -1,4 +1,4 @@
-"""Where tasks run: in this process, or on the workers of the Dask cluster that DQN_CLUSTER names."""
+"""Task runners: tasks run in this process, or on the workers of the Dask cluster that DQN_CLUSTER names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from prefect import Task, get_run_logger
+from prefect import State, Task, get_run_logger
 from prefect.settings import get_current_settings
+from prefect.utilities.callables import get_call_parameters
+from prefect.utilities.engine import link_state_to_task_run_result
 
 from dqn.config import TrainConfig
 from dqn.hardware import prepare, resolve
@@ -25,41 +27,44 @@ from tasks.unit_reference import UnitReference
 
 COLLECTOR, OPTIMIZER = "collector", "optimizer"  # resources that workers offer
 CONNECT_SECONDS = 10
-WORKER_SECONDS = 60  # that nobody may offer a resource which is waited for
-LOOK_SECONDS = 120  # for a worker to import all this and to find the run
+WORKER_SECONDS = 60  # how long a resource that is needed may be missing
+CHECK_SECONDS = 120  # for a worker to import everything and to open the run
 POLL_SECONDS = 2
 
 
-class Workplace(Protocol):
-    """Where a flow run's tasks run."""
+class TaskRunner(Protocol):
+    """Where and how the tasks of a flow run are run."""
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
         """`config` with every `auto` decided for the machine that optimizes."""
 
     def begin(self, run: StoredRun) -> None:
-        """Get ready for the tasks of `run`."""
+        """Prepare for the tasks of `run`."""
 
-    def each_shard(self, task: Task[..., UnitReference], run: StoredRun, cycle: int) -> None:
-        """Do a task of a cycle for every shard of its lanes."""
+    def map(self, task: Task[..., UnitReference], *arguments: Any) -> list[UnitReference]:
+        """Run a task once for each shard.
 
-    def once(self, task: Task[..., UnitReference], run: StoredRun, cycle: int) -> UnitReference:
-        """Do a task of a cycle that there is one of, where the network is trained."""
+        A list among `arguments` has one entry for each shard; every other argument is passed to all task runs.
+        """
+
+    def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
+        """Run a task once, where the network is trained."""
 
 
 @contextmanager
-def workplace() -> Iterator[Workplace]:
-    """Where the settings say.
+def open_runner() -> Iterator[TaskRunner]:
+    """The task runner that the settings choose: this process, or the Dask cluster that DQN_CLUSTER names.
 
     Raises:
         ValueError: DQN_CLUSTER is set, but something that it needs is not.
-        ConnectionError: the cluster's scheduler does not answer, or no worker offers to play.
+        ConnectionError: the scheduler of the cluster does not answer, or no worker offers to play.
     """
     address = Settings.from_environment().cluster
     if not address:
         try:
-            yield _Here()
+            yield LocalRunner()
         finally:
-            process_cache.release()
+            process_cache.clear()
         return
     check_cluster(address)
     from prefect_dask.client import PrefectDaskClient
@@ -68,18 +73,18 @@ def workplace() -> Iterator[Workplace]:
     try:
         client = connect(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
-        raise _away(address, error) from None
+        raise _unreachable(address, error) from None
     with client:
         try:
-            yield _Cluster(client, address)
+            yield DaskRunner(client, address)
         finally:
-            process_cache.release()
-            with suppress(Exception):  # whatever became of the cluster, the flow run is over
-                client.run(process_cache.release)
+            process_cache.clear()
+            with suppress(Exception):  # the flow run is over, whatever happened to the cluster
+                client.run(process_cache.clear)
 
 
 def check_cluster(address: str) -> None:
-    """Raise a ValueError unless all is set that a cluster needs, and a ConnectionError if nobody listens there."""
+    """Raise a ValueError unless everything that a cluster needs is set, a ConnectionError if it does not answer."""
     if not get_current_settings().api.url:
         raise ValueError(
             f"DQN_CLUSTER is {address}, but PREFECT_API_URL is not set: name a Prefect server that its workers reach"
@@ -88,120 +93,128 @@ def check_cluster(address: str) -> None:
         raise ValueError(
             f"DQN_CLUSTER is {address}, but prefect-dask is not installed; install this project with [cluster]"
         )
-    place = urlsplit(address)
+    url = urlsplit(address)
     try:
-        socket.create_connection((place.hostname or "", place.port or 0), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((url.hostname or "", url.port or 0), timeout=CONNECT_SECONDS).close()
     except OSError as error:
-        raise _away(address, error) from None
+        raise _unreachable(address, error) from None
 
 
-class _Here:
+def for_each_shard(arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The arguments of each shard's task run: lists are taken apart, all other arguments are repeated."""
+    (count,) = {len(argument) for argument in arguments if isinstance(argument, list)}
+    columns = [argument if isinstance(argument, list) else [argument] * count for argument in arguments]
+    return list(zip(*columns, strict=True))
+
+
+class LocalRunner:
     """This process, one task after the other."""
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
+        """`config` with every `auto` decided for this machine."""
         return resolve(config)
 
     def begin(self, run: StoredRun) -> None:
+        """Set torch up for the run."""
         prepare(run.config)
 
-    def each_shard(self, task: Task[..., UnitReference], run: StoredRun, cycle: int) -> None:
-        for shard in range(run.shards):
-            task(run.run_id, cycle, shard)
+    def map(self, task: Task[..., UnitReference], *arguments: Any) -> list[UnitReference]:
+        """Run the task for one shard after the other."""
+        return [task(*each) for each in for_each_shard(arguments)]
 
-    def once(self, task: Task[..., UnitReference], run: StoredRun, cycle: int) -> UnitReference:
-        return task(run.run_id, cycle)
+    def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
+        """Run the task."""
+        return task(*arguments)
 
 
-class _Cluster:
-    """The workers of a Dask cluster; who offers no resource gets nothing to do.
+class DaskRunner:
+    """The workers of a Dask cluster that offer the resource `collector` or `optimizer`.
 
-    What Dask does by itself: a worker that dies loses its tasks to others, which do them from the start, with the
-    same result. What is added: a shard goes where its games are open, unless that worker is gone or far behind.
+    Dask gives the tasks of a worker that dies to other workers, which run them from the start with the same result.
+    This class adds that a shard is played where its games are open, unless that worker is gone or far behind.
     """
 
     def __init__(self, client: Any, address: str) -> None:
         self._client = client
         self._address = address
-        self._near: dict[int, Any] = {}  # of each shard: a value that lies with the worker that has its games
+        self._near: dict[int, Any] = {}  # by shard: a value that lies with the worker which has the shard's games
         self._missing_since: float | None = None
         self._await_workers(COLLECTOR)
         self._optimizes = bool(self._workers(OPTIMIZER))
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
+        """`config` with every `auto` decided for the worker that optimizes, or for this machine without one."""
         if not self._optimizes:
             return resolve(config)
-        found = self._client.submit(resolve, config, resources={OPTIMIZER: 1}, pure=False)
-        resolved: TrainConfig = self._results([found], OPTIMIZER)[0]
+        future = self._client.submit(resolve, config, resources={OPTIMIZER: 1}, pure=False)
+        resolved: TrainConfig = self._results([future], OPTIMIZER)[0]
         return resolved
 
     def begin(self, run: StoredRun) -> None:
+        """Check that every worker finds the run and has the same versions.
+
+        Raises:
+            ConnectionError: a worker does not.
+        """
         self._near.clear()
         if not self._optimizes:
             prepare(run.config)
-        workers = self._workers(COLLECTOR) | self._workers(OPTIMIZER)
-        own, looks = versions(), {}
-        for worker in sorted(workers):
-            looks[worker] = self._client.submit(look, run.run_id, workers=[worker], pure=False)
-        for worker, future in looks.items():
-            try:
-                error = future.exception(timeout=LOOK_SECONDS)
-            except TimeoutError:
-                error = TimeoutError(f"it did not say so within {LOOK_SECONDS} seconds")
-            if error:
-                raise ConnectionError(
-                    f"worker {worker} cannot work for run {run.run_id} ({_first_line(error)}); it needs this version "
-                    "of the project, and the flow's DQN_HOME, or its MLFLOW_TRACKING_URI and DQN_REPLAY"
-                )
-            found = future.result()
-            differing = [
-                f"{name} {found.get(name)} and not {own[name]}" for name in own if found.get(name) != own[name]
-            ]
-            if differing:
-                raise ConnectionError(f"worker {worker} would compute something else: it has {', '.join(differing)}")
-        place = "on a worker" if self._optimizes else f"in this process, for no worker offers {OPTIMIZER}"
-        players = len(self._workers(COLLECTOR))
-        get_run_logger().info("%d shards on %d workers; the network is trained %s", run.shards, players, place)
+        workers = sorted(self._workers(COLLECTOR) | self._workers(OPTIMIZER))
+        checks = [self._client.submit(check_run, run.run_id, workers=[worker], pure=False) for worker in workers]
+        for worker, check in zip(workers, checks, strict=True):
+            _check_worker(worker, check, run.run_id)
+        where = "on a worker" if self._optimizes else f"in this process, because no worker offers {OPTIMIZER}"
+        collectors = len(self._workers(COLLECTOR))
+        get_run_logger().info("%d shards on %d workers; the network is trained %s", run.shards, collectors, where)
 
-    def each_shard(self, task: Task[..., UnitReference], run: StoredRun, cycle: int) -> None:
-        futures = [
-            self._submit(task, COLLECTOR, (run.run_id, cycle, shard), self._near.get(shard))
-            for shard in range(run.shards)
-        ]
-        states = self._results(futures, COLLECTOR, lambda done: report(str(task.name), cycle, done, run.shards))
-        holders = self._client.who_has(futures)
-        for shard, (future, state) in enumerate(zip(futures, states, strict=True)):
-            state.result()
-            if holder := holders.get(future.key):
-                # Not a restriction: Dask looks for the values that a task needs, and makes lost ones anew anywhere.
-                self._near[shard] = self._client.submit(
-                    int, shard, workers=list(holder)[:1], allow_other_workers=True, pure=False
-                )
+    def map(self, task: Task[..., UnitReference], *arguments: Any) -> list[UnitReference]:
+        """Run the task for all shards at the same time, on workers that offer `collector`."""
+        calls = for_each_shard(arguments)
+        futures = [self._submit(task, COLLECTOR, call, self._near.get(shard)) for shard, call in enumerate(calls)]
+        cycle = next(argument.next_cycle for argument in calls[0] if isinstance(argument, UnitReference))
 
-    def once(self, task: Task[..., UnitReference], run: StoredRun, cycle: int) -> UnitReference:
+        def on_progress(done: int) -> None:
+            report(str(task.name), cycle, done, len(calls))
+
+        states = self._results(futures, COLLECTOR, on_progress)
+        self._remember_workers(futures)
+        return [_linked(state) for state in states]
+
+    def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
+        """Run the task on a worker that offers `optimizer`, or in this process if none does."""
         if not self._optimizes:
-            return task(run.run_id, cycle)
-        future = self._submit(task, OPTIMIZER, (run.run_id, cycle), None)
-        made: UnitReference = self._results([future], OPTIMIZER)[0].result()
-        return made
+            return task(*arguments)
+        (state,) = self._results([self._submit(task, OPTIMIZER, arguments)], OPTIMIZER)
+        return _linked(state)
 
-    def _submit(self, task: Task[..., UnitReference], resource: str, arguments: tuple[Any, ...], near: Any) -> Any:
-        parameters = dict(zip(("run_id", "cycle", "shard"), arguments, strict=False))
+    def _submit(self, task: Task[..., UnitReference], resource: str, arguments: Sequence[Any], near: Any = None) -> Any:
         return self._client.submit(
             task.with_options(retries=2, retry_delay_seconds=POLL_SECONDS),
-            parameters=parameters,
+            parameters=get_call_parameters(task.fn, tuple(arguments), {}),
             wait_for=[near] if near is not None else None,
             return_type="state",
             resources={resource: 1},
             pure=False,
         )
 
+    def _remember_workers(self, futures: Sequence[Any]) -> None:
+        """Leave a value with the worker of each shard, so that the shard's next task runs there."""
+        holders = self._client.who_has(futures)
+        for shard, future in enumerate(futures):
+            if holder := holders.get(future.key):
+                # This is no restriction: Dask prefers a worker that has the values which a task needs, and computes
+                # lost values again on any worker.
+                self._near[shard] = self._client.submit(
+                    int, shard, workers=list(holder)[:1], allow_other_workers=True, pure=False
+                )
+
     def _results(
-        self, futures: Sequence[Any], resource: str, tell: Callable[[int], None] = lambda done: None
+        self, futures: Sequence[Any], resource: str, on_progress: Callable[[int], None] = lambda done: None
     ) -> list[Any]:
-        """What came of the futures, as soon as all are done.
+        """The results of the futures, as soon as all are done.
 
         Raises:
-            ConnectionError: nobody does them any more.
+            ConnectionError: no worker is left to run them.
         """
         import distributed
         from distributed.comm.core import CommClosedError
@@ -209,15 +222,15 @@ class _Cluster:
         wait: Any = distributed.wait
         try:
             while waiting := [future for future in futures if not future.done()]:
-                tell(len(futures) - len(waiting))
+                on_progress(len(futures) - len(waiting))
                 with suppress(distributed.TimeoutError):
                     wait(waiting, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
                 self._check(resource)
             return [future.result() for future in futures]
         except distributed.KilledWorker as error:
-            raise ConnectionError(f"a task was given up: {_first_line(error)}") from None
+            raise ConnectionError(f"the workers that ran a task died; Dask gave it up: {_first_line(error)}") from None
         except (CancelledError, CommClosedError) as error:
-            raise _away(self._address, error) from None
+            raise _unreachable(self._address, error) from None
 
     def _await_workers(self, resource: str) -> None:
         while not self._workers(resource):
@@ -242,13 +255,17 @@ class _Cluster:
         return {address for address, worker in found.items() if worker["resources"].get(resource)}
 
 
-def look(run_id: str) -> dict[str, str]:
-    """On a worker: that it finds the run, and with which versions it would work."""
+def check_run(run_id: str) -> dict[str, str]:
+    """On a worker: open the run, and return the versions that the worker has.
+
+    Raises:
+        StorageError: the worker does not find the run.
+    """
     open_run(run_id).newest_checkpoint()
     return versions()
 
 
-def _away(address: str, error: BaseException) -> ConnectionError:
+def _unreachable(address: str, error: BaseException) -> ConnectionError:
     return ConnectionError(
         f"the Dask scheduler {address} does not answer ({_first_line(error)}); start it with `dask scheduler`, "
         "or unset DQN_CLUSTER"
@@ -257,3 +274,28 @@ def _away(address: str, error: BaseException) -> ConnectionError:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _linked(state: State[UnitReference]) -> UnitReference:
+    """The result of a task that ran on a worker. Prefect draws an edge to each task that it is passed to."""
+    result: Any = state.result()
+    link_state_to_task_run_result(state, result)
+    reference: UnitReference = result
+    return reference
+
+
+def _check_worker(worker: str, check: Any, run_id: str) -> None:
+    """Raise a ConnectionError if `check`, the future of `check_run` on the worker, failed or found other versions."""
+    try:
+        error = check.exception(timeout=CHECK_SECONDS)
+    except TimeoutError:
+        error = TimeoutError(f"it did not answer within {CHECK_SECONDS} seconds")
+    if error:
+        raise ConnectionError(
+            f"worker {worker} cannot work for run {run_id} ({_first_line(error)}); it needs this version "
+            "of the project, and the flow's DQN_HOME, or its MLFLOW_TRACKING_URI and DQN_REPLAY"
+        )
+    found, own = check.result(), versions()
+    differing = [f"{name} {found.get(name)} and not {own[name]}" for name in own if found.get(name) != own[name]]
+    if differing:
+        raise ConnectionError(f"worker {worker} would compute something else: it has {', '.join(differing)}")

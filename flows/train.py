@@ -31,7 +31,7 @@ from flows.parameters import (
     requested_settings,
 )
 from flows.prefect_report import TrainingReport
-from flows.runners import Workplace, workplace
+from flows.runners import TaskRunner, open_runner
 from storage.publication import prune_old_cycles, publish, publish_waiting, resume_run
 from storage.run_catalog import run_of_flow
 from storage.run_page import describe, link_units, system_metrics
@@ -94,9 +94,9 @@ def train(
     try:
         target = Target.of(states, cycles)
         settings = requested_settings(game, seed, overrides)
-        with workplace() as place:
-            run = _before(preset, settings, name, resume) or _started(preset, settings, name, target, place)
-            reached = _train(run, target, place)
+        with open_runner() as runner:
+            run = _before(preset, settings, name, resume) or _started(preset, settings, name, target, runner)
+            reached = _train(run, target, runner)
     except MENDABLE as error:
         return Failed(message=str(error), data=error)
     if not reached and deployment.id:
@@ -116,7 +116,7 @@ def train_to_the_end(**parameters: Any) -> str:
     return run_id
 
 
-def _train(run: StoredRun, target: Target | None, place: Workplace) -> bool:
+def _train(run: StoredRun, target: Target | None, runner: TaskRunner) -> bool:
     """Train as the run's one writer; whether the target was reached."""
     report_run(run.run_id)
     with run.writing():
@@ -127,7 +127,7 @@ def _train(run: StoredRun, target: Target | None, place: Workplace) -> bool:
         status = "KILLED"  # by Ctrl-C, SIGTERM or a cancellation, which are no exceptions of ours
         try:
             with system_metrics(run):
-                reached = run_cycles(run, place)
+                reached = run_cycles(run, runner)
             publish_waiting(run)
             status = "FINISHED" if reached else HANDED_OVER
             link_units(run)
@@ -152,53 +152,56 @@ def _hand_over(run: StoredRun) -> None:
     get_run_logger().info("the training goes on in flow run %s (%s)", successor.name, successor.id)
 
 
-def run_cycles(run: StoredRun, place: Workplace) -> bool:
-    """Run cycles, going on from the newest checkpoint, until the target is reached or the flow run is large.
+def run_cycles(run: StoredRun, runner: TaskRunner) -> bool:
+    """Run cycles from the newest checkpoint on, until the target is reached or the flow run is large.
 
     Returns:
         Whether the target was reached.
     """
     log = get_run_logger()
     newest = resume_run(run)
-    metadata = run.metadata(newest)
-    place.begin(run)
-    done, found = metadata.counters, run.tracking.get_run(run.run_id)
-    text = found.data.tags.get(TARGET, "")
-    target = Target.parse(text)
-    describe(run, metadata.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
+    runner.begin(run)
+    config, done = run.config, run.metadata(newest).counters
+    found = run.tracking.get_run(run.run_id)
+    target = Target.parse(found.data.tags.get(TARGET, ""))
+    describe(run, config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
     path = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     address = f"{run.settings.mlflow_address}/#/{path}"
-    fraction, cycle = target.fraction(done.states, done.cycle), done.cycle
-    log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, metadata.config.game, cycle, address)
-    report = TrainingReport(run.run_id, run.name, address, fraction)
+    fraction = target.fraction(done.states, done.cycle)
+    log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, config.game, done.cycle, address)
+    training_report = TrainingReport(run.run_id, run.name, address, fraction)
     summary: dict[str, float] = {}
-    last = cycle + run.settings.flow_run_cycles
-    evaluate_if_due(run, place, cycle, done.states)
-    while fraction < 1 and cycle < last:
-        cycle += 1
-        place.each_shard(collect_episodes, run, cycle)
-        place.each_shard(update_q_values, run, cycle)
-        made = place.once(optimize, run, cycle)
-        publish_and_prune(run, made)
-        summary |= made.figures
-        evaluate_if_due(run, place, cycle, int(summary[COUNTER_STATES]))
-        fraction = target.fraction(summary[COUNTER_STATES], cycle)
-        summary["fraction"] = fraction
+    checkpoint, shards = UnitReference.of(newest), list(range(run.shards))
+    evaluate_if_due(run, runner, checkpoint, done.states)
+    last = done.cycle + run.settings.flow_run_cycles
+    while fraction < 1 and checkpoint.cycle < last:
+        experience = runner.map(collect_episodes, run.run_id, checkpoint, shards)
+        targets = runner.map(update_q_values, run.run_id, experience)
+        checkpoint = runner.run(optimize, run.run_id, checkpoint, experience, targets)
+
+        publish_and_prune(run, checkpoint)
+        summary |= checkpoint.metrics
+        states = int(summary[COUNTER_STATES])
+        evaluate_if_due(run, runner, checkpoint, states)
+        fraction = summary["fraction"] = target.fraction(states, checkpoint.cycle)
         report_cycle(summary)
-        report.update(summary, log.info)
-    report.finish(log.info, _next_steps(run, address))
+        training_report.update(summary, log.info)
+    training_report.finish(log.info, _next_steps(run, address))
     return fraction >= 1
 
 
-def evaluate_if_due(run: StoredRun, place: Workplace, cycle: int, states: int) -> None:
-    """Evaluate the checkpoint of `cycle` if another `evaluation_states` states were played since the last time."""
+def evaluate_if_due(run: StoredRun, runner: TaskRunner, checkpoint: UnitReference, states: int) -> None:
+    """Evaluate `checkpoint` if another `evaluation_states` states were played since the last evaluation."""
     every = run.config.evaluation_states
     if every and states // every > evaluated_states(run) // every:
-        publish_and_prune(run, place.once(evaluate, run, cycle))
+        publish_and_prune(run, runner.run(evaluate, run.run_id, checkpoint))
 
 
 def publish_and_prune(run: StoredRun, made: UnitReference) -> None:
-    """Publish the metrics of a checkpoint or an evaluation, and prune after a checkpoint: as the run's one writer."""
+    """Publish the metrics of a checkpoint or an evaluation; after a checkpoint, prune older units.
+
+    Only the run's one writer may do so.
+    """
     publish(run, run.unit(made.kind, made.cycle, known=made.digest))
     if made.kind == CHECKPOINT:
         prune_old_cycles(run, made.cycle, run.config.keep_cycles, run.config.replay_cycles)
@@ -223,9 +226,9 @@ def _before(preset: str | None, settings: dict[str, Any], name: str | None, resu
 
 
 def _started(
-    preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None, place: Workplace
+    preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None, runner: TaskRunner
 ) -> StoredRun:
-    config = requested_config(preset, settings, place.resolve)
+    config = requested_config(preset, settings, runner.resolve)
     tags = {
         "dqn.preset": preset or "fast",
         TARGET: str(target or Target(states=DEFAULT_STATES)),

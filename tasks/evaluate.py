@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 from prefect import task
@@ -12,24 +13,24 @@ from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups, p
 from dqn.learning.learner import Learner
 from storage.formats.evaluation import write_evaluation
 from storage.runs import StoredRun, open_run
-from storage.units.unit import CHECKPOINT, EVALUATION, Unit, UnitKind
-from tasks.process_cache import keep_learner, take_learner, unit_at_hand
+from storage.units.unit import EVALUATION, Unit
+from tasks.process_cache import CACHE
 from tasks.progress import report
-from tasks.unit_reference import UnitReference, made_by, reference
+from tasks.unit_reference import UnitReference, made_by
 
 
-@task(name="evaluate", task_run_name="evaluate-{cycle:05d}", cache_policy=NO_CACHE)
-def evaluate(run_id: str, cycle: int) -> UnitReference:
-    """Evaluate the checkpoint of cycle `cycle` by the run's own protocol, and commit the scores."""
+@task(name="evaluate", task_run_name="evaluate-{checkpoint.cycle:05d}", cache_policy=NO_CACHE)
+def evaluate(run_id: str, checkpoint: UnitReference) -> UnitReference:
+    """Evaluate `checkpoint` by the run's own protocol, and commit the scores."""
     run = open_run(run_id)
-    start = unit_at_hand(run, CHECKPOINT, cycle)
-    if unit := run.made(EVALUATION, cycle, {"checkpoint": start.digest}):
-        return reference(unit)
-    checkpoint, learner = take_learner(run, start)
-    config, counters = checkpoint.config, checkpoint.metadata.counters
+    if unit := run.made(EVALUATION, checkpoint.cycle, {"checkpoint": checkpoint.digest}):
+        return UnitReference.of(unit)
+    start = checkpoint.open(run)
+    described, learner = CACHE.pop_learner(run, start)
+    config, counters = described.config, described.metadata.counters
     _, unit = evaluate_checkpoint(run, start.digest, counters, learner, Protocol.of(config), config.threads)
-    keep_learner(start, checkpoint, learner)
-    return reference(unit)
+    CACHE.put_learner(start, described, learner)
+    return UnitReference.of(unit)
 
 
 def evaluate_checkpoint(
@@ -46,8 +47,8 @@ def evaluate_checkpoint(
         threads: CPU threads to play with; the scores do not depend on it.
     """
     own = protocol == Protocol.of(learner.config)
-    kind = EVALUATION if own else UnitKind(EVALUATION.name, protocol=str(protocol))
-    name = str(EVALUATION) if own else f"{EVALUATION}/{protocol}"
+    kind = EVALUATION if own else replace(EVALUATION, protocol=str(protocol))
+    name = "evaluation" if own else f"evaluation/{protocol}"
     with run.commit(kind, counters.cycle, {"checkpoint": checkpoint}, made_by()) as draft:
         evaluation, states_per_second = play_evaluation(learner, protocol, threads, counters.cycle)
         draft.speed[name] = states_per_second

@@ -9,79 +9,68 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dqn.checkpoint import Checkpoint
-from dqn.cycle import next_checkpoint
+from dqn.cycle import next_checkpoint, replay_memory
 from dqn.envs.experience import Experience
 from dqn.envs.histories import advance
 from dqn.learning.learner import Learner
-from dqn.learning.optimization import train_on
-from dqn.learning.replay import ReplayMemory, cut_at_starts, reestimated
-from dqn.learning.sweep import SweepRule, backward_sweep
+from dqn.learning.optimization import OptimizationResult, train_on
+from dqn.learning.replay import ReplayMemory
 from dqn.metrics import Metric, optimization_metrics, play_metrics, score_metrics, sweep_metrics
 from storage.errors import StorageError
 from storage.formats.checkpoint import write_checkpoint
 from storage.formats.experience import read_all_targets, read_experiences
 from storage.runs import StoredRun, open_run
-from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS, Unit, cycle_name
-from tasks.process_cache import (
-    keep_learner,
-    let_go_of_experience,
-    processes_of,
-    take_experience,
-    take_learner,
-    unit_at_hand,
-)
+from storage.units.unit import CHECKPOINT, EXPERIENCE, Unit, cycle_name
+from tasks.process_cache import CACHE
 from tasks.progress import report
-from tasks.unit_reference import UnitReference, made_by, reference
+from tasks.unit_reference import UnitReference, made_by
+
+NAME = "optimize"
 
 
-@task(name="optimize", task_run_name="optimize-{cycle:05d}", cache_policy=NO_CACHE)
-def optimize(run_id: str, cycle: int) -> UnitReference:
-    """Train towards the targets of cycle `cycle`, and commit the checkpoint after it with the metrics of the cycle."""
-    run = open_run(run_id)
-    # What is at hand of shards is not all that is in their files, which are read below and so must be checked.
-    open_unit = unit_at_hand if run.shards == 1 else StoredRun.unit
-    played, swept = ([open_unit(run, kind, cycle) for kind in run.kinds(what)] for what in (EXPERIENCE, TARGETS))
+@task(name=NAME, task_run_name="optimize-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
+def optimize(
+    run_id: str, checkpoint: UnitReference, experience: list[UnitReference], targets: list[UnitReference]
+) -> UnitReference:
+    """Train the network of `checkpoint` towards `targets`; commit the next checkpoint with the metrics of the cycle.
+
+    Args:
+        run_id: id of the run.
+        checkpoint: state of the run before the cycle.
+        experience: of the cycle, from every shard.
+        targets: swept from `experience`, from every shard.
+    """
+    run, cycle = open_run(run_id), checkpoint.cycle + 1
+    sharded = run.shards > 1  # then the cache lacks the states, so that all files are read, and must be checked
+    played, swept = ([unit.open(run, read=sharded) for unit in units] for units in (experience, targets))
     older = older_cycles(run, cycle)
-    inputs = {**played[0].inputs, **{str(unit.kind): unit.digest for unit in (*played, *swept)}}
+    inputs = {"checkpoint": checkpoint.digest, **{str(unit.kind): unit.digest for unit in (*played, *swept)}}
     inputs |= {f"{unit.kind}-{cycle_name(unit.cycle)}": unit.digest for shards in older for unit in shards}
     if unit := run.made(CHECKPOINT, cycle, inputs):
-        return reference(unit)
-    start = unit_at_hand(run, CHECKPOINT, cycle - 1)
-    checkpoint, learner = take_learner(run, start)
-    if older:
-        experience, memory = replay_of([*older, played], learner)
-    else:
-        experience, targets = take_experience(played, swept)
-        memory = ReplayMemory.of(experience, targets)
+        return UnitReference.of(unit)
+    before, learner = CACHE.pop_learner(run, checkpoint.open(run))
+    table, memory = load_replay(older, played, swept, learner)
     with run.commit(CHECKPOINT, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        processes = checkpoint.config.optimizer_processes
-        train = train_on if processes == 1 else processes_of(checkpoint).train_on
-        result = train(
-            learner,
-            memory,
-            cycle,
-            checkpoint.config.scheduled(checkpoint.metadata.counters.states),
-            lambda done, batches: report("optimize", cycle, done, batches),
-        )
-        for units in (played, swept):  # of one shard, on the average
+        result = train(before, learner, memory)
+        for units in (played, swept):
             draft.speed |= {name: fmean(unit.speed[name] for unit in units) for name in units[0].speed}
-        draft.speed["optimize"] = result.states_trained / (perf_counter() - began)
-        after = next_checkpoint(checkpoint, learner, experience, result)
-        draft.metrics += metrics_of_play(checkpoint, experience, played, swept)
+        draft.speed[NAME] = result.states_trained / (perf_counter() - began)
+        after = next_checkpoint(before, learner, table, result)
+        draft.metrics += play_and_sweep_metrics(before, table, played, swept)
         draft.metrics += optimization_metrics(result, after.metadata.counters)
         write_checkpoint(draft.directory, after)
-    keep_learner(draft.unit, after, learner)
-    return reference(draft.unit)
+    CACHE.put_learner(draft.unit, after, learner)
+    return UnitReference.of(draft.unit)
 
 
 def older_cycles(run: StoredRun, cycle: int) -> list[list[Unit]]:
-    """The experience that the replay memory holds beside that of `cycle`, oldest first, each cycle in its shards.
+    """The experience of earlier cycles in the replay memory of `cycle`, oldest first, each cycle in its shards.
 
     Raises:
-        StorageError: some of it is gone or corrupt.
+        StorageError: some of it is missing or corrupt.
     """
-    replayed, kinds = run.config.replay_cycles, run.kinds(EXPERIENCE)
+    replayed, kinds = run.config.replay_cycles, EXPERIENCE.of_shards(run.shards)
     try:
         return [[run.unit(kind, old) for kind in kinds] for old in range(max(1, cycle - replayed + 1), cycle)]
     except StorageError as error:
@@ -90,22 +79,44 @@ def older_cycles(run: StoredRun, cycle: int) -> list[list[Unit]]:
         ) from None
 
 
-def replay_of(cycles: list[list[Unit]], learner: Learner) -> tuple[Experience, ReplayMemory]:
-    """The last cycle's experience, without its states, and the replay memory of all `cycles`, each in its shards.
+def load_replay(
+    older: list[list[Unit]], played: list[Unit], swept: list[Unit], learner: Learner
+) -> tuple[Experience, ReplayMemory]:
+    """The experience of the newest cycle, perhaps without its states, and the replay memory.
 
-    `learner` played the last one; the estimates of the others are made anew, and all are swept as one.
-    Every state is in memory once, so what is still held of the last cycle is let go.
+    Args:
+        older: experience of earlier cycles, each in its shards.
+        played: experience of the newest cycle, in its shards.
+        swept: its targets, in their shards; with `older` cycles all are swept again.
+        learner: played the newest cycle and estimates the older ones again.
     """
-    let_go_of_experience()
-    directories = [[unit.directory for unit in shards] for shards in cycles]
-    played = read_experiences(directories[-1:], with_states=False)
-    experience = cut_at_starts(read_experiences(directories))
-    experience = reestimated(experience, experience.steps - played.steps, learner.estimate)
-    return played, ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(learner.config)))
+    if not older:
+        experience, targets = CACHE.pop_experience(played, swept)
+        return experience, ReplayMemory.of(experience, targets)
+    CACHE.clear_experience()  # every state is in memory once
+    directories = [[unit.directory for unit in shards] for shards in (*older, played)]
+    newest = read_experiences(directories[-1:], with_states=False)
+    return newest, replay_memory(read_experiences(directories), newest.steps, learner)
 
 
-def metrics_of_play(before: Checkpoint, experience: Experience, played: list[Unit], swept: list[Unit]) -> list[Metric]:
-    """The metrics of a cycle's play and sweep: of their units, or of all lanes where those are only shards."""
+def train(before: Checkpoint, learner: Learner, memory: ReplayMemory) -> OptimizationResult:
+    """Train `learner` on `memory`, in several processes where the configuration asks for them."""
+    config, counters = before.config, before.metadata.counters
+    cycle = counters.cycle + 1
+    train_in = train_on if config.optimizer_processes == 1 else CACHE.processes_of(before).train_on
+    return train_in(
+        learner,
+        memory,
+        cycle,
+        config.scheduled(counters.states),
+        lambda done, batches: report(NAME, cycle, done, batches),
+    )
+
+
+def play_and_sweep_metrics(
+    before: Checkpoint, experience: Experience, played: list[Unit], swept: list[Unit]
+) -> list[Metric]:
+    """The metrics of a cycle's play and sweep: those of their units, or of all shards together."""
     if len(played) == 1:
         return [*played[0].metrics, *swept[0].metrics]
     config, states = before.config, before.metadata.counters.states

@@ -1,13 +1,15 @@
-"""What this process still has at hand from the task before: games, a learner, experience and its targets.
+"""Objects that tasks of one process hand to each other without reading them from storage.
 
-Each is kept with the committed unit that describes it and found by its digest, so it is either exactly what
-would be restored from that unit or not found. Nothing here needs to survive.
+Every object is cached with the digest of the committed unit that describes it, and found by that digest. A cached
+object equals what would be read from the unit, so the cache may be empty at any time.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from dqn.checkpoint import Checkpoint, CheckpointMetadata, restore_learner
 from dqn.envs.experience import Experience, Targets
@@ -18,139 +20,180 @@ from dqn.learning.data_parallel import Processes
 from dqn.learning.learner import Learner
 from storage.formats.experience import read_all_targets, read_experience, read_experiences
 from storage.runs import StoredRun
-from storage.units.unit import CHECKPOINT, EXPERIENCE, Unit, UnitKind
+from storage.units.unit import EXPERIENCE, Unit
 
-_LEARNER, _PLAYER = "learner", "player"
-
-# One of each, with the unit that describes it: a learner, and a player where that is another one; experience and
-# targets of each shard under their kinds; and the shard's games.
-_held: dict[str, tuple[Unit, Any]] = {}
-_processes: Processes | None = None
+T = TypeVar("T")
 
 
-def unit_at_hand(run: StoredRun, kind: UnitKind, cycle: int) -> Unit:
-    """The committed unit, verified; what was checked or made by this process and is still held is not read again.
-
-    Raises:
-        StorageError: there is none, or it is corrupt.
-    """
-    held = _held.get(_LEARNER) or _held.get(_PLAYER) if kind == CHECKPOINT else _held.get(str(kind))
-    return run.unit(kind, cycle, known=held[0].digest if held else "")
+def _close_lanes(groups: list[Lanes]) -> None:
+    for lanes in groups:
+        lanes.close()
 
 
-def take_learner(run: StoredRun, unit: Unit, *, to_play: bool = False) -> tuple[Checkpoint, Learner]:
-    """The checkpoint in `unit` and the learner it describes, to be trained, or to play; the caller owns the learner."""
-    what = _PLAYER if to_play and run.config.to_play() != run.config else _LEARNER
-    held: tuple[Checkpoint, Learner] | None = _take(what, unit.digest)
-    if held is not None:
-        return held
-    checkpoint = run.checkpoint(unit)
-    config = checkpoint.config.to_play() if to_play else checkpoint.config
-    described = replace(checkpoint, metadata=replace(checkpoint.metadata, config=config))
-    return checkpoint, restore_learner(described, prepare(config))
+@dataclass
+class Slot(Generic[T]):
+    """At most one object with the unit that describes it."""
+
+    close: Callable[[T], None] = lambda value: None  # called with an object that nobody pops
+    _entry: tuple[Unit, T] | None = None
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of the cached object, if there is one."""
+        return self._entry[0] if self._entry else None
+
+    @property
+    def digest(self) -> str:
+        """The digest of that unit; empty without one."""
+        return self._entry[0].digest if self._entry else ""
+
+    def put(self, unit: Unit, value: T) -> None:
+        """Cache `value` instead of what was cached."""
+        self.clear()
+        self._entry = unit, value
+
+    def get(self, digest: str) -> T | None:
+        """The object of the unit with this digest, which stays cached; None if another one or none is cached."""
+        return self._entry[1] if self._entry and self._entry[0].digest == digest else None
+
+    def pop(self, digest: str) -> T | None:
+        """The object of the unit with this digest, which the caller owns now. Any other object is dropped."""
+        value = self.get(digest)
+        if value is None:
+            self.clear()
+        self._entry = None
+        return value
+
+    def clear(self) -> None:
+        """Drop the cached object."""
+        entry, self._entry = self._entry, None
+        if entry:
+            self.close(entry[1])
 
 
-def keep_learner(unit: Unit, checkpoint: Checkpoint, learner: Learner) -> None:
-    """Keep a learner that is just as the checkpoint in `unit` describes it."""
-    _held[_LEARNER if learner.config == checkpoint.config else _PLAYER] = unit, (checkpoint, learner)
+@dataclass
+class ProcessCache:
+    """What a process keeps between tasks; experience, targets and lanes by the number of their shard."""
+
+    learner: Slot[tuple[Checkpoint, Learner]] = field(default_factory=Slot)
+    actor: Slot[tuple[Checkpoint, Learner]] = field(default_factory=Slot)  # the learner that plays on `play_device`
+    lanes: dict[int, Slot[list[Lanes]]] = field(default_factory=lambda: defaultdict(lambda: Slot(_close_lanes)))
+    experience: dict[int, Slot[Experience]] = field(default_factory=lambda: defaultdict(Slot))
+    targets: dict[int, Slot[Targets]] = field(default_factory=lambda: defaultdict(Slot))
+    processes: Processes | None = None
+
+    def knows(self, digest: str) -> bool:
+        """Whether the content of the unit with this digest is cached, so that its files need not be read."""
+        slots: list[Slot[Any]] = [self.learner, self.actor, *self.experience.values(), *self.targets.values()]
+        return any(slot.digest == digest for slot in slots)
+
+    def metadata(self, run: StoredRun, unit: Unit) -> CheckpointMetadata:
+        """The metadata of the checkpoint in `unit`."""
+        for slot in (self.learner, self.actor):
+            if cached := slot.get(unit.digest):
+                return cached[0].metadata
+        return run.metadata(unit)
+
+    def pop_learner(self, run: StoredRun, unit: Unit) -> tuple[Checkpoint, Learner]:
+        """The checkpoint in `unit` and the learner that it describes, to be trained; the caller owns the learner."""
+        if cached := self.learner.pop(unit.digest):
+            return cached
+        checkpoint = run.checkpoint(unit)
+        return checkpoint, restore_learner(checkpoint, prepare(checkpoint.config))
+
+    def pop_actor(self, run: StoredRun, unit: Unit) -> tuple[Checkpoint, Learner]:
+        """The checkpoint in `unit` and a learner that plays as `play_device` says; the caller owns it."""
+        config = run.config.to_play()
+        if config == run.config:
+            return self.pop_learner(run, unit)
+        if cached := self.actor.pop(unit.digest):
+            return cached
+        checkpoint = run.checkpoint(unit)
+        described = replace(checkpoint, metadata=replace(checkpoint.metadata, config=config))
+        return checkpoint, restore_learner(described, prepare(config))
+
+    def put_learner(self, unit: Unit, checkpoint: Checkpoint, learner: Learner) -> None:
+        """Cache a learner, or an actor, that equals the checkpoint in `unit`."""
+        slot = self.learner if learner.config == checkpoint.config else self.actor
+        slot.put(unit, (checkpoint, learner))
+
+    def pop_lanes(self, unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes]:
+        """A shard's groups of lanes as the checkpoint in `unit` describes them; the caller owns them.
+
+        Games of shards that other processes have played since are closed.
+        """
+        for slot in self.lanes.values():
+            if slot.unit is not None and slot.unit.cycle < unit.cycle:
+                slot.clear()
+        config, histories = checkpoint.config, checkpoint.histories
+        kind = EXPERIENCE.of_shards(config.shards)[shard]
+        groups = self.lanes[shard].pop(unit.inputs.get(str(kind), ""))
+        if groups and starts_in_midgame(config, unit.cycle):
+            start_in_midgame(groups, config, histories, shard)
+        return groups or open_lanes(config, histories, shard)
+
+    def put_played(self, unit: Unit, groups: list[Lanes], experience: Experience) -> None:
+        """Cache the experience in `unit` and the games, which are left where it ends.
+
+        Of one of several shards the states are not cached: `optimize` reads the states of all shards into one array.
+        """
+        shard = unit.kind.shard or 0
+        if unit.kind.shard is not None:
+            experience = replace(experience, states=experience.states[:0].copy())
+        self.lanes[shard].put(unit, groups)
+        self.experience[shard].put(unit, experience)
+
+    def played(self, unit: Unit) -> Experience:
+        """The experience in `unit`; without its states if it must be read."""
+        cached = self.experience[unit.kind.shard or 0].get(unit.digest)
+        return cached or read_experience(unit.directory, with_states=False)
+
+    def put_targets(self, unit: Unit, targets: Targets) -> None:
+        """Cache the targets in `unit`."""
+        self.targets[unit.kind.shard or 0].put(unit, targets)
+
+    def pop_experience(self, experience: list[Unit], targets: list[Unit]) -> tuple[Experience, Targets]:
+        """The experience and the targets of all shards. They are not cached any more."""
+        played = self.experience[0].pop(experience[0].digest) if len(experience) == 1 else None
+        swept = self.targets[0].pop(targets[0].digest) if len(targets) == 1 else None
+        self.clear_experience()
+        return (
+            played or read_experiences([[unit.directory for unit in experience]]),
+            swept or read_all_targets([unit.directory for unit in targets]),
+        )
+
+    def clear_experience(self) -> None:
+        """Drop experience and targets."""
+        slots: list[Slot[Any]] = [*self.experience.values(), *self.targets.values()]
+        for slot in slots:
+            slot.clear()
+
+    def processes_of(self, checkpoint: Checkpoint) -> Processes:
+        """The processes that share optimization runs of the checkpoint's configuration, started at the first call."""
+        about = checkpoint.config, len(checkpoint.metadata.action_names)
+        if self.processes is None or not self.processes.are_for(*about):
+            self.close_processes()
+            self.processes = Processes(*about)
+        return self.processes
+
+    def close_processes(self) -> None:
+        """End the processes that share optimization runs."""
+        if self.processes is not None:
+            self.processes.close()
+        self.processes = None
+
+    def clear(self) -> None:
+        """Drop everything: the run is over."""
+        slots: list[Slot[Any]] = [self.learner, self.actor, *self.lanes.values()]
+        for slot in slots:
+            slot.clear()
+        self.clear_experience()
+        self.close_processes()
 
 
-def metadata_of(run: StoredRun, unit: Unit) -> CheckpointMetadata:
-    """The small part of the checkpoint in `unit`."""
-    for what in (_LEARNER, _PLAYER):
-        held = _held.get(what)
-        if held and held[0].digest == unit.digest:
-            metadata: CheckpointMetadata = held[1][0].metadata
-            return metadata
-    return run.metadata(unit)
+CACHE = ProcessCache()  # tasks are plain functions that Prefect or Dask calls, so the cache is one of the process
 
 
-def take_lanes(unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes]:
-    """A shard's groups of lanes as they stand after the checkpoint in `unit`; the caller owns them.
-
-    Games of shards that other processes have played since are closed.
-    """
-    for what, (held, _) in list(_held.items()):
-        if what.startswith("lanes") and held.cycle < unit.cycle:
-            _take(what, "")
-    kind = EXPERIENCE.of_shards(checkpoint.config.shards)[shard]
-    groups: list[Lanes] | None = _take(_lanes(kind), unit.inputs.get(str(kind), ""))
-    config, histories = checkpoint.config, checkpoint.histories
-    if groups and starts_in_midgame(config, unit.cycle):
-        start_in_midgame(groups, config, histories, shard)
-    return groups or open_lanes(config, histories, shard)
-
-
-def keep_played(unit: Unit, groups: list[Lanes], experience: Experience) -> None:
-    """Keep the experience in `unit`, of a shard without its states, and the games that stand where it leaves them."""
-    if unit.kind != EXPERIENCE:  # they are read from all shards into one array
-        experience = replace(experience, states=experience.states[:0].copy())
-    _held[_lanes(unit.kind)] = unit, groups
-    _held[str(unit.kind)] = unit, experience
-
-
-def played(unit: Unit) -> Experience:
-    """The experience in `unit`; without its states, if it must be read."""
-    held = _held.get(str(unit.kind))
-    return held[1] if held and held[0].digest == unit.digest else read_experience(unit.directory, with_states=False)
-
-
-def keep_targets(unit: Unit, targets: Targets) -> None:
-    """Keep the targets in `unit`."""
-    _held[str(unit.kind)] = unit, targets
-
-
-def take_experience(experience: list[Unit], targets: list[Unit]) -> tuple[Experience, Targets]:
-    """The experience and the targets in the units of all shards; nothing holds on to them here any more."""
-    held: Experience | None = _take("experience", experience[0].digest)
-    swept: Targets | None = _take("targets", targets[0].digest)
-    return (
-        held or read_experiences([[unit.directory for unit in experience]]),
-        swept or read_all_targets([unit.directory for unit in targets]),
-    )
-
-
-def processes_of(checkpoint: Checkpoint) -> Processes:
-    """The processes that share optimization runs of the checkpoint's configuration, started when first asked for."""
-    global _processes
-    about = checkpoint.config, len(checkpoint.metadata.action_names)
-    if _processes is None or not _processes.are_for(*about):
-        _end_processes()
-        _processes = Processes(*about)
-    return _processes
-
-
-def _end_processes() -> None:
-    global _processes
-    if _processes is not None:
-        _processes.close()
-    _processes = None
-
-
-def let_go_of_experience() -> None:
-    """Do not hold experience and targets any more: what reads more cycles than one needs the memory."""
-    _take("experience", "")
-    _take("targets", "")
-
-
-def release() -> None:
-    """Let go of everything: the run is over."""
-    for what in list(_held):
-        _take(what, "")
-    _end_processes()
-
-
-def _lanes(kind: UnitKind) -> str:
-    """What games are held as that were left where experience of `kind` ends."""
-    return "lanes" if kind.shard is None else f"lanes-{kind.shard}"
-
-
-def _take(what: str, digest: str) -> Any:
-    """What is held under `digest`, or None; games of another digest are closed."""
-    unit, held = _held.pop(what, (None, None))
-    if unit is not None and unit.digest == digest:
-        return held
-    if what.startswith("lanes"):
-        for lanes in held or ():
-            lanes.close()
-    return None
+def clear() -> None:
+    """Drop everything that this process has cached."""
+    CACHE.clear()

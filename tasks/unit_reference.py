@@ -10,8 +10,10 @@ from typing import Any
 from prefect.runtime import flow_run, task_run
 
 from dqn.metrics import speed_metric
-from storage.runs import open_run
-from storage.units.unit import Unit, UnitKind
+from storage.errors import StorageError
+from storage.runs import StoredRun, open_run
+from storage.units.unit import CHECKPOINT, Unit, UnitKind
+from tasks.process_cache import CACHE
 
 logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
@@ -23,27 +25,46 @@ class UnitReference:
     kind: UnitKind
     cycle: int
     digest: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, unit: Unit) -> UnitReference:
+        """The reference of a committed unit."""
+        metrics = {metric.name: metric.value for metric in unit.metrics}
+        speed = {speed_metric(name): value for name, value in unit.speed.items()}
+        return cls(unit.kind, unit.cycle, unit.digest, {**metrics, **speed})
+
+    @property
+    def next_cycle(self) -> int:
+        """The cycle of the task that makes the next unit from this one: after a checkpoint a new cycle begins."""
+        return self.cycle + 1 if self.kind == CHECKPOINT else self.cycle
+
+    def open(self, run: StoredRun, *, read: bool = False) -> Unit:
+        """The unit, verified. Files whose content this process has cached are not read again, unless `read` is set.
+
+        Raises:
+            StorageError: there is no such unit, it is corrupt, or another one was committed in its place.
+        """
+        known = self.digest if CACHE.knows(self.digest) and not read else ""
+        unit = run.unit(self.kind, self.cycle, known=known)
+        if unit.digest != self.digest:
+            raise StorageError(f"{self.kind} of cycle {self.cycle} of run {run.run_id} was replaced; resume the run")
+        return unit
 
 
-def reference(unit: Unit) -> UnitReference:
-    """The reference of a committed unit."""
-    figures = {metric.name: metric.value for metric in unit.metrics}
-    speed = {speed_metric(name): value for name, value in unit.speed.items()}
-    return UnitReference(unit.kind, unit.cycle, unit.digest, {**figures, **speed})
+def task_run_name(task: str) -> Callable[..., str]:
+    """Names the runs of a task by the cycle and, if the run has several shards, by the shard."""
 
+    def name(parameters: dict[str, Any]) -> str:
+        source: UnitReference = parameters["experience"] if "shard" not in parameters else parameters["checkpoint"]
+        shard = parameters.get("shard", source.kind.shard)
+        suffix = f"-{shard}" if open_run(parameters["run_id"]).shards > 1 else ""
+        return f"{task}-{source.next_cycle:05d}{suffix}"
 
-def name_of_part(name: str) -> Callable[..., str]:
-    """How Prefect is to call the runs of a task that a cycle has one of for each shard."""
-
-    def named(parameters: dict[str, Any]) -> str:
-        shard = f"-{parameters['shard']}" if open_run(parameters["run_id"]).shards > 1 else ""
-        return f"{name}-{parameters['cycle']:05d}{shard}"
-
-    return named
+    return name
 
 
 def made_by() -> dict[str, str]:
-    """The Prefect runs that are at work, for the manifest."""
+    """The Prefect runs that make a unit, for its manifest."""
     ids = {"prefect_flow_run_id": flow_run.id, "prefect_task_run_id": task_run.id}
     return {name: str(value) for name, value in ids.items() if value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 from prefect import task
@@ -11,30 +12,32 @@ from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import sweep_metrics
 from storage.formats.experience import write_targets
 from storage.runs import open_run
-from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
-from tasks.process_cache import keep_targets, metadata_of, played, unit_at_hand
+from storage.units.unit import CHECKPOINT, TARGETS
+from tasks.process_cache import CACHE
 from tasks.progress import report
-from tasks.unit_reference import UnitReference, made_by, name_of_part, reference
+from tasks.unit_reference import UnitReference, made_by, task_run_name
+
+NAME = "update-q-values"
 
 
-@task(name="update-q-values", task_run_name=name_of_part("update-q-values"), cache_policy=NO_CACHE)
-def update_q_values(run_id: str, cycle: int, shard: int = 0) -> UnitReference:
-    """Carry the rewards of a shard's cycle `cycle` back to the states before them and commit the targets."""
-    run = open_run(run_id)
-    kind = run.kinds(TARGETS)[shard]
-    source = unit_at_hand(run, run.kinds(EXPERIENCE)[shard], cycle)
-    inputs = {str(source.kind): source.digest}
+@task(name=NAME, task_run_name=task_run_name(NAME), cache_policy=NO_CACHE)
+def update_q_values(run_id: str, experience: UnitReference) -> UnitReference:
+    """Carry the rewards in `experience` back to the states before them and commit the targets."""
+    run, cycle = open_run(run_id), experience.cycle
+    kind, inputs = replace(TARGETS, shard=experience.kind.shard), {str(experience.kind): experience.digest}
     if unit := run.made(kind, cycle, inputs):
-        return reference(unit)
-    metadata = metadata_of(run, unit_at_hand(run, CHECKPOINT, cycle - 1))
-    experience = played(source)
-    report("update-q-values", cycle, 0, experience.states_played)
+        return UnitReference.of(unit)
+    source = experience.open(run)
+    played = CACHE.played(source)
+    report(NAME, cycle, 0, played.states_played)
     with run.commit(kind, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        targets = backward_sweep(experience, SweepRule.of(metadata.config))
-        draft.speed["update-q-values"] = experience.states_played / (perf_counter() - began)
-        if run.shards == 1:
-            draft.metrics += sweep_metrics(metadata.config, experience, targets, metadata.counters.states)
+        targets = backward_sweep(played, SweepRule.of(run.config))
+        draft.speed[NAME] = played.states_played / (perf_counter() - began)
+        if run.shards == 1:  # metrics of all shards together are logged by `optimize`
+            start = UnitReference(CHECKPOINT, cycle - 1, source.inputs["checkpoint"], {}).open(run)
+            states = CACHE.metadata(run, start).counters.states
+            draft.metrics += sweep_metrics(run.config, played, targets, states)
         write_targets(draft.directory, targets)
-    keep_targets(draft.unit, targets)
-    return reference(draft.unit)
+    CACHE.put_targets(draft.unit, targets)
+    return UnitReference.of(draft.unit)

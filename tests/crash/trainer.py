@@ -29,14 +29,15 @@ from storage.errors import StorageError
 from storage.publication import publish_waiting, resume_run
 from storage.run_catalog import list_runs
 from storage.runs import create_run, open_run
+from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.evaluate import evaluate
-from tasks.process_cache import release
+from tasks.unit_reference import UnitReference
 from tasks.update_q_values import update_q_values
 
 CONFIG = {"network": "nips", "replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 1}
 CONFIG |= {"lanes": 2, "evaluation_episodes": 1, "episode_frames_limit": 400}
-STAGES = {"play": collect_episodes, "sweep": update_q_values, "optimization": tasks.optimize.optimize}
+STAGES = ("play", "sweep", "optimization")
 FAILED = 3  # the exit status of a failure that was told in one line
 
 
@@ -84,21 +85,28 @@ def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], N
     run = open_run(run_id)
     with run.writing():
         run.tracking.set_status(run_id, "RUNNING")
-        newest = resume_run(run)
-        for cycle in range(newest.cycle + 1, cycles + 1):
-            for name, stage in STAGES.items():
-                say(name)
-                made = stage.fn(run_id, cycle)
-                assert made == stage.fn(run_id, cycle), "the second time is for nothing"
-            publish_and_prune(run, made)
+        checkpoint = UnitReference.of(resume_run(run))
+        while checkpoint.cycle < cycles:
+            say("play")
+            experience = _twice(collect_episodes, run_id, checkpoint)
+            say("sweep")
+            targets = _twice(update_q_values, run_id, experience)
+            say("optimization")
+            checkpoint = _twice(tasks.optimize.optimize, run_id, checkpoint, [experience], [targets])
+            publish_and_prune(run, checkpoint)
         if evaluates:
             say("evaluation")
-            made = evaluate.fn(run_id, cycles)
-            assert made == evaluate.fn(run_id, cycles), "the second time is for nothing"
-            publish_and_prune(run, made)
-        release()
+            publish_and_prune(run, _twice(evaluate, run_id, checkpoint))
+        process_cache.clear()
         publish_waiting(run)
         run.tracking.set_status(run_id, "FINISHED")
+
+
+def _twice(task: Any, *arguments: Any) -> UnitReference:
+    """Run a task twice: the second run finds the committed unit and does nothing."""
+    made: UnitReference = task.fn(*arguments)
+    assert made == task.fn(*arguments)
+    return made
 
 
 def _tell_phases(say: Callable[[object], None]) -> None:

@@ -14,6 +14,7 @@ from flows.train import train
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run
 from storage.settings import Settings
+from tasks.unit_reference import UnitReference
 
 CONFIG = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2}
 
@@ -45,10 +46,10 @@ def before_sweep(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None
     happens: dict[int, Callable[[], None]] = {}
     sweep = flows.train.update_q_values
 
-    def watched(run_id: str, cycle: int, shard: int) -> Any:
-        if cycle in happens:
-            happens.pop(cycle)()
-        return sweep(run_id, cycle, shard)
+    def watched(run_id: str, experience: UnitReference) -> Any:
+        if experience.cycle in happens:
+            happens.pop(experience.cycle)()
+        return sweep(run_id, experience)
 
     monkeypatch.setattr(flows.train, "update_q_values", watched)
     return happens

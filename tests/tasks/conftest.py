@@ -7,8 +7,8 @@ from tasks import process_cache
 
 
 @pytest.fixture(autouse=True)
-def _nothing_held() -> Iterator[None]:
-    """No test finds what another one's tasks have left in memory, and tasks log outside a flow run."""
+def _empty_cache() -> Iterator[None]:
+    """Every test begins with an empty process cache; tasks may log outside a flow run."""
     with disable_run_logger():
         yield
-    process_cache.release()
+    process_cache.clear()

@@ -1,83 +1,92 @@
-"""What tasks hand to each other in memory is just what they would read from the disk."""
+"""Objects in the process cache equal what would be read from their units."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from pipeline import run_cycles
 
 from dqn.envs.games import action_names
 from flows.parameters import requested_config
-from flows.train import publish_and_prune
-from storage.errors import CorruptUnitError
+from storage.errors import CorruptUnitError, StorageError
 from storage.runs import StoredRun, create_run, open_run
 from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes
 from tasks.optimize import optimize
+from tasks.process_cache import CACHE, Slot
+from tasks.unit_reference import UnitReference
 from tasks.update_q_values import update_q_values
 
-TASKS = (collect_episodes, update_q_values, optimize)
 SETTINGS = {"lanes": 4, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 2}
 
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def started(name: str, seed: int = 0) -> StoredRun:
+def created(name: str, seed: int = 0) -> StoredRun:
     config = requested_config("fast", {**SETTINGS, "seed": seed})
     return create_run(config, action_names(config.game), name, {})
 
 
-def go_on(run: StoredRun, cycles: int, between: Callable[[], None] = lambda: None) -> str:
-    """Do the cycles; the digest of the last checkpoint."""
-    for cycle in range(1, cycles + 1):
-        for task in TASKS:
-            reference = task.fn(run.run_id, cycle)
-            between()
-        publish_and_prune(run, reference)
-    return reference.digest
+def first_checkpoint(run: StoredRun) -> UnitReference:
+    return UnitReference.of(run.unit(CHECKPOINT, 0))
 
 
-def test_tasks_that_hand_on_what_they_hold_do_what_those_do_that_read_it() -> None:
-    assert go_on(started("held"), 2) == go_on(started("read"), 2, between=process_cache.release)
+def test_cached_objects_equal_stored_ones() -> None:
+    cached, read = created("cached"), created("read")
+    assert run_cycles(cached, 2).digest == run_cycles(read, 2, between=process_cache.clear).digest
 
 
-def test_what_is_held_does_not_suffer_from_a_disk_that_does() -> None:
-    whole = go_on(started("whole"), 1)
-    run = started("damaged")
-    collect_episodes.fn(run.run_id, 1)
+def test_damaged_file_of_cached_experience_changes_nothing() -> None:
+    whole = run_cycles(created("whole"), 1).digest
+    run = created("damaged")
+    checkpoint = first_checkpoint(run)
+    experience = collect_episodes.fn(run.run_id, checkpoint)
     chunk = next(run.unit(EXPERIENCE, 1).directory.glob("experience.zarr/states/c*"))
     chunk.write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match=chunk.name):
         run.unit(EXPERIENCE, 1)
-    update_q_values.fn(run.run_id, 1)
-    assert optimize.fn(run.run_id, 1).digest == whole
+    targets = update_q_values.fn(run.run_id, experience)
+    assert optimize.fn(run.run_id, checkpoint, [experience], [targets]).digest == whole
 
 
-def test_what_is_not_held_is_checked() -> None:
-    run = started("checked")
-    collect_episodes.fn(run.run_id, 1)
-    process_cache.release()
+def test_files_that_are_not_cached_are_verified() -> None:
+    run = created("verified")
+    experience = collect_episodes.fn(run.run_id, first_checkpoint(run))
+    process_cache.clear()
     next(run.unit(EXPERIENCE, 1).directory.glob("experience.zarr/actions/c*")).write_bytes(b"damaged")
     with pytest.raises(CorruptUnitError, match="SHA-256 differs"):
-        update_q_values.fn(run.run_id, 1)
+        update_q_values.fn(run.run_id, experience)
 
 
-def test_another_runs_things_are_not_taken() -> None:
-    other, run = started("other", seed=1), started("own", seed=2)
-    collect_episodes.fn(other.run_id, 1)
-    held = process_cache.played(other.unit(EXPERIENCE, 1))
-    collect_episodes.fn(run.run_id, 1)
-    own = process_cache.played(run.unit(EXPERIENCE, 1))
-    assert not np.array_equal(own.actions, held.actions)
-    assert process_cache.played(other.unit(EXPERIENCE, 1)).states.size == 0, "read anew, without its states"
+def test_replaced_unit_is_refused() -> None:
+    """A reference names the unit that its task committed, not whatever unit its cycle has now."""
+    run = created("replaced")
+    experience = collect_episodes.fn(run.run_id, first_checkpoint(run))
+    process_cache.clear()
+    with run.commit(EXPERIENCE, 1, {}) as draft:
+        (draft.directory / "other").write_bytes(b"other")
+    with pytest.raises(StorageError, match=r"experience of cycle 1 of run .* was replaced"):
+        update_q_values.fn(run.run_id, experience)
 
 
-def test_a_checkpoint_has_the_metrics_of_its_whole_cycle_and_they_are_published_once() -> None:
-    run = started("metrics")
-    go_on(run, 1)
+def test_experience_of_another_run_is_not_used() -> None:
+    other, run = created("other", seed=1), created("own", seed=2)
+    collect_episodes.fn(other.run_id, first_checkpoint(other))
+    cached = CACHE.played(other.unit(EXPERIENCE, 1))
+    collect_episodes.fn(run.run_id, first_checkpoint(run))
+    own = CACHE.played(run.unit(EXPERIENCE, 1))
+    assert not np.array_equal(own.actions, cached.actions)
+    assert CACHE.played(other.unit(EXPERIENCE, 1)).states.size == 0  # read again, without its states
+
+
+def test_checkpoint_has_the_metrics_of_its_cycle() -> None:
+    run = created("metrics")
+    run_cycles(run, 1)
     unit, played = run.unit(CHECKPOINT, 1), run.unit(EXPERIENCE, 1)
     assert set(played.metrics) | set(run.unit(TARGETS, 1).metrics) < set(unit.metrics)
     assert {"collect-episodes", "update-q-values", "optimize"} == set(unit.speed)
@@ -86,18 +95,47 @@ def test_a_checkpoint_has_the_metrics_of_its_whole_cycle_and_they_are_published_
     assert {f"speed/{name}" for name in unit.speed} <= set(found)
 
 
-def test_games_are_closed_when_they_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = started("closed")
-    collect_episodes.fn(run.run_id, 1)
+def test_games_are_closed_when_the_cache_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = created("closed")
+    experience = collect_episodes.fn(run.run_id, first_checkpoint(run))
     closed: list[int] = []
-    groups = process_cache._held["lanes"][1]
+    groups = CACHE.lanes[0].get(experience.digest)
+    assert groups is not None and len(groups) == 2
     for number, lanes in enumerate(groups):
         monkeypatch.setattr(lanes, "close", lambda number=number: closed.append(number))
-    process_cache.release()
-    assert closed == [0, 1] and not process_cache._held
+    process_cache.clear()
+    assert closed == [0, 1] and CACHE.lanes[0].unit is None
 
 
-def test_the_home_holds_no_drafts_afterwards(home: Path) -> None:
-    run = started("tidy")
-    go_on(run, 1)
-    assert not list((home / "staging" / run.run_id).glob("*"))
+def test_slot_drops_a_value_of_another_unit() -> None:
+    run, dropped = created("slot"), list[str]()
+    unit = run.unit(CHECKPOINT, 0)
+    slot = Slot[str](dropped.append)
+    slot.put(unit, "first")
+    assert slot.get("another digest") is None and slot.get(unit.digest) == "first"
+    slot.put(unit, "second")
+    assert (slot.pop("another digest"), dropped) == (None, ["first", "second"])
+    slot.put(unit, "third")
+    assert (slot.pop(unit.digest), slot.unit, dropped) == ("third", None, ["first", "second"])
+
+
+def test_staging_is_empty_after_a_cycle(home: object) -> None:
+    run = created("tidy")
+    run_cycles(run, 1)
+    assert not list(run.settings.staging(run.run_id).glob("*"))
+
+
+def test_lanes_are_cached_by_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Games of a shard that another process has played since are closed, and opened from the checkpoint."""
+    config = requested_config("fast", {**SETTINGS, "shards": 2, "lane_groups": 1})
+    run, closed = create_run(config, action_names(config.game), "shards", {}), list[str]()
+    start = run.unit(CHECKPOINT, 0)
+
+    def games(name: str) -> Any:
+        return [SimpleNamespace(close=lambda: closed.append(name))]
+
+    CACHE.lanes[1].put(replace(start, cycle=-1), games("of an earlier cycle"))
+    CACHE.lanes[0].put(start, games("of this cycle"))
+    monkeypatch.setattr(process_cache, "open_lanes", lambda config, histories, shard: [f"games of {shard}"])
+    opened: object = CACHE.pop_lanes(start, run.checkpoint(start), 1)
+    assert opened == ["games of 1"] and closed == ["of an earlier cycle"]
