@@ -1,4 +1,4 @@
-"""The flow `dqn`: play, sweep, optimize, once per cycle, until the run has played enough."""
+"""The flow `dqn`: play, sweep, optimize, once per cycle, until the run reaches its target."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tasks.progress import report_cycle, report_run
 from tasks.unit_reference import UnitReference
 from tasks.update_q_values import update_q_values
 
-HANDED_OVER = "SCHEDULED"  # MLflow's word for a run that waits for its next flow run
+HANDED_OVER = "SCHEDULED"  # status in MLflow of a run that waits for its next flow run
 
 
 def _flow_run_name() -> str:
@@ -74,22 +74,22 @@ def train(
 ) -> str | State[str]:
     """Learn to play an Atari game from its screen.
 
-    A flow run that is retried goes on with the training run that it had. After so many cycles that Prefect
-    would become slow it leaves the rest to a fresh flow run: of the same deployment, if it has one.
+    A flow run that is retried resumes its training run. Prefect becomes slow after thousands of tasks, so after
+    DQN_FLOW_RUN_CYCLES cycles a new flow run continues, of the same deployment if there is one.
 
     Args:
-        preset: Recipe to start from; fast unless told otherwise.
+        preset: Recipe to start from; the default is fast.
         game: Gymnasium id of the game, such as ALE/Breakout-v5 or Breakout-v0.
-        states: Stop once the run has played this many states; 4400000 unless told otherwise.
+        states: Stop once the run has played this many states; the default is 4400000.
         cycles: Stop once the run has done this many cycles, instead of counting states.
-        seed: Seed of every random draw of the run; 0 unless told otherwise.
-        name: Name of the run in MLflow; made up when left out.
-        resume: Go on with this run (an id, a name, or latest) instead of starting one.
+        seed: Seed of every random draw of the run; the default is 0.
+        name: Name of the run in MLflow; generated if left out.
+        resume: Resume this run (an id, a name, or latest) instead of starting a new one.
         overrides: Other fields of the configuration by name, such as lanes or epsilon; a value that changes
             linearly with the states played is written start:end:states.
 
     Returns:
-        The id of the MLflow run. What a person can mend is told in one line, as the message of the state.
+        The id of the MLflow run. An error that the user can correct is a failed state with a message of one line.
     """
     try:
         target = Target.of(states, cycles)
@@ -117,14 +117,14 @@ def train_to_the_end(**parameters: Any) -> str:
 
 
 def _train(run: StoredRun, target: Target | None, runner: TaskRunner) -> bool:
-    """Train as the run's one writer; whether the target was reached."""
+    """Train as the run's one writer. Returns whether the target was reached."""
     report_run(run.run_id)
     with run.writing():
         if target:
             run.tracking.set_tags(run.run_id, {TARGET: str(target)})
         run.tracking.set_tags(run.run_id, _flow_run_tags(run))
         run.tracking.set_status(run.run_id, "RUNNING")
-        status = "KILLED"  # by Ctrl-C, SIGTERM or a cancellation, which are no exceptions of ours
+        status = "KILLED"  # by Ctrl-C, SIGTERM or a cancellation, which raise no Exception
         try:
             with system_metrics(run):
                 reached = run_cycles(run, runner)
@@ -140,7 +140,7 @@ def _train(run: StoredRun, target: Target | None, runner: TaskRunner) -> bool:
 
 
 def _hand_over(run: StoredRun) -> None:
-    """Let a fresh flow run of the same deployment go on with the run."""
+    """Start a new flow run of the same deployment, which continues the run."""
     assert deployment.id
     successor: Any = run_deployment(
         deployment.id,
@@ -149,11 +149,11 @@ def _hand_over(run: StoredRun) -> None:
         as_subflow=False,
         idempotency_key=f"{run.run_id} after {flow_run.id} {flow_run.run_count}",
     )
-    get_run_logger().info("the training goes on in flow run %s (%s)", successor.name, successor.id)
+    get_run_logger().info("flow run %s (%s) continues the training", successor.name, successor.id)
 
 
 def run_cycles(run: StoredRun, runner: TaskRunner) -> bool:
-    """Run cycles from the newest checkpoint on, until the target is reached or the flow run is large.
+    """Run cycles from the newest checkpoint on, until the target or DQN_FLOW_RUN_CYCLES cycles are reached.
 
     Returns:
         Whether the target was reached.
@@ -161,19 +161,19 @@ def run_cycles(run: StoredRun, runner: TaskRunner) -> bool:
     log = get_run_logger()
     newest = resume_run(run)
     runner.begin(run)
-    config, done = run.config, run.metadata(newest).counters
+    counters = run.metadata(newest).counters
     found = run.tracking.get_run(run.run_id)
     target = Target.parse(found.data.tags.get(TARGET, ""))
-    describe(run, config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
-    path = f"experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
-    address = f"{run.settings.mlflow_address}/#/{path}"
-    fraction = target.fraction(done.states, done.cycle)
-    log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, config.game, done.cycle, address)
+    describe(run, run.config.game, str(target), flow_run.ui_url if PREFECT_UI_URL.value() else None)
+    address = _mlflow_address(run, found.info.experiment_id)
+    log.info("run %s (%s) of %s from cycle %d; %s", run.name, run.run_id, run.config.game, counters.cycle, address)
+    fraction = target.fraction(counters.states, counters.cycle)
     training_report = TrainingReport(run.run_id, run.name, address, fraction)
     summary: dict[str, float] = {}
+
     checkpoint, shards = UnitReference.of(newest), list(range(run.shards))
-    evaluate_if_due(run, runner, checkpoint, done.states)
-    last = done.cycle + run.settings.flow_run_cycles
+    evaluate_if_due(run, runner, checkpoint, counters.states)
+    last = counters.cycle + run.settings.flow_run_cycles
     while fraction < 1 and checkpoint.cycle < last:
         experience = runner.map(collect_episodes, run.run_id, checkpoint, shards)
         targets = runner.map(update_q_values, run.run_id, experience)
@@ -207,16 +207,22 @@ def publish_and_prune(run: StoredRun, made: UnitReference) -> None:
         prune_old_cycles(run, made.cycle, run.config.keep_cycles, run.config.replay_cycles)
 
 
+def _mlflow_address(run: StoredRun, experiment_id: str) -> str:
+    """The page of the run in the MLflow UI."""
+    path = f"experiments/{experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    return f"{run.settings.mlflow_address}/#/{path}"
+
+
 def _next_steps(run: StoredRun, address: str) -> str:
     return (
         f"- [metrics and checkpoints in MLflow]({address})\n"
         f"- `dqn evaluate {run.run_id}` plays complete episodes\n"
-        f"- `prefect deployment run dqn/train -p resume={run.run_id} -p states=N` goes on"
+        f"- `prefect deployment run dqn/train -p resume={run.run_id} -p states=N` trains further"
     )
 
 
 def _before(preset: str | None, settings: dict[str, Any], name: str | None, resume: str | None) -> StoredRun | None:
-    """The run to go on with: the one that this flow run had before it was retried, or the one named."""
+    """The run to resume: the run of this flow run if it is retried, or the run that `resume` names."""
     if flow_run.id and (run := run_of_flow(str(flow_run.id))):
         return run
     if resume:

@@ -36,15 +36,15 @@ def evaluate(run_id: str, checkpoint: UnitReference) -> UnitReference:
 def evaluate_checkpoint(
     run: StoredRun, checkpoint: str, counters: Counters, learner: Learner, protocol: Protocol, threads: int
 ) -> tuple[Evaluation, Unit]:
-    """Evaluate a checkpoint by any protocol; commit the scores with their histogram. Their metrics are not published.
+    """Evaluate a checkpoint by any protocol; commit the scores with their histogram. Metrics are not published.
 
     Args:
-        run: the run that it is of; the scores are kept there.
-        checkpoint: digest of its unit, which may be gone.
-        counters: what the run had done then.
-        learner: restored from it.
-        protocol: the run's own is called `evaluation`, any other one with its name.
-        threads: CPU threads to play with; the scores do not depend on it.
+        run: run of the checkpoint; it stores the scores.
+        checkpoint: digest of the checkpoint's unit, which may have been pruned.
+        counters: of the checkpoint.
+        learner: restored from the checkpoint.
+        protocol: the run's own protocol gives the unit `evaluation`, any other protocol a unit with its name.
+        threads: CPU threads that play; the scores do not depend on it.
     """
     own = protocol == Protocol.of(learner.config)
     kind = EVALUATION if own else replace(EVALUATION, protocol=str(protocol))
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
         write_evaluation(draft.directory, evaluation)
         from dqn.plots.figures import score_histogram
 
-        # Before the commit, after which nobody would draw it again; and whole, or not at all.
+        # Before the commit, because a task that finds its unit committed draws nothing.
         drawn = draft.directory.with_suffix(".png")
         score_histogram(evaluation).savefig(drawn)
         run.artifacts.put_file(f"figures/{kind}-{counters.cycle:05d}.png", drawn)
@@ -64,7 +64,7 @@ def evaluate_checkpoint(
 
 
 def play_evaluation(learner: Learner, protocol: Protocol, threads: int, cycle: int = 0) -> tuple[Evaluation, float]:
-    """Play the protocol's episodes; the evaluation and its states per second, from opening the games on."""
+    """Play the protocol's episodes; returns the evaluation and its states per second, opening of games included."""
     began = perf_counter()
     evaluation = play_episodes(
         evaluation_groups(protocol, learner.config, threads),
