@@ -1,70 +1,135 @@
-"""Where everything lives."""
+"""Settings of one installation: where its files are, where its servers listen, where its tasks run."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from storage.durable import make_directories
 from storage.urls import check_url, directory_of, is_local
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
+_MANY = 10**9  # an upper limit for counts
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The places of one installation, all under one home unless told otherwise, and where it serves."""
+def _default_home() -> Path:
+    return (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "dqn-home"
 
-    home: Path
-    tracking_uri: str
-    replay_url: str = ""  # of experience and targets; in the home unless set
-    host: str = "127.0.0.1"
-    prefect_port: int = 4200
-    mlflow_port: int = 5000
-    trainings: int = 2  # flow runs of trainings that a worker has at once
-    flow_run_cycles: int = 1_000  # after so many, a flow run hands its training over to a fresh one
-    cluster: str = ""  # address of the Dask scheduler whose workers do the tasks; this process, unless set
+
+def _default_tracking_uri(fields: dict[str, Any]) -> str:
+    return f"sqlite:///{fields['home'] / 'mlflow.db'}"
+
+
+def _default_replay(fields: dict[str, Any]) -> str:
+    return str((fields["home"] / "replay").as_uri())
+
+
+class Settings(BaseSettings):
+    """Settings of one installation. Each field is read from the environment variable that is its alias.
+
+    An empty variable counts as unset. Use `from_environment`, which reports errors in one line and creates the home.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, case_sensitive=True, env_ignore_empty=True, validate_by_name=True)
+
+    home: Path = Field(
+        default_factory=_default_home,
+        validation_alias="DQN_HOME",
+        description="Directory of everything that this installation stores locally. Default: dqn-home in the checkout.",
+    )
+    tracking_uri: str = Field(
+        default_factory=_default_tracking_uri,
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLflow's tracking store. Default: a SQLite database in the home.",
+    )
+    replay: str = Field(
+        default_factory=_default_replay,
+        validation_alias="DQN_REPLAY",
+        description="file:// or s3:// URL of the experience and the targets of all runs. Default: replay in the home.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        validation_alias="DQN_HOST",
+        description="Address on which the servers listen.",
+    )
+    prefect_port: int = Field(
+        default=4200, ge=1, le=65535, validation_alias="DQN_PREFECT_PORT", description="Port of the Prefect server."
+    )
+    mlflow_port: int = Field(
+        default=5000, ge=1, le=65535, validation_alias="DQN_MLFLOW_PORT", description="Port of the MLflow server."
+    )
+    trainings: int = Field(
+        default=2,
+        ge=1,
+        le=_MANY,
+        validation_alias="DQN_TRAININGS",
+        description="Number of training flow runs that the worker runs at the same time.",
+    )
+    flow_run_cycles: int = Field(
+        default=1_000,
+        ge=1,
+        le=_MANY,
+        validation_alias="DQN_FLOW_RUN_CYCLES",
+        description="Number of cycles after which a flow run hands its training over to a new flow run.",
+    )
+    cluster: str = Field(
+        default="",
+        pattern=r"^((tcp|tls|ws|wss)://[^/\s]+:\d{1,5})?$",
+        validation_alias="DQN_CLUSTER",
+        description="Address of the Dask scheduler whose workers run the tasks. Default: tasks run in this process.",
+    )
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        try:
+            path = home.expanduser().absolute()
+        except RuntimeError as error:
+            raise OSError(f"DQN_HOME {home} cannot be used ({error}); name another directory") from None
+        if "?" in str(path):  # the rest would be the query of the database's URI
+            raise OSError(f"DQN_HOME {home} has a question mark in it; name another directory")
+        return path
+
+    @field_validator("replay")
+    @classmethod
+    def _checked_url(cls, url: str) -> str:
+        check_url(url)
+        return directory_of(url).as_uri() if is_local(url) else url.rstrip("/")
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """`DQN_HOME`, by default `dqn-home` in the checkout, `MLFLOW_TRACKING_URI`, and other `DQN_` variables.
-
-        The home is created when first used.
+        """The settings in the environment. Creates the home, and the directory in `DQN_REPLAY`.
 
         Raises:
-            OSError: the home, or a directory in `DQN_REPLAY`, cannot be created or written.
-            ValueError: a variable is no such number, or no such URL.
+            OSError: one of these directories cannot be created or written.
+            ValueError: the value of a variable is not allowed.
         """
-        default = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "dqn-home"
-        wanted = os.environ.get("DQN_HOME") or default
         try:
-            home = Path(wanted).expanduser().absolute()
-        except RuntimeError as error:
-            raise OSError(f"DQN_HOME {wanted} cannot be used ({error}); name another directory") from None
-        if "?" in str(home):  # the rest would be a query to the database's address
-            raise OSError(f"DQN_HOME {wanted} has a question mark in it; name another directory")
+            settings = cls()
+        except ValidationError as error:
+            raise ValueError(_one_line(error)) from None
         try:
-            make_directories(home)
-            with tempfile.TemporaryFile(dir=home):
+            make_directories(settings.home)
+            with tempfile.TemporaryFile(dir=settings.home):
                 pass
         except OSError as error:
-            raise OSError(f"DQN_HOME {home} cannot be written ({error.strerror}); name another directory") from None
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-        return cls(
-            home,
-            uri,
-            _replay_url(),
-            os.environ.get("DQN_HOST") or cls.host,
-            _number("DQN_PREFECT_PORT", cls.prefect_port, most=65535),
-            _number("DQN_MLFLOW_PORT", cls.mlflow_port, most=65535),
-            _number("DQN_TRAININGS", cls.trainings),
-            _number("DQN_FLOW_RUN_CYCLES", cls.flow_run_cycles),
-            _cluster(),
-        )
+            raise OSError(
+                f"DQN_HOME {settings.home} cannot be written ({error.strerror}); name another directory"
+            ) from None
+        if "replay" in settings.model_fields_set and is_local(settings.replay):
+            try:
+                make_directories(directory_of(settings.replay))
+            except OSError as error:
+                raise OSError(
+                    f"DQN_REPLAY {settings.replay} cannot be written ({error.strerror}); name another directory"
+                ) from None
+        return settings
 
     @property
     def prefect_address(self) -> str:
@@ -91,11 +156,6 @@ class Settings:
         """Where the artifacts of a new MLflow experiment go."""
         return self.home / "artifacts" / experiment
 
-    @property
-    def replay(self) -> str:
-        """URL of the experience and the targets of all runs."""
-        return self.replay_url or (self.home / "replay").as_uri()
-
     def staging(self, run_id: str) -> Path:
         """Units of a run that are not committed yet, or not any more."""
         return self.home / "staging" / run_id
@@ -118,31 +178,15 @@ def without_password(uri: str) -> str:
     return re.sub(r"([?&;]password=)[^&;]*", r"\1***", re.sub(r"://[^/]*@", "://", uri))
 
 
-def _cluster() -> str:
-    address = os.environ.get("DQN_CLUSTER") or ""
-    if address and not re.fullmatch(r"(tcp|tls|ws|wss)://[^/\s]+:\d{1,5}", address):
-        raise ValueError(f"DQN_CLUSTER is {address!r}; it must be a Dask scheduler, such as tcp://host:8786")
-    return address
-
-
-def _replay_url() -> str:
-    url = os.environ.get("DQN_REPLAY") or ""
-    if not url:
-        return ""
-    try:
-        check_url(url)
-        if is_local(url):
-            make_directories(directory_of(url))
-            return directory_of(url).as_uri()
-    except ValueError as error:
-        raise ValueError(f"DQN_REPLAY is {without_password(url)!r}, {error}") from None
-    except OSError as error:
-        raise OSError(f"DQN_REPLAY {url} cannot be written ({error.strerror}); name another place") from None
-    return url.rstrip("/")
-
-
-def _number(name: str, default: int, most: int = 10**9) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
-        raise ValueError(f"{name} is {text!r}; it must be a number from 1 to {most}")
-    return int(text)
+def _one_line(error: ValidationError) -> str:
+    """The first problem of `error`: the variable, its value, and what is allowed."""
+    problem = error.errors()[0]
+    variable, value = problem["loc"][0], without_password(str(problem["input"]))
+    if problem["type"] == "value_error":  # of `_checked_url`
+        return f"{variable} is {value!r}, {problem['ctx']['error']}"
+    schema = Settings.model_json_schema()["properties"][variable]
+    if "maximum" in schema:
+        allowed = f"a number from {schema['minimum']} to {schema['maximum']}"
+    else:
+        allowed = "a Dask scheduler, such as tcp://host:8786"
+    return f"{variable} is {value!r}; it must be {allowed}"

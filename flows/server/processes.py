@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from typing import IO, Any, NoReturn
 
 from storage.errors import StorageError
@@ -98,7 +97,8 @@ def run_mlflow_ui(port: int | None) -> None:
         StorageError: the server did not start.
     """
     settings = Settings.from_environment()
-    settings = replace(settings, mlflow_port=settings.mlflow_port if port is None else port)
+    if port is not None:
+        settings = settings.model_copy(update={"mlflow_port": port})
     check_port(settings.host, settings.mlflow_port, "--port")
     check_safe(settings)
     # A file, for a pipe that nobody reads would one day stop the server.

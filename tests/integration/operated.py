@@ -68,7 +68,7 @@ class Operated:
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.settings = Settings(
-            home, f"sqlite:///{home / 'mlflow.db'}", prefect_port=free_port(), mlflow_port=free_port()
+            home=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}", prefect_port=free_port(), mlflow_port=free_port()
         )
         self.told = home / "told"  # by the command for failures
         self.environment = {

@@ -24,7 +24,7 @@ FIELDS = {"lanes": 4, "replay_states": 256, "batch_size": 16, "threads": 1, "net
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("served")
-    settings = Settings(home, f"sqlite:///{home / 'mlflow.db'}", prefect_port=free_port())
+    settings = Settings(home=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}", prefect_port=free_port())
     command = [sys.executable, "-m", "prefect", "server", "start"]
     command += ["--host", settings.host, "--port", str(settings.prefect_port)]
     database = f"sqlite+aiosqlite:///{home / 'prefect.db'}"

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("served")
-    settings = Settings(home, f"sqlite:///{home / 'mlflow.db'}", mlflow_port=free_port())
+    settings = Settings(home=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mlflow_port=free_port())
     server = Server(settings, mlflow_command(settings), f"{settings.mlflow_address}/health")
     server.start()
     with pytest.MonkeyPatch.context() as patch:

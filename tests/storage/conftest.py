@@ -171,7 +171,7 @@ def same() -> Callable[[object, object], bool]:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs. MLflow takes seconds to make one, so it is made once and copied."""
     home = tmp_path_factory.mktemp("empty")
-    storage.runs.Tracking(Settings(home, f"sqlite:///{home / 'mlflow.db'}"))
+    storage.runs.Tracking(Settings(home=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}"))
     return home / "mlflow.db"
 
 
@@ -196,7 +196,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
 @pytest.fixture
 def run(tmp_path: Path) -> StoredRun:
     """A run without MLflow, which nothing of units and locks has to do with."""
-    settings = Settings(tmp_path, "sqlite://")
+    settings = Settings(home=tmp_path, tracking_uri="sqlite://")
     tracking: Any = None
     run_id = "0123456789abcdef"
     staging = settings.staging(run_id)

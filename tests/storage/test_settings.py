@@ -155,11 +155,11 @@ def test_a_directory_for_experience_that_cannot_be_made_is_told(
 def test_a_password_is_not_shown(tmp_path: Path, uri: str, shown: str | None) -> None:
     said = without_password(uri)
     assert said == (shown or "postgresql://host/runs?user=me&password=***&sslmode=require")
-    assert "secret" not in Settings(tmp_path, uri).mlflow_address
+    assert "secret" not in Settings(home=tmp_path, tracking_uri=uri).mlflow_address
 
 
 def test_every_place_is_below_the_home_and_no_two_are_one(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, "sqlite://")
+    settings = Settings(home=tmp_path, tracking_uri="sqlite://")
     places = [settings.artifacts("Breakout"), settings.artifacts("Pong")]
     places += [of(run) for of in (settings.cache, settings.staging, settings.lock) for run in ("a1", "b2")]
     assert all(place.is_relative_to(tmp_path) for place in places)
@@ -198,3 +198,47 @@ def test_a_home_of_a_person_who_does_not_exist_is_told_by_name(monkeypatch: pyte
     monkeypatch.setenv("DQN_HOME", "~nobody-of-that-name/dqn")
     with pytest.raises(OSError, match=r"DQN_HOME ~nobody-of-that-name/dqn"):
         Settings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("DQN_PREFECT_PORT", "x", "a number from 1 to 65535"),
+        ("DQN_PREFECT_PORT", "0", "a number from 1 to 65535"),
+        ("DQN_MLFLOW_PORT", "65536", "a number from 1 to 65535"),
+        ("DQN_TRAININGS", "-1", "a number from 1 to 1000000000"),
+        ("DQN_FLOW_RUN_CYCLES", "1.5", "a number from 1 to 1000000000"),
+        ("DQN_CLUSTER", "host:8786", "a Dask scheduler, such as tcp://host:8786"),
+        ("DQN_CLUSTER", "tcp://host:8786\n", "a Dask scheduler, such as tcp://host:8786"),
+    ],
+)
+def test_invalid_setting_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=variable) as raised:
+        Settings.from_environment()
+    assert str(raised.value) == f"{variable} is {value!r}; it must be {allowed}"
+
+
+def test_empty_variables_count_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path))
+    unset = Settings.from_environment()
+    for field in Settings.model_fields.values():
+        if field.validation_alias != "DQN_HOME":
+            monkeypatch.setenv(str(field.validation_alias), "")
+    assert Settings.from_environment() == unset
+
+
+def test_every_setting_has_a_variable_and_description() -> None:
+    fields = Settings.model_fields.values()
+    assert all(field.validation_alias and field.description for field in fields)
+
+
+def test_given_settings_are_not_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQN_HOME", "/elsewhere")
+    monkeypatch.setenv("DQN_MLFLOW_PORT", "1")
+    settings = Settings(home=tmp_path, mlflow_port=2)
+    assert (settings.home, settings.mlflow_port) == (tmp_path, 2)
+    assert settings.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"

@@ -297,24 +297,24 @@ def test_another_process_sees_what_was_stored(tracking: Tracking, start: Callabl
 
 def test_a_store_of_an_unknown_kind_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"the MLflow store nonsense://x cannot be used: .") as raised:
-        Tracking(Settings(tmp_path, "nonsense://x"))
+        Tracking(Settings(home=tmp_path, tracking_uri="nonsense://x"))
     assert "\n" not in str(raised.value)
 
 
 def test_a_database_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"?" * 5000)
     with pytest.raises(StorageError, match=r"mlflow\.db cannot be used: .") as raised:
-        Tracking(Settings(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}"))
+        Tracking(Settings(home=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
     assert "\n" not in str(raised.value)
 
 
 def test_a_database_that_is_a_directory_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
     with pytest.raises(StorageError, match=r"mlflow\.db cannot be used: unable to open"):
-        Tracking(Settings(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}"))
+        Tracking(Settings(home=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
 
 
 def test_a_server_that_does_not_answer_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9 does not answer .*MLFLOW_TRACKING_URI"):
-        Tracking(Settings(tmp_path, "http://127.0.0.1:9"))
+        Tracking(Settings(home=tmp_path, tracking_uri="http://127.0.0.1:9"))

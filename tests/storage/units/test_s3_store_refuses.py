@@ -138,8 +138,8 @@ def test_without_the_package_it_is_told_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.delitem(sys.modules, "storage.units.s3_store")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StorageError, match=r"^s3://units/replay needs a package .*: pip install 'dqn\[s3\]'$"):
-        open_store("s3://units/replay", Settings(tmp_path, "sqlite://"), "run")
-    assert open_store("file:///tmp", Settings(tmp_path, "sqlite://"), "run")
+        open_store("s3://units/replay", Settings(home=tmp_path, tracking_uri="sqlite://"), "run")
+    assert open_store("file:///tmp", Settings(home=tmp_path, tracking_uri="sqlite://"), "run")
 
 
 def test_only_the_object_store_asks_for_the_package() -> None:
