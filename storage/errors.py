@@ -15,6 +15,10 @@ class CorruptUnitError(StorageError):
     """A committed unit does not match its manifest; the message names the file."""
 
 
+class NewerFormatError(StorageError):
+    """A newer release wrote a file in a format that this release does not read; the message names the file."""
+
+
 def one_line(error: Exception) -> str:
     """What to tell a person of an error."""
     if isinstance(error, StorageError):

@@ -10,7 +10,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.system_metrics import system_metrics_monitor
 
-from storage.errors import CorruptUnitError
+from storage.errors import StorageError
 from storage.runs import StoredRun
 from storage.units.unit import EXPERIENCE, TARGETS, Unit, UnitKind, cycle_name
 
@@ -46,7 +46,7 @@ def _newest(run: StoredRun, kind: UnitKind) -> Unit | None:
     for cycle in run.cycles(kind):
         try:
             return run.unit(kind, cycle)
-        except CorruptUnitError:
+        except StorageError:
             continue
     return None
 

@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import ExportedAgent, network_weights, plain_weights, recipe_to_play, untrained_network
 from storage.errors import CorruptUnitError
+from storage.format_version import check_format
 from storage.formats.checkpoint import metadata_as_json, metadata_from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
-FORMAT = 3
+FORMAT = 4  # 3 is that of release 0.1.0, in whose configuration some fields have other names
+OLDEST_FORMAT = 3
 
 
 def write_export(directory: Path, exported: ExportedAgent, card: str) -> None:
@@ -49,8 +51,7 @@ def read_export(directory: Path) -> ExportedAgent:
     path = directory / CONFIG
     try:
         about = json.loads(path.read_bytes())
-        if about["format"] != FORMAT:
-            raise CorruptUnitError(f"{path} has format {about['format']}; this version reads {FORMAT}")
+        check_format(about["format"], path, newest=FORMAT, oldest=OLDEST_FORMAT)
         weights = (directory / WEIGHTS).read_bytes()
         if hashlib.sha256(weights).hexdigest() != about["weights_sha256"]:
             raise CorruptUnitError(f"{directory / WEIGHTS} is not what was exported: its SHA-256 differs")

@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 from dqn.checkpoint import Checkpoint, CheckpointMetadata, Counters, histories_as_arrays, histories_from_arrays
 from dqn.envs.games import check_game
 from storage.errors import CorruptUnitError
+from storage.format_version import check_format
+
+FORMAT = 2  # 1, without a version, is that of release 0.1.0, whose fields have other names
 
 _metadata = TypeAdapter(CheckpointMetadata)
 _METADATA_FIELDS = {field.name for field in fields(CheckpointMetadata)}
@@ -25,7 +28,8 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write the files of a checkpoint into `directory`."""
-    (directory / "checkpoint.json").write_text(json.dumps(metadata_as_json(checkpoint.metadata), indent=1) + "\n")
+    described = {"format": FORMAT, **metadata_as_json(checkpoint.metadata)}
+    (directory / "checkpoint.json").write_text(json.dumps(described, indent=1) + "\n")
     lanes = histories_as_arrays(checkpoint.histories)
     # Written here and not by safetensors, whose error for a full disk is one of its own.
     (directory / "weights.safetensors").write_bytes(safetensors.torch.save(checkpoint.weights))
@@ -71,6 +75,7 @@ def read_metadata(directory: Path) -> CheckpointMetadata:
     path = directory / "checkpoint.json"
     try:
         text = json.loads(path.read_bytes())
+        check_format(text.pop("format", 1), path, newest=FORMAT)
         if set(text) != _METADATA_FIELDS or set(text["counters"]) != _COUNTERS:
             raise ValueError(f"it must have just {', '.join(sorted(_METADATA_FIELDS))}")
         return metadata_from_json(text, path)

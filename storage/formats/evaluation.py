@@ -7,13 +7,15 @@ from pathlib import Path
 
 from dqn.evaluation.evaluation import Evaluation
 from storage.errors import CorruptUnitError
+from storage.format_version import check_format
 
 FILE = "evaluation.json"
+FORMAT = 1  # files of release 0.1.0 are the same without a version
 
 
 def write_evaluation(directory: Path, evaluation: Evaluation) -> None:
     """Write an evaluation into `directory`."""
-    (directory / FILE).write_text(json.dumps(evaluation.as_dict(), indent=1) + "\n")
+    (directory / FILE).write_text(json.dumps({"format": FORMAT, **evaluation.as_dict()}, indent=1) + "\n")
 
 
 def read_evaluation(directory: Path) -> Evaluation:
@@ -24,6 +26,8 @@ def read_evaluation(directory: Path) -> Evaluation:
     """
     path = directory / FILE
     try:
-        return Evaluation.from_dict(json.loads(path.read_bytes()))
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        record = json.loads(path.read_bytes())
+        check_format(record.get("format", 1), path, newest=FORMAT)
+        return Evaluation.from_dict(record)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptUnitError(f"{path} is not an evaluation of this version: {error}") from None

@@ -19,10 +19,14 @@ from typing import Any
 
 from dqn.metrics import Metric
 from storage.durable import fail
-from storage.errors import CorruptUnitError
+from storage.errors import CorruptUnitError, NewerFormatError
+from storage.format_version import check_format
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 1  # of manifests
+
+# What reading a manifest raises where it is not one
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 _NAMES = ("experience", "targets", "checkpoint", "evaluation")
@@ -207,6 +211,7 @@ def read_manifest(directory: Path) -> Unit:
 
     Raises:
         CorruptUnitError: it is not a manifest, or was changed.
+        NewerFormatError: a newer release wrote it.
     """
     path = directory / MANIFEST
     if directory.is_symlink() or path.is_symlink() or not path.is_file():
@@ -219,27 +224,44 @@ def parse_manifest(text: bytes, directory: Path, address: str) -> tuple[Unit, di
 
     Raises:
         CorruptUnitError: it is not a manifest, or was changed.
+        NewerFormatError: a newer release wrote it.
     """
     try:
         manifest = json.loads(text)
-        if manifest["format"] != FORMAT:
-            raise CorruptUnitError(f"{address} has format {manifest['format']}; this version reads {FORMAT}")
-        unit = Unit(
-            directory=directory,
-            kind=UnitKind.parse(str(manifest["kind"])),
-            cycle=int(manifest["cycle"]),
-            inputs={str(kind): str(digest) for kind, digest in manifest["inputs"].items()},
-            files={_safe(name): (int(size), str(sha)) for name, (size, sha) in manifest["files"].items()},
-            metrics=[Metric(str(n), int(step), float(value)) for n, step, value in manifest["metrics"]],
-            made=dict(manifest["made"]),
-        )
+        _check_manifest_format(manifest, address)
+        unit = _unit_in(manifest, directory)
         if unit.digest != manifest["digest"]:
             raise CorruptUnitError(f"{address} was changed after it was committed")
         if unit.created_ms <= 0:
             raise ValueError(f"it was made at {unit.created_ms}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except _NONSENSE as error:
         raise CorruptUnitError(f"{address} is not a manifest: {error or 'unreadable'}") from None
     return unit, manifest
+
+
+def _check_manifest_format(manifest: dict[str, Any], address: str) -> None:
+    if missing := {"kind", "digest"} - set(manifest):  # which manifests of every format have
+        raise ValueError(f"it has no {min(missing)}")
+    try:
+        check_format(manifest["format"], address, newest=FORMAT)
+    except NewerFormatError:
+        # The digest covers the format. One that fits this format shows that only the number was changed.
+        with suppress(*_NONSENSE):
+            if _unit_in(manifest, Path()).digest == manifest["digest"]:
+                raise CorruptUnitError(f"{address} was changed after it was committed") from None
+        raise
+
+
+def _unit_in(manifest: dict[str, Any], directory: Path) -> Unit:
+    return Unit(
+        directory=directory,
+        kind=UnitKind.parse(str(manifest["kind"])),
+        cycle=int(manifest["cycle"]),
+        inputs={str(kind): str(digest) for kind, digest in manifest["inputs"].items()},
+        files={_safe(name): (int(size), str(sha)) for name, (size, sha) in manifest["files"].items()},
+        metrics=[Metric(str(n), int(step), float(value)) for n, step, value in manifest["metrics"]],
+        made=dict(manifest["made"]),
+    )
 
 
 def _safe(name: str) -> str:

@@ -92,7 +92,7 @@ def test_an_export_holds_the_checkpoint_and_a_change_of_it_is_noticed(agent: Age
         read_export(directory)
     about = json.loads((directory / "config.json").read_bytes())
     (directory / "config.json").write_text(json.dumps({**about, "format": 2}))
-    with pytest.raises(CorruptUnitError, match="has format 2; this version reads 3"):
+    with pytest.raises(CorruptUnitError, match="has format 2; this version reads 3 to 4"):
         read_export(directory)
     (directory / "config.json").write_text("[]")
     with pytest.raises(CorruptUnitError, match="is not an agent of this version"):

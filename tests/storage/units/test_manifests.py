@@ -115,7 +115,16 @@ def test_foreign_json_is_no_manifest(tmp_path: Path, text: str) -> None:
         open_unit(unit.directory)
 
 
-@pytest.mark.parametrize("other", [0, 2, "1", None, [1]])
+def test_changed_number_of_the_format_is_corrupt(tmp_path: Path) -> None:
+    """The digest shows that the manifest was damaged, and that no newer release wrote it."""
+    unit = commit(tmp_path)
+    for other in (2, 3, 11):
+        (unit.directory / MANIFEST).write_text(json.dumps(manifest_of(unit.directory) | {"format": other}))
+        with pytest.raises(CorruptUnitError, match=r"manifest\.json was changed"):
+            open_unit(unit.directory)
+
+
+@pytest.mark.parametrize("other", [0, "1", None, [1]])
 def test_another_format_is_named_and_refused(tmp_path: Path, other: object) -> None:
     unit = commit(tmp_path)
     forge(unit.directory, format=other)
