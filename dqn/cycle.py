@@ -13,8 +13,8 @@ from dqn.checkpoint import Checkpoint, Counters, first_checkpoint, restore_learn
 from dqn.config import TrainConfig
 from dqn.envs.experience import Experience
 from dqn.envs.games import action_names
-from dqn.envs.histories import advance, midgame_starts, starts_in_midgame
-from dqn.envs.lanes import Lanes, open_lanes, start_in_midgame
+from dqn.envs.histories import advance, draw_midgame_starts, is_midgame_cycle
+from dqn.envs.lanes import Lanes, open_lanes, restore_midgame_lanes
 from dqn.envs.policy import CyclePolicy
 from dqn.envs.rollout import play_cycle
 from dqn.hardware import prepare
@@ -68,8 +68,8 @@ def train_cycle(checkpoint: Checkpoint, learner: Learner, lanes: list[Lanes]) ->
     result = train_on(learner, memory, cycle, config.scheduled(counters.states))
 
     after = next_checkpoint(checkpoint, learner, experience, result)
-    if starts_in_midgame(config, cycle):
-        start_in_midgame(lanes, config, after.histories, shard=0)
+    if is_midgame_cycle(config, cycle):
+        restore_midgame_lanes(lanes, config, after.histories, shard=0)
     return after
 
 
@@ -132,7 +132,7 @@ def next_checkpoint(
     """
     counters = before.metadata.counters
     histories, finished = advance(before.histories, experience, counters.states)
-    histories = midgame_starts(histories, before.config, counters.cycle + 1)
+    histories = draw_midgame_starts(histories, before.config, counters.cycle + 1)
     _, recent_scores = score_metrics(before.metadata.recent_scores, finished)
     counters = Counters(
         cycle=counters.cycle + 1,

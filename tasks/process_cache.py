@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from dqn.checkpoint import Checkpoint, CheckpointMetadata, restore_learner
 from dqn.envs.experience import Experience, Targets
-from dqn.envs.histories import starts_in_midgame
-from dqn.envs.lanes import Lanes, open_lanes, start_in_midgame
+from dqn.envs.histories import is_midgame_cycle
+from dqn.envs.lanes import Lanes, open_lanes, restore_midgame_lanes
 from dqn.hardware import prepare
 from dqn.learning.data_parallel import Processes
 from dqn.learning.learner import Learner
@@ -128,8 +128,8 @@ class ProcessCache:
         config, histories = checkpoint.config, checkpoint.histories
         kind = EXPERIENCE.of_shards(config.shards)[shard]
         groups = self.lanes[shard].pop(unit.inputs.get(str(kind), ""))
-        if groups and starts_in_midgame(config, unit.cycle):
-            start_in_midgame(groups, config, histories, shard)
+        if groups and is_midgame_cycle(config, unit.cycle):
+            restore_midgame_lanes(groups, config, histories, shard)
         return groups or open_lanes(config, histories, shard)
 
     def put_played(self, unit: Unit, groups: list[Lanes], experience: Experience) -> None:

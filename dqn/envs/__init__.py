@@ -1,1 +1,1 @@
-"""Games, and how they are played: from an emulator's frame to the experience of a cycle."""
+"""Atari games as vector environments: from the emulator's frames to the experience of one cycle."""

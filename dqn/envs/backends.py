@@ -1,4 +1,4 @@
-"""Vectorized games: ale-py's own vectorization, or gymnasium's for games with a random frame skip."""
+"""Vector environments of Atari games: ale-py's own, or gymnasium's for games that have none."""
 
 from __future__ import annotations
 
@@ -15,8 +15,33 @@ from dqn.envs.games import GameSettings, make_game
 from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH, small_frames
 
 
+def open_games(settings: GameSettings, lanes: int, threads: int) -> Games:
+    """Open `lanes` games that emulate on up to `threads` CPU threads; 0 means one for each core.
+
+    Games with an id `ALE/…` use ale-py's vector environment. ale-py registers none for the other games, such as
+    those with a random frame skip, which use gymnasium's on one thread.
+    """
+    if settings.game.startswith("ALE/"):
+        return NativeGames(settings, lanes, threads)
+    return GymnasiumGames(settings, lanes)
+
+
+def open_screens(settings: GameSettings) -> Any:
+    """Open one game whose observations are the emulator's color screens.
+
+    It shows the same game as `Lanes` when it is reset with the same emulator seed and takes the same actions.
+
+    Returns:
+        An environment with observations (210, 160, 3) uint8, or for an id `ALE/…` a vector environment of one
+        game, whose observations have leading axes of size 1.
+    """
+    if settings.game.startswith("ALE/"):
+        return _make_native(settings, 1, num_threads=1, img_height=210, img_width=160, grayscale=False)
+    return _make_single(settings, "rgb")
+
+
 def _make_native(settings: GameSettings, lanes: int, **options: Any) -> Any:
-    """ale-py's own vectorization, with nothing done to a game but frame skipping."""
+    """ale-py's vector environment with all preprocessing turned off, except what `options` configure."""
     return gymnasium.make_vec(
         settings.game,
         num_envs=lanes,
@@ -34,6 +59,7 @@ def _make_native(settings: GameSettings, lanes: int, **options: Any) -> Any:
 
 
 def _make_single(settings: GameSettings, obs_type: str) -> gymnasium.Env[Any, Any]:
+    """An environment of one game."""
     return make_game(
         settings.game,
         obs_type=obs_type,
@@ -42,32 +68,18 @@ def _make_single(settings: GameSettings, obs_type: str) -> gymnasium.Env[Any, An
     )
 
 
-def open_screens(settings: GameSettings) -> Any:
-    """One game in colour, as an environment of its own: the same seed and actions show what `Lanes` played.
-
-    Observations of a game ALE/… have a leading lane; see `dqn.plots.recording`.
-    """
-    if settings.game.startswith("ALE/"):
-        return _make_native(settings, 1, num_threads=1, img_height=210, img_width=160, grayscale=False)
-    return _make_single(settings, "rgb")
-
-
-def open_games(settings: GameSettings, lanes: int, threads: int) -> Games:
-    """Games by ale-py's own vectorization where it has the game, which is for ids ALE/…, else by gymnasium's."""
-    if settings.game.startswith("ALE/"):
-        return NativeGames(settings, lanes, threads)
-    return GymnasiumGames(settings, lanes)
-
-
 class Games(ABC):
-    """Games that begin anew within the step that ends them, and whose lanes are reset by mask."""
+    """L games that reset themselves in the step that ends an episode, and that can be reset by mask."""
 
     env: gymnasium.vector.VectorEnv[Any, Any, Any]
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Frames (L, 105, 80), rewards, terminated, timed out and lives (L,) after `actions` (L,).
+        """Take `actions` (L,) in all games.
 
-        The frame is the next episode's first where one terminated, and its own last where one timed out.
+        Returns:
+            frames (L, 105, 80) uint8, rewards (L,), terminated (L,), truncated (L,) and lives (L,). The frame of a
+            terminated game is the first one of its next episode. The frame of a truncated game is the last one of
+            the truncated episode.
         """
         observations, rewards, terminated, truncated, info = self.env.step(actions.astype(np.int64))
         if truncated.any():
@@ -77,15 +89,23 @@ class Games(ABC):
 
     @abstractmethod
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reset the lanes in `mask` (L,), one seed for each or -1; frames and lives, true for those lanes."""
+        """Reset the games in `mask`.
+
+        Args:
+            mask: (L,) bool; at least one is True.
+            seeds: one emulator seed for each game in `mask`; -1 continues the emulator's random numbers.
+
+        Returns:
+            frames (L, 105, 80) uint8 and lives (L,), which are valid for the games in `mask` only.
+        """
 
     @abstractmethod
     def frames(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as frames (L, 105, 80) uint8."""
+        """Convert observations of `env` to frames (L, 105, 80) uint8."""
 
 
 class NativeGames(Games):
-    """ale-py's own vectorization: threads without Python, frames made small in C++."""
+    """ale-py's vector environment, which emulates, converts to gray and resizes in C++ threads."""
 
     env: AtariVectorEnv
 
@@ -96,7 +116,7 @@ class NativeGames(Games):
         self._started = False
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Games`; the first reset must be of all lanes."""
+        """See `Games.reset`; the first reset must include all games."""
         options = {"reset_mask": mask} if self._started else None
         assert self._started or mask.all()
         self._started = True
@@ -104,12 +124,12 @@ class NativeGames(Games):
         return self.frames(observations), np.array(info["lives"])
 
     def frames(self, observations: np.ndarray) -> np.ndarray:
-        """Observations (L, 1, 105, 80) without their axis of stacked frames."""
+        """Drop the axis of stacked frames of observations (L, 1, 105, 80)."""
         return observations[:, 0]
 
 
 class GymnasiumGames(Games):
-    """Gymnasium's ordinary vectorization, for games whose frame skip is drawn at random."""
+    """Gymnasium's vector environment, for games without a vector environment of ale-py."""
 
     env: SyncVectorEnv[Any, Any]
 
@@ -118,7 +138,7 @@ class GymnasiumGames(Games):
         self.env = SyncVectorEnv([make] * lanes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Games`."""
+        """See `Games.reset`."""
         all_seeds: list[int | None] = [None] * len(mask)
         for lane, seed in zip(np.flatnonzero(mask), seeds, strict=True):
             all_seeds[lane] = int(seed) if seed >= 0 else None
@@ -126,5 +146,5 @@ class GymnasiumGames(Games):
         return self.frames(observations), np.array(info["lives"])
 
     def frames(self, observations: np.ndarray) -> np.ndarray:
-        """Gray observations (L, 210, 160) at a quarter of their size."""
+        """Resize gray observations (L, 210, 160)."""
         return small_frames(observations)

@@ -1,4 +1,4 @@
-"""What a cycle of play leaves behind, and what the sweep makes of it."""
+"""The data of one cycle: what the lanes played, and the Q-values that the sweep computes from it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH
 
 @dataclass(frozen=True)
 class Experience:
-    """`T` consecutive steps of `L` lanes with `A` actions, steps first.
+    """`T` consecutive steps of `L` lanes with `A` actions and `C` channels of a state; the first axis is the step.
 
-    A truncated row is where a time limit cut the episode off: its state is the last one of the
-    episode, its action was not played and it earned nothing. It stands there to be bootstrapped from.
+    A row is one step of one lane. A truncated row marks a time limit: its state is the last one of the
+    episode, its action was not played, and its reward is 0. The sweep bootstraps from its Q-values.
     """
 
     states: np.ndarray  # (T, L, 105, 80, C) uint8: before the action; gray frame and motion trace, or stacked frames
-    q_values: np.ndarray  # (T, L, A) float32: the network's estimates when the state was seen
-    bootstrap_q_values: np.ndarray  # (L, A) float32: its estimates for the states after the last step
+    q_values: np.ndarray  # (T, L, A) float32: the network's estimates for `states` during play
+    bootstrap_q_values: np.ndarray  # (L, A) float32: the network's estimates for the states after the last step
     actions: np.ndarray  # (T, L) uint8: actions taken
-    rewards: np.ndarray  # (T, L) float32: earned by them, not clipped
-    life_lost: np.ndarray  # (T, L) bool: a life was lost with this step
-    terminated: np.ndarray  # (T, L) bool: the episode ended with this step
-    truncated: np.ndarray  # (T, L) bool: the episode was cut off at this state
-    episode: np.ndarray  # (T, L) int64: which episode of the run
+    rewards: np.ndarray  # (T, L) float32: rewards of the actions, not clipped
+    life_lost: np.ndarray  # (T, L) bool: the step lost a life
+    terminated: np.ndarray  # (T, L) bool: the step ended the episode
+    truncated: np.ndarray  # (T, L) bool: the time limit ended the episode before the action
+    episode: np.ndarray  # (T, L) int64: number of the episode in the run
 
     @classmethod
     def empty(cls, steps: int, lanes: int, actions: int, *, channels: int = 2, with_states: bool = True) -> Experience:
-        """Experience of that size, to be filled; without states, `states` has no rows."""
+        """Arrays of the given size, to be filled in place; `states` has no rows unless `with_states`."""
         table = (steps, lanes)
         return cls(
             states=np.empty((steps if with_states else 0, lanes, STATE_HEIGHT, STATE_WIDTH, channels), np.uint8),
@@ -45,18 +45,18 @@ class Experience:
 
     @property
     def steps(self) -> int:
-        """Steps of each lane, T."""
+        """Number of steps of each lane, T."""
         return len(self.actions)
 
     @property
     def states_played(self) -> int:
-        """States in all lanes together, T · L."""
+        """Number of states of all lanes, T · L."""
         return self.actions.size
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the network should have estimated, by the sweep."""
+    """Regression targets of the network, computed by the sweep."""
 
-    q_values: np.ndarray  # (T, L, A) float32: the estimates with the taken action's value replaced
-    estimation_errors: np.ndarray  # (T, L) float32: how far that moved it
+    q_values: np.ndarray  # (T, L, A) float32: the estimates, with the value of the action taken replaced
+    estimation_errors: np.ndarray  # (T, L) float32: absolute difference between that value and its estimate

@@ -1,4 +1,4 @@
-"""Atari games by name: which there are, and what actions they have."""
+"""Atari games by gymnasium id: their settings, names and actions."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 @dataclass(frozen=True)
 class GameSettings:
-    """What decides how a game is played, for given actions.
+    """Settings of a game. Together with the actions taken, they determine every state and reward.
 
     Raises:
         ValueError: `game` is not the id of an Atari game.
     """
 
     game: str  # gymnasium id
-    seed: int = 0  # from which the seed of every episode is derived
+    seed: int = 0  # the emulator seed of each episode is derived from it
     frames_limit: int = 108_000  # frames after which an episode is truncated
-    full_action_set: bool = False  # all 18 actions of the console
-    noop_max: int = 0  # episodes start with 0 to `noop_max` no-op actions
-    stacked_frames: int = 0  # frames of a state; 0 means one frame and its motion trace
+    full_action_set: bool = False  # use all 18 actions of the console
+    noop_max: int = 0  # each episode starts with 0 to `noop_max` no-op actions
+    stacked_frames: int = 0  # number of frames in a state; 0 means one frame and its motion trace
 
     def __post_init__(self) -> None:
         check_game(self.game)
 
     @classmethod
     def of(cls, config: TrainConfig, game: str | None = None, seed: int | None = None) -> GameSettings:
-        """The settings of a run, or the same for another `game` or `seed`."""
+        """The settings of a run, with another `game` or `seed` if given."""
         return cls(
             game=game or config.game,
             seed=config.seed if seed is None else seed,
@@ -48,7 +48,7 @@ class GameSettings:
 
 
 def game_names() -> list[str]:
-    """Ids of all Atari games that can be played from the screen."""
+    """Sorted gymnasium ids of all Atari games whose observations are screens."""
     return sorted(
         name
         for name, spec in gymnasium.registry.items()
@@ -57,30 +57,30 @@ def game_names() -> list[str]:
 
 
 def check_game(game: str) -> None:
-    """Raise a ValueError with near matches unless `game` is an Atari game's id."""
+    """Raise a ValueError, which names similar ids, unless `game` is the id of an Atari game."""
     names = game_names()
     if game not in names:
         titles = {game_title(name): name for name in names if name.startswith("ALE/")}
-        hint = nearest(game, names, titles) or "; an id looks like ALE/Breakout-v5"
+        hint = nearest(game, names, titles) or "; use the gymnasium id of an Atari game, such as ALE/Breakout-v5"
         raise ValueError(f"unknown game {game!r}{hint}")
 
 
 def game_title(game: str) -> str:
-    """The bare name of a game: `Breakout` for ALE/Breakout-v5 and for Breakout-v0."""
+    """The title of a game, without prefix, variant and version: `Breakout` for ALE/Breakout-v5 and Breakout-v0."""
     return re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", game.removeprefix("ALE/"))
 
 
 def action_names(game: str, full_action_set: bool = False) -> list[str]:
-    """The names of a game's actions, or of all 18 of the console, in order."""
-    one: Any = make_game(game, full_action_space=full_action_set)
-    names: list[str] = one.unwrapped.get_action_meanings()
-    one.close()
+    """The names of a game's actions, or of all 18 actions of the console, by action number."""
+    env: Any = make_game(game, full_action_space=full_action_set)
+    names: list[str] = env.unwrapped.get_action_meanings()
+    env.close()
     return names
 
 
 def make_game(game: str, **options: Any) -> gymnasium.Env[Any, Any]:
-    """One game as a gymnasium environment; `options` are those of `gymnasium.make`."""
+    """Open one game as a gymnasium environment; `options` are those of `gymnasium.make`."""
     with warnings.catch_warnings():
-        # Gymnasium calls the tutorial's Breakout-v0 out of date. It is meant.
+        # Gymnasium warns about the tutorial's Breakout-v0, which is used on purpose.
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
         return gymnasium.make(game, disable_env_checker=True, **options)

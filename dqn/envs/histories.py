@@ -1,4 +1,4 @@
-"""Episodes across cycles: what each lane has played since it was seeded, and which episodes ended."""
+"""Histories of lanes across cycles, from which their games are restored, and the episodes that finished."""
 
 from __future__ import annotations
 
@@ -10,57 +10,62 @@ from dqn.config import TrainConfig
 from dqn.envs.experience import Experience
 from dqn.randomness import generator
 
-# Seeding an emulator takes it as long as some 500 steps, and restoring a lane means playing again all
-# its steps since it was seeded. So a lane is seeded anew at the first reset after this many steps.
+# A lane is seeded again at its first reset after this many steps. With a larger number, restoring a lane takes
+# longer, because all steps since the last seed are replayed. With a smaller number, play takes longer, because
+# seeding an emulator takes about as long as 500 steps.
 SEEDED_STEPS = 5_000
 
-MIDGAME_CYCLES = 16  # from one start in mid-game to the next
-MIDGAME_STEPS = 1_000  # most that are played again to come there, for the lanes that start together wait for it
+MIDGAME_CYCLES = 16  # cycles between two mid-game starts
+MIDGAME_STEPS = 1_000  # most steps that a mid-game start replays, because all lanes of its group wait for it
 
 
 @dataclass(frozen=True)
 class LaneHistory:
-    """Where one lane stands; with the run's seed, enough to restore its game exactly.
+    """What one lane has played. Together with `GameSettings`, it determines the state of the lane's game exactly.
 
-    The seed belongs to the episode `seeded_episode`; later episodes go on with the emulator's own
-    random numbers. `actions` has one entry for each step since then, truncated ones included.
-    An episode that started in mid-game has no score: NaN.
+    A lane is one slot of the vector environment, which plays episode after episode. Its emulator was seeded
+    for the episode `seeded_episode`; later episodes continue the emulator's random numbers.
     """
 
-    episode: int
+    episode: int  # number, in the run, of the episode that the lane plays now
     seeded_episode: int
-    actions: np.ndarray  # (steps since it was seeded,) uint8
-    score: float = 0.0  # of the episode so far
-    steps: int = 0  # of the episode so far
+    actions: np.ndarray  # (N,) uint8: actions of the N rows since the lane was seeded, truncated rows included
+    score: float = 0.0  # of the current episode so far; NaN if it started in mid-game
+    steps: int = 0  # of the current episode so far
 
 
 @dataclass(frozen=True)
 class FinishedEpisode:
-    """An episode that ended or was cut off, after `states` states of the whole run."""
+    """An episode that was terminated or truncated."""
 
-    episode: int
-    states: int
+    episode: int  # number in the run
+    states: int  # states that the run had played when it ended
     score: float
     steps: int
 
 
 def first_histories(lanes: int) -> list[LaneHistory]:
-    """Every lane at the reset of its first episode. Lane l of L plays episodes l, l + L, l + 2L, …"""
+    """The histories of all lanes of a new run. Lane l of L plays episodes l, l + L, l + 2L, …"""
     return [LaneHistory(lane, lane, np.zeros(0, np.uint8)) for lane in range(lanes)]
 
 
-def starts_in_midgame(config: TrainConfig, cycle: int) -> bool:
-    """Whether the last lanes start in mid-game after `cycle`."""
+def is_midgame_cycle(config: TrainConfig, cycle: int) -> bool:
+    """Whether the `midgame_lanes` start from a state of another lane after `cycle`."""
     return config.midgame_lanes > 0 and cycle % MIDGAME_CYCLES == 0
 
 
-def midgame_starts(histories: list[LaneHistory], config: TrainConfig, cycle: int) -> list[LaneHistory]:
-    """Histories after `cycle`, where it is time with others for `midgame_lanes`.
+def draw_midgame_starts(histories: list[LaneHistory], config: TrainConfig, cycle: int) -> list[LaneHistory]:
+    """Replace the histories of the `midgame_lanes` if `cycle` is a mid-game cycle.
 
-    Each takes over what one of the other lanes has played, up to a random step, and so goes on from a state that this
-    lane has been in: the same seed and actions lead to the same state. There it is in an episode of its own.
+    Each of these lanes copies the history of a random other lane up to a random step. The same seed and actions
+    lead to the same state, so the lane starts from a state that the other lane has visited, in a new episode.
+
+    Args:
+        histories: of all lanes of the run, after `cycle`.
+        config: of the run.
+        cycle: number of the cycle that has just ended.
     """
-    if not starts_in_midgame(config, cycle):
+    if not is_midgame_cycle(config, cycle):
         return histories
     first, draws = config.first_midgame_lane, generator(config.seed, "mid-game", cycle)
     after = histories[:first]
@@ -75,11 +80,16 @@ def midgame_starts(histories: list[LaneHistory], config: TrainConfig, cycle: int
 def advance(
     histories: list[LaneHistory], experience: Experience, states: int
 ) -> tuple[list[LaneHistory], list[FinishedEpisode]]:
-    """Carry the lanes' histories over `experience`, which starts after `states` states of the run.
+    """Advance the histories by the experience of one cycle.
+
+    Args:
+        histories: of all lanes of the run, before the cycle.
+        experience: of the same lanes in the cycle.
+        states: number of states that the run had played before the cycle.
 
     Returns:
-        The histories after its last step, and the episodes that ended in it, in the order they ended, without
-        those that started in mid-game.
+        The histories after the cycle, and the episodes that ended in it, in the order in which they ended.
+        Episodes that started in mid-game are not among them.
     """
     after, finished = [], []
     for lane, history in enumerate(histories):

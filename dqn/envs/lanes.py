@@ -1,4 +1,7 @@
-"""Lanes: slots of a vector environment, each of which plays episode after episode and can be restored exactly."""
+"""Lanes of a run, and how their exact states are restored.
+
+A lane is one slot of the vector environment, which plays episode after episode.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,27 @@ from dqn.envs.observations import FrameStack, MotionTracer
 from dqn.randomness import episode_seeds, noop_starts
 from dqn.threads import run_in_threads
 
-NOOP = 0  # the number of that action in every game
+NOOP = 0  # number of the no-op action in every game
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step of every lane brought; all arrays (L,)."""
+    """Results of one step of L lanes; all arrays have the shape (L,)."""
 
-    rewards: np.ndarray  # float32
+    rewards: np.ndarray  # float32: not clipped
     life_lost: np.ndarray  # bool
     terminated: np.ndarray  # bool
-    truncated: np.ndarray  # bool: cut off before the action, which was not played
+    truncated: np.ndarray  # bool: the time limit ended the episode before the action, which was not played
 
 
 class Lanes:
-    """L games side by side that never stop: where an episode ends the next begins.
+    """L lanes of a game, which start their next episode in the step that ends an episode.
 
-    A lane whose episode hits the time limit shows the episode's last state once more, so that it can
-    be bootstrapped from; the step after that is reported as truncated and starts the next episode.
+    When an episode reaches the time limit, `states` contains its last state, so that the sweep can bootstrap
+    from it. The next step does not play the lane's action: it is reported as truncated and starts the next episode.
+
+    Attributes:
+        action_names: names of the game's actions, by action number.
     """
 
     def __init__(
@@ -47,14 +53,14 @@ class Lanes:
         threads: int = 0,
         stopped: Event | None = None,
     ) -> None:
-        """Open one game for each history and restore it.
+        """Open one game for each history and restore its state.
 
         Args:
             settings: of the games.
-            histories: of L lanes, which may be a subset of the run's lanes.
+            histories: of the L lanes, which may be a subset of the run's lanes.
             total_lanes: number of lanes of the run, by which episode numbers advance; L by default.
-            threads: CPU threads that emulate; 0 means one for each core. Results do not depend on it.
-            stopped: restoring ends early when this is set; the lanes are of no use then.
+            threads: CPU threads that emulate; 0 means one for each core. They do not change any result.
+            stopped: event that interrupts the restoring; the lanes must be closed then.
         """
         lanes = len(histories)
         self.action_names = action_names(settings.game, settings.full_action_set)
@@ -71,25 +77,26 @@ class Lanes:
 
     @property
     def states(self) -> np.ndarray:
-        """(L, 105, 80, C) uint8: what each lane shows now. A view: the next step overwrites it."""
+        """Current states (L, 105, 80, C) uint8. This is a view, which the next step overwrites."""
         return self._tracer.states
 
     @property
     def episodes(self) -> np.ndarray:
-        """(L,) int64: the episode each lane is in."""
+        """Numbers, in the run, of the current episodes, (L,) int64."""
         return self._episodes
 
     def with_noops(self, actions: np.ndarray) -> np.ndarray:
-        """The actions (L,) to take: no-ops in lanes whose episode still starts with them, else `actions`."""
+        """`actions` (L,) with no-ops in those lanes whose episode starts with more no-ops."""
         return np.where(self._noops_left > 0, NOOP, actions)
 
     def step(self, actions: np.ndarray) -> Outcome:
-        """Take one action (L,) in every lane, and begin the next episode where one ended."""
+        """Take `actions` (L,), one in every lane, and start the next episode in lanes whose episode ended."""
         frames, rewards, terminated, timed_out, lives = self._games.step(actions)
         cut_off = self._timed_out
         terminated = terminated & ~cut_off
-        # Where the game is over these are already the next one's lives; over means that the last was lost.
-        # Where it timed out they are, too: a life lost in that very step is not seen.
+        # In a terminated lane, `lives` belongs to the next episode already. The last life was lost, unless the
+        # game has no lives. In a timed-out lane, it belongs to the next episode, too, so a life that was lost in
+        # this step is not detected.
         life_lost = np.where(terminated, self._lives > 0, lives < self._lives) & ~cut_off
         self._timed_out = timed_out & ~terminated & ~cut_off
         self._lives = lives
@@ -107,14 +114,17 @@ class Lanes:
         return Outcome(np.where(cut_off, 0, rewards).astype(np.float32), life_lost, terminated, cut_off)
 
     def close(self) -> None:
-        """End the games and their threads; nothing else can be asked of these lanes then."""
+        """Close the games and end their threads. The lanes cannot be used after that."""
         self._games.env.close()
-        del self._games  # ale-py ends its threads when nothing holds its games any more
+        del self._games  # ale-py ends its threads when the last reference to its games is gone
 
     def restore(self, histories: list[LaneHistory], stopped: Event) -> None:
-        """Bring every lane to where its history leads, or not so far if `stopped`.
+        """Replay the histories, one for each lane, so that the games are in the states after them.
 
-        All are played again, shorter ones beginning later, so that they arrive together.
+        Args:
+            histories: of the L lanes. They are replayed side by side; shorter ones start later, so that all of
+                them end with the same step.
+            stopped: event that interrupts the replay; the lanes must be closed then.
         """
         lengths = np.array([len(history.actions) for history in histories])
         seeded = np.array([history.seeded_episode for history in histories])
@@ -132,18 +142,20 @@ class Lanes:
                 self._reset(np.ones_like(begins) if done == 0 else begins, begins)
             if done < longest:
                 self.step(script[done])
-        there = np.array([history.episode for history in histories])
-        own = (there - seeded) % self._total_lanes == 0  # else it started in mid-game, in numbers of another lane
-        assert np.array_equal(self._episodes[own], there[own])
-        self._episodes = there
+        episodes = np.array([history.episode for history in histories])
+        # A lane that started in mid-game has replayed episodes that have the numbers of another lane.
+        own = (episodes - seeded) % self._total_lanes == 0
+        assert np.array_equal(self._episodes[own], episodes[own])
+        self._episodes = episodes
         played = np.array([history.steps for history in histories])
         self._noops_left = self._noops(self._episodes) - played
 
     def _noops(self, episodes: np.ndarray) -> np.ndarray:
+        """Numbers of no-ops with which the episodes start."""
         return noop_starts(self._settings.seed, episodes, self._settings.noop_max)
 
     def _reset(self, mask: np.ndarray, seeded: np.ndarray) -> None:
-        """Begin an episode in the lanes of `mask`, those of `seeded` with the seed of that episode."""
+        """Start the current episode in the lanes of `mask`, and seed those of `seeded`, both (L,) bool."""
         seeds = np.full(len(mask), -1)
         seeds[seeded] = episode_seeds(self._settings.seed, self._episodes[seeded])
         frames, lives = self._games.reset(mask, seeds[mask])
@@ -154,15 +166,15 @@ class Lanes:
 
 
 def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0) -> list[Lanes]:
-    """The lanes of a shard of a run in their groups, each brought to where its history leads.
+    """Open the lanes of a shard, one `Lanes` for each group, and restore their histories.
 
     Args:
         config: of the run, resolved.
         histories: of all lanes of the run.
-        shard: its number.
+        shard: number of the shard.
 
     Raises:
-        ValueError: unknown game.
+        ValueError: the game of `config` is unknown.
     """
     settings, groups, opened = GameSettings.of(config), config.groups(shard), dict[int, Lanes]()
 
@@ -180,26 +192,27 @@ def open_lanes(config: TrainConfig, histories: list[LaneHistory], shard: int = 0
     return [opened[number] for number in range(len(groups))]
 
 
-def start_in_midgame(groups: list[Lanes], config: TrainConfig, histories: list[LaneHistory], shard: int) -> None:
-    """Bring those of a shard's groups that start in mid-game to where their new histories lead; close all if it fails.
+def restore_midgame_lanes(groups: list[Lanes], config: TrainConfig, histories: list[LaneHistory], shard: int) -> None:
+    """Restore the groups of the `midgame_lanes` of a shard from new histories. If that fails, close all groups.
 
     Args:
-        groups: of the shard, by `open_lanes`.
+        groups: of the shard, from `open_lanes`.
         config: of the run, resolved.
-        histories: of all lanes of the run.
-        shard: its number.
+        histories: of all lanes of the run, from `draw_midgame_starts`.
+        shard: number of the shard.
     """
-    starting = [
-        each for each in zip(groups, config.groups(shard), strict=True) if each[1].start >= config.first_midgame_lane
+    calls = [
+        partial(lanes.restore, histories[where])
+        for lanes, where in zip(groups, config.groups(shard), strict=True)
+        if where.start >= config.first_midgame_lane
     ]
-    calls = [partial(lanes.restore, histories[where]) for lanes, where in starting]
     with closed_on_failure(groups):
         run_in_threads(calls, max(1, len(calls)), torch_threads=1)
 
 
 @contextmanager
 def closed_on_failure(groups: Iterable[Lanes]) -> Iterator[None]:
-    """Close the lanes that are there when the block fails or is interrupted: they were left somewhere in the middle."""
+    """Close `groups` if the block raises, because the state of their games is undefined then."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""From screens to states: a small gray frame, and a trace of what moved in the last ones."""
+"""Preprocessing of screens to states: a small gray frame with a motion trace, or stacked frames."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ MOTION_THRESHOLD = np.uint8(20)
 TRACE_DECAY = 0.75
 
 _LUMA = np.array([0.2990, 0.5870, 0.1140])
-# A trace is 255 where a pixel just moved and 0.75 times the last trace elsewhere, so it depends only
-# on how many steps ago the pixel moved: after 20 steps nothing is left of it in 8 bits.
+# The trace of a pixel is 255 when the pixel moves, and 0.75 times the previous trace otherwise. So it depends only
+# on the number of steps since the pixel moved, and is 0 in 8 bits after 20 steps.
 _TRACE_BY_AGE = np.trunc(255 * TRACE_DECAY ** np.arange(21)).astype(np.uint8)
 _STILL = np.uint8(len(_TRACE_BY_AGE) - 1)
 assert _TRACE_BY_AGE[_STILL] == 0
 
 
 def gray_frames(screens: np.ndarray) -> np.ndarray:
-    """Colour screens (..., 3) uint8 to gray (...) uint8: 0.299 R + 0.587 G + 0.114 B."""
+    """Convert color screens (..., 3) uint8 to gray (...) uint8, by 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
     assert screens.dtype == np.uint8 and screens.shape[-1] == 3
     gray: np.ndarray = (screens @ _LUMA).astype(np.uint8)
     return gray
 
 
 def small_frames(frames: np.ndarray) -> np.ndarray:
-    """Gray screens (N, height, width) uint8 to frames (N, 105, 80) uint8, bilinear with antialiasing."""
+    """Resize gray screens (N, height, width) uint8 to frames (N, 105, 80) uint8, bilinear with antialiasing."""
     assert frames.dtype == np.uint8 and frames.ndim == 3
     if frames.shape[1:] == (STATE_HEIGHT, STATE_WIDTH):
         return frames
@@ -41,10 +41,13 @@ def small_frames(frames: np.ndarray) -> np.ndarray:
 
 
 class MotionTracer:
-    """The states of L lanes, each a frame and its motion trace, advanced one frame at a time.
+    """States of L lanes, each of which is a frame and its motion trace.
 
-    A pixel moved when it changed by more than 20 of 255 levels since the last frame.
-    Source: the motion tracer of the tutorial, in exact 8-bit arithmetic.
+    A pixel moves when it changes by more than 20 of 255 levels from one frame to the next.
+    Source: the motion tracer of the tutorial, here in exact 8-bit arithmetic.
+
+    Attributes:
+        states: (L, 105, 80, 2) uint8, updated in place.
     """
 
     def __init__(self, lanes: int) -> None:
@@ -53,40 +56,44 @@ class MotionTracer:
         self._last = np.zeros_like(self._age)
 
     def reset(self, frames: np.ndarray, mask: np.ndarray) -> None:
-        """Start the lanes in `mask` (L,) bool at their frame in `frames` (L, 105, 80), without a trace."""
+        """Restart the lanes in `mask` (L,) bool from their frame in `frames` (L, 105, 80) uint8, without a trace."""
         self._last[mask] = frames[mask]
         self._age[mask] = _STILL
         self.states[mask, ..., 0] = frames[mask]
         self.states[mask, ..., 1] = 0
 
     def advance(self, frames: np.ndarray) -> None:
-        """Take the next frame (L, 105, 80) uint8 of every lane."""
+        """Add the next frame of every lane, (L, 105, 80) uint8."""
         assert frames.dtype == np.uint8 and frames.shape == self._last.shape
         _advance(frames.reshape(-1), self._last.reshape(-1), self._age.reshape(-1), self.states.reshape(-1, 2))
 
 
 class FrameStack:
-    """The states of L lanes, each its last frames, newest first; at an episode's start all are its first one.
+    """States of L lanes, each of which consists of the last frames, newest first.
 
-    Source: Mnih and others 2015, with that start instead of empty frames.
+    At the start of an episode, all of them are its first frame.
+    Source: Mnih et al. (2015), where the missing frames are empty instead.
+
+    Attributes:
+        states: (L, 105, 80, frames) uint8, updated in place.
     """
 
     def __init__(self, lanes: int, frames: int) -> None:
         self.states = np.zeros((lanes, STATE_HEIGHT, STATE_WIDTH, frames), np.uint8)
 
     def reset(self, frames: np.ndarray, mask: np.ndarray) -> None:
-        """Start the lanes in `mask` (L,) bool at their frame in `frames` (L, 105, 80)."""
+        """Restart the lanes in `mask` (L,) bool from their frame in `frames` (L, 105, 80) uint8."""
         self.states[mask] = frames[mask][..., None]
 
     def advance(self, frames: np.ndarray) -> None:
-        """Take the next frame (L, 105, 80) uint8 of every lane."""
+        """Add the next frame of every lane, (L, 105, 80) uint8."""
         assert frames.dtype == np.uint8 and frames.shape == self.states.shape[:3]
         self.states[..., 1:] = self.states[..., :-1]
         self.states[..., 0] = frames
 
 
 def motion(states: np.ndarray) -> np.ndarray:
-    """What moved (..., 105, 80) in states (..., 105, 80, C): the trace, or by how much stacked frames differ."""
+    """Motion (..., 105, 80) in states (..., 105, 80, C): the trace, or the range of each pixel of stacked frames."""
     if states.shape[-1] == 2:
         return states[..., 1]
     spread: np.ndarray = np.ptp(states, axis=-1)
@@ -94,13 +101,13 @@ def motion(states: np.ndarray) -> np.ndarray:
 
 
 def channel_names(channels: int) -> list[str]:
-    """What each channel of a state shows."""
+    """Names of the channels of a state."""
     return ["frame", "motion trace"] if channels == 2 else [f"frame t - {age}" for age in range(channels)]
 
 
 @njit(cache=True, nogil=True)
 def _advance(frames: np.ndarray, last: np.ndarray, age: np.ndarray, states: np.ndarray) -> None:
-    # Two loops, since the first one is then done on many pixels at once.
+    # Two loops, so that the compiler can vectorize the first one.
     for pixel in range(frames.size):
         before, after = last[pixel], frames[pixel]
         older = min(age[pixel], _STILL - np.uint8(1)) + np.uint8(1)

@@ -1,4 +1,4 @@
-"""Play: many lanes at once with the current network, epsilon-greedy."""
+"""Rollout: play all lanes for one cycle with the current network."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def play_cycle(
     policy: CyclePolicy,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> None:
-    """Play every lane for all steps of `experience`, and fill that.
+    """Play T steps of L lanes and fill `experience` with them.
 
-    Each group of lanes plays in a thread of its own, so that no group waits for another: while one looks
-    at its states, another one's games go on. What is played does not depend on who is faster.
+    Each group of lanes plays in its own thread, so that the games of one group are emulated while the network
+    estimates the Q-values of another. The timing of the threads does not change the result.
 
     Args:
-        groups: games of all L lanes together, left where the last step leads.
-        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32; called by all threads.
-        experience: T steps of L lanes to be filled.
+        groups: groups of the L lanes; after the call they are in the states after the last step.
+        estimate: maps states (N, 105, 80, C) uint8 to Q-values (N, A) float32; called from all threads.
+        experience: T steps of L lanes, to be filled in place.
         policy: of the cycle, with one generator for each group.
-        on_step: told the steps done and to do by the first group.
+        on_step: called with the number of steps done and T, after each step of the first group.
     """
     assert experience.steps >= 1 and len(policy.generators) == len(groups)
     ends = np.cumsum([len(lanes.episodes) for lanes in groups])
@@ -59,7 +59,7 @@ def play_cycle(
 def _play_step(
     lanes: Lanes, q_values: np.ndarray, actions: np.ndarray, experience: Experience, row: tuple[int, slice]
 ) -> None:
-    """Take `actions` and store the step in `experience` at `row`, which is its step and its lanes."""
+    """Take `actions` in `lanes`, and store the step in `experience` at `row` (step, lanes)."""
     experience.states[row] = lanes.states
     experience.q_values[row] = q_values
     experience.episode[row] = lanes.episodes

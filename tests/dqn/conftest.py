@@ -17,7 +17,7 @@ from dqn.learning.replay import ReplayMemory
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on many threads, much slower where the cores are busy."""
+    """Use one thread of torch, because networks this small are slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,7 +26,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def torch_flags() -> Iterator[None]:
-    """Restore what `dqn.hardware.set_up_cuda` sets, when the test is over."""
+    """Restore the flags that `dqn.hardware.set_up_cuda` sets, after the test."""
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
     yield
@@ -36,7 +36,7 @@ def torch_flags() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def toy_memory() -> Callable[[int], ReplayMemory]:
-    """A replay memory of that many random states, to be learned by heart."""
+    """Makes a replay memory of the given number of random states, which a network can memorize."""
 
     def make(states: int, actions: int = 3) -> ReplayMemory:
         draws = np.random.default_rng(states)
@@ -52,7 +52,7 @@ def toy_memory() -> Callable[[int], ReplayMemory]:
 
 @pytest.fixture
 def seeded_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Seed lanes anew after that many steps, so that short tests see it happen."""
+    """Sets the number of steps after which lanes are seeded again, so that short tests include it."""
 
     def set_steps(steps: int) -> None:
         monkeypatch.setattr(dqn.envs.lanes, "SEEDED_STEPS", steps)
@@ -63,7 +63,7 @@ def seeded_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.fixture
 def open_lanes() -> Iterator[Callable[..., Lanes]]:
-    """Opens lanes, and closes them when the test is over."""
+    """Opens lanes, and closes them after the test."""
     opened = []
 
     def open_them(

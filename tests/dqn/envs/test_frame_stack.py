@@ -1,4 +1,4 @@
-"""States of stacked frames, wherever states go."""
+"""Stacked frames as states: in lanes, networks, figures and recordings."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ def frames_of(*levels: int) -> np.ndarray:
     return np.stack([np.full((105, 80), level, np.uint8) for level in levels])
 
 
-def shown(states: np.ndarray) -> list[list[int]]:
+def levels_of(states: np.ndarray) -> list[list[int]]:
     assert (states == states[:, :1, :1]).all()
     levels: list[list[int]] = states[:, 0, 0].tolist()
     return levels
 
 
-def test_a_state_is_the_last_frames_newest_first_and_the_first_one_repeated_at_the_start() -> None:
+def test_frame_stack_holds_newest_frame_first() -> None:
+    """At the start of an episode, the first frame is repeated."""
     stack = FrameStack(2, 4)
     stack.reset(frames_of(1, 11), np.array([True, True]))
-    assert shown(stack.states) == [[1, 1, 1, 1], [11, 11, 11, 11]]
+    assert levels_of(stack.states) == [[1, 1, 1, 1], [11, 11, 11, 11]]
     stack.advance(frames_of(2, 12))
     stack.advance(frames_of(3, 13))
-    assert shown(stack.states) == [[3, 2, 1, 1], [13, 12, 11, 11]]
+    assert levels_of(stack.states) == [[3, 2, 1, 1], [13, 12, 11, 11]]
     stack.reset(frames_of(50, 60), np.array([False, True]))
     for level in (4, 5):
         stack.advance(frames_of(level, 10 + level))
-    assert shown(stack.states) == [[5, 4, 3, 2], [15, 14, 60, 60]]
+    assert levels_of(stack.states) == [[5, 4, 3, 2], [15, 14, 60, 60]]
     assert motion(stack.states)[:, 0, 0].tolist() == [3, 46]
 
 
@@ -64,7 +65,8 @@ def played(steps: int) -> Experience:
     return experience
 
 
-def test_lanes_show_the_frames_of_the_motion_tracer_stacked_and_are_restored() -> None:
+def test_lanes_with_stacked_frames_are_restored() -> None:
+    """Stacked frames are the frames that the motion tracer gets, and restored lanes continue with the same states."""
     experience = played(240)
     assert experience.states.shape == (240, 2, 105, 80, 4)
     unstacked = CONFIG.model_copy(update={"frame_stack": False})
@@ -88,7 +90,7 @@ def test_lanes_show_the_frames_of_the_motion_tracer_stacked_and_are_restored() -
 
 
 @pytest.mark.parametrize("name", ["nature", "nips", "small", "residual"])
-def test_the_first_convolution_takes_four_channels(name: str) -> None:
+def test_first_convolution_takes_four_channels(name: str) -> None:
     network = make_network(CONFIG.model_copy(update={"network": name}), 3)
     states = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 105, 80, 4), np.uint8))
     pixels, first = states.permute(0, 3, 1, 2), network.convolutions[0]
@@ -99,7 +101,7 @@ def test_the_first_convolution_takes_four_channels(name: str) -> None:
         assert network(states).shape == (2, 3)
 
 
-def test_pictures_of_stacked_frames() -> None:
+def test_figures_show_stacked_frames() -> None:
     experience = played(60)
     targets = Targets(experience.q_values + 0.1, np.full((60, 2), 0.1, np.float32))
     (highlight, *_), _ = find_highlights(experience)
@@ -114,7 +116,7 @@ def test_pictures_of_stacked_frames() -> None:
     assert channel_names(2) == ["frame", "motion trace"]
 
 
-def test_an_episode_of_stacked_frames_is_recorded() -> None:
+def test_recording_shows_motion_of_stacked_frames() -> None:
     protocol = Protocol("ALE/Breakout-v5", 1, 1.0, seed=1)
     shots = list(record_episode(lambda states: np.zeros((len(states), 4), np.float32), protocol, CONFIG))
     assert len(shots) > 50 and all(shot.motion.shape == (105, 80) for shot in shots)

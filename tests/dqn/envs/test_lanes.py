@@ -17,9 +17,8 @@ from dqn.randomness import noop_starts
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_time_limit_shows_the_last_state_once_more_and_then_starts_the_next_episode(
-    game: str, open_lanes: Callable[..., Lanes]
-) -> None:
+def test_time_limit_repeats_last_state_once(game: str, open_lanes: Callable[..., Lanes]) -> None:
+    """The step after that is truncated and starts the next episode."""
     lanes = open_lanes(game, 2, frames_limit=200)
     first_states = lanes.states.copy()
     draws, cut_off = np.random.default_rng(0), np.zeros(2, bool)
@@ -29,7 +28,7 @@ def test_time_limit_shows_the_last_state_once_more_and_then_starts_the_next_epis
         for lane in np.flatnonzero(outcome.truncated):
             assert outcome.rewards[lane] == 0
             assert not outcome.life_lost[lane] and not outcome.terminated[lane]
-            assert before[lane, ..., 1].any()  # the state the row stands for has the past of its episode
+            assert before[lane, ..., 1].any()  # the state of a truncated row has the motion trace of its episode
             assert not lanes.states[lane, ..., 1].any()
             assert np.array_equal(lanes.states[lane, ..., 0], first_states[lane, ..., 0])
             assert lanes.episodes[lane] == episodes[lane] + 2
@@ -40,13 +39,13 @@ def test_time_limit_shows_the_last_state_once_more_and_then_starts_the_next_epis
 
 
 def test_time_limit_counts_frames(open_lanes: Callable[..., Lanes]) -> None:
-    lanes = open_lanes("ALE/Pong-v5", 1, frames_limit=40)  # four frames a step: ten steps, then the row that reports
+    lanes = open_lanes("ALE/Pong-v5", 1, frames_limit=40)  # ten steps of four frames, then a truncated row
     outcomes = [bool(lanes.step(np.zeros(1, np.int64)).truncated[0]) for _ in range(33)]
     assert np.flatnonzero(outcomes).tolist() == [10, 21, 32]
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_breakout_loses_five_lives_and_ends_with_the_fifth(game: str, open_lanes: Callable[..., Lanes]) -> None:
+def test_breakout_ends_with_its_fifth_lost_life(game: str, open_lanes: Callable[..., Lanes]) -> None:
     lanes = open_lanes(game, 1)
     draws, lost = np.random.default_rng(0), 0
     for _ in range(2_000):
@@ -57,18 +56,18 @@ def test_breakout_loses_five_lives_and_ends_with_the_fifth(game: str, open_lanes
         assert lanes.episodes[0] == 0
     assert outcome.terminated[0] and outcome.life_lost[0] and lost == 5
     assert lanes.episodes[0] == 1 and not lanes.states[..., 1].any()
-    # The next episode begins with all its lives: nothing is lost by starting it.
+    # The next episode starts with all lives, which must not count as a lost life.
     assert not lanes.step(np.zeros(1, np.int64)).life_lost[0]
 
 
-def test_game_without_lives_loses_none(open_lanes: Callable[..., Lanes]) -> None:
+def test_game_without_lives_loses_no_life(open_lanes: Callable[..., Lanes]) -> None:
     lanes = open_lanes("ALE/Pong-v5", 1, frames_limit=600)
     experience = play_at_random(lanes, 200, 0)
     assert not experience.life_lost.any() and experience.truncated.any() and (experience.rewards == -1).any()
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_lane_plays_its_episode_the_same_whoever_plays_beside_it(game: str, open_lanes: Callable[..., Lanes]) -> None:
+def test_lane_is_independent_of_other_lanes(game: str, open_lanes: Callable[..., Lanes]) -> None:
     three = open_lanes(game, 3)
     alone = open_lanes(game, [LaneHistory(2, 2, np.zeros(0, np.uint8))])
     draws = np.random.default_rng(0)
@@ -80,7 +79,7 @@ def test_lane_plays_its_episode_the_same_whoever_plays_beside_it(game: str, open
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_run_seed_and_episode_decide_the_game(game: str, open_lanes: Callable[..., Lanes]) -> None:
+def test_seed_and_episode_determine_the_game(game: str, open_lanes: Callable[..., Lanes]) -> None:
     first, again, other = open_lanes(game, 2), open_lanes(game, 2), open_lanes(game, 2, seed=SEED + 1)
     actions = np.random.default_rng(0).integers(4, size=60)
     futures = []
@@ -95,7 +94,7 @@ def test_run_seed_and_episode_decide_the_game(game: str, open_lanes: Callable[..
     assert not np.array_equal(futures[0][:, 0], futures[0][:, 1])
 
 
-def test_frames_of_the_tutorials_game_are_its_screens_made_small(open_lanes: Callable[..., Lanes]) -> None:
+def test_gymnasium_frames_are_resized_screens(open_lanes: Callable[..., Lanes]) -> None:
     lanes = open_lanes("Breakout-v0", 1)
     with pytest.warns(DeprecationWarning, match="out of date"):
         game = gymnasium.make("Breakout-v0", obs_type="grayscale", disable_env_checker=True)
@@ -104,13 +103,13 @@ def test_frames_of_the_tutorials_game_are_its_screens_made_small(open_lanes: Cal
     assert np.array_equal(lanes.states[0, ..., 0], small_frames(screen[None])[0])
 
 
-def test_frames_of_both_versions_show_the_same_screen(open_lanes: Callable[..., Lanes]) -> None:
+def test_frames_of_both_backends_show_the_same_screen(open_lanes: Callable[..., Lanes]) -> None:
     native, tutorial = open_lanes("ALE/Breakout-v5", 1), open_lanes("Breakout-v0", 1)
     difference = np.abs(native.states[..., 0].astype(int) - tutorial.states[..., 0])
     assert difference.mean() < 2 and native.states[..., 0].std() > 20
 
 
-def test_states_advance_frame_by_frame_with_their_trace(open_lanes: Callable[..., Lanes]) -> None:
+def test_states_advance_by_one_frame_with_its_trace(open_lanes: Callable[..., Lanes]) -> None:
     lanes = open_lanes("ALE/Breakout-v5", 2)
     assert lanes.states.shape == (2, 105, 80, 2) and lanes.states.dtype == np.uint8
     assert not lanes.states[..., 1].any()
@@ -124,12 +123,12 @@ def test_states_advance_frame_by_frame_with_their_trace(open_lanes: Callable[...
     assert [getattr(outcome, name).dtype for name in ("life_lost", "terminated", "truncated")] == [bool] * 3
 
 
-def test_threads_change_nothing(open_lanes: Callable[..., Lanes]) -> None:
+def test_threads_do_not_change_the_result(open_lanes: Callable[..., Lanes]) -> None:
     assert_same_future(open_lanes("ALE/Breakout-v5", 3, threads=1), open_lanes("ALE/Breakout-v5", 3, threads=8), 30)
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0", "BreakoutNoFrameskip-v4", "ALE/Pong-v5"])
-def test_known_games_pass(game: str) -> None:
+def test_check_game_accepts_known_games(game: str) -> None:
     check_game(game)
     assert game in game_names()
 
@@ -141,19 +140,19 @@ def test_known_games_pass(game: str) -> None:
         ("ale/breakout-v5", "ALE/Breakout-v5"),
         ("Breakout", "Breakout-v"),
         ("Breakout-v5", "Breakout-v"),
-        ("qqqqqqqqqq", "an id looks like ALE/Breakout-v5"),
+        ("qqqqqqqqqq", "use the gymnasium id of an Atari game, such as ALE/Breakout-v5"),
         ("CartPole-v1", "unknown game"),
         ("Breakout-ram-v0", "unknown game"),
     ],
 )
-def test_unknown_game_is_answered_with_near_ones(game: str, near: str) -> None:
+def test_check_game_names_similar_games(game: str, near: str) -> None:
     with pytest.raises(ValueError, match="unknown game") as caught:
         check_game(game)
     message = str(caught.value)
     assert repr(game) in message and near in message and "\n" not in message
 
 
-def test_lanes_refuse_an_unknown_game() -> None:
+def test_game_settings_refuse_unknown_game() -> None:
     with pytest.raises(ValueError, match="unknown game 'Chess-v1'"):
         GameSettings("Chess-v1")
 
@@ -167,7 +166,7 @@ def test_lanes_refuse_an_unknown_game() -> None:
         ("SpaceInvadersNoFrameskip-v4", "SpaceInvaders"),
     ],
 )
-def test_title_is_the_bare_name(game: str, title: str) -> None:
+def test_game_title_has_no_prefix_and_version(game: str, title: str) -> None:
     assert game_title(game) == title
 
 
@@ -179,29 +178,30 @@ def test_title_is_the_bare_name(game: str, title: str) -> None:
         ("ALE/Freeway-v5", ["NOOP", "UP", "DOWN"]),
     ],
 )
-def test_actions_have_their_names_in_order(game: str, names: list[str]) -> None:
+def test_action_names_are_in_order(game: str, names: list[str]) -> None:
     assert action_names(game) == names
 
 
 def first_noops(experience: Experience, lane: int, episode: int) -> int:
-    """No-ops that the episode starts with; the policy here never chooses one."""
+    """Number of no-ops at the start of an episode; the policy of this test never selects a no-op."""
     actions = experience.actions[experience.episode[:, lane] == episode, lane]
     return int((actions != 0).argmax())
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_episodes_start_with_their_own_number_of_noops_and_are_restored(
+def test_episodes_start_with_their_number_of_noops(
     game: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
 ) -> None:
+    """Restored lanes continue the no-ops of an episode."""
     seeded_after(150)
     lanes = open_lanes(game, 3, noop_max=30, frames_limit=200)
     experience = play_at_random(lanes, 200, 0, best=2, epsilon=0.0)
-    begun = [(lane, int(each)) for lane in range(3) for each in np.unique(experience.episode[:, lane])]
-    whole = begun[:-1]
+    started = [(lane, int(each)) for lane in range(3) for each in np.unique(experience.episode[:, lane])]
+    whole = started[:-1]
     found = [first_noops(experience, lane, episode) for lane, episode in whole]
     assert found == noop_starts(SEED, np.array([episode for _, episode in whole]), 30).tolist()
     assert len(whole) >= 8 and len(set(found)) > 4
-    for steps in (5, 190):  # in the middle of the no-ops, after them, and after a lane was seeded anew
+    for steps in (5, 190):  # during the no-ops, and after a lane was seeded again
         part = Experience(
             **{
                 name: array[:steps] if name != "bootstrap_q_values" else array
@@ -218,12 +218,12 @@ def test_episodes_start_with_their_own_number_of_noops_and_are_restored(
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_full_action_set_has_18_actions_that_work(game: str, open_lanes: Callable[..., Lanes]) -> None:
+def test_full_action_set_has_18_working_actions(game: str, open_lanes: Callable[..., Lanes]) -> None:
     lanes = open_lanes(game, 2, full_action_set=True)
     assert lanes.action_names == action_names(game, full_action_set=True)
     assert len(set(lanes.action_names)) == 18 and lanes.action_names[17] == "DOWNLEFTFIRE"
     minimal = open_lanes(game, 2)
-    for _ in range(60):  # up and fire, then right: among the game's own actions that is fire, then right
+    for _ in range(60):  # Breakout has no UPFIRE: it is the same as FIRE
         for wide, narrow in (("UPFIRE", "FIRE"), ("RIGHT", "RIGHT")):
             lanes.step(np.full(2, lanes.action_names.index(wide)))
             minimal.step(np.full(2, minimal.action_names.index(narrow)))
@@ -232,7 +232,7 @@ def test_full_action_set_has_18_actions_that_work(game: str, open_lanes: Callabl
     assert experience.q_values.shape[2] == 18 and experience.actions.max() > 3
 
 
-def test_lanes_are_closed_when_their_block_fails_and_only_then() -> None:
+def test_lanes_are_closed_only_if_their_block_fails() -> None:
     lanes = Lanes(GameSettings("ALE/Pong-v5"), first_histories(1))
     games = weakref.ref(lanes._games)
     with closed_on_failure([lanes]):

@@ -11,7 +11,7 @@ from dqn.envs.observations import MotionTracer, gray_frames, small_frames
 
 
 class NaiveTracer:
-    """The tutorial's formula, in floating point, for one lane."""
+    """The formula of the tutorial for one lane, in floating point."""
 
     def __init__(self, frame: np.ndarray) -> None:
         self.last, self.trace = frame.astype(float), np.zeros(frame.shape)
@@ -24,7 +24,7 @@ class NaiveTracer:
 
 
 def flicker(seed: int, steps: int, lanes: int, moving: float) -> np.ndarray:
-    """Frames in which a share of the pixels jumps at every step and the rest stands still."""
+    """Frames (steps, lanes, 105, 80) in which the share `moving` of the pixels changes at every step."""
     draws = np.random.default_rng(seed)
     frames = draws.integers(0, 256, (steps, lanes, HEIGHT, WIDTH), np.uint8)
     still = draws.random(frames.shape) > moving
@@ -40,7 +40,7 @@ def flicker(seed: int, steps: int, lanes: int, moving: float) -> np.ndarray:
     lanes=st.integers(1, 3),
     moving=st.sampled_from([0.02, 0.2, 1.0]),
 )
-def test_states_are_the_naive_formulas(seed: int, steps: int, lanes: int, moving: float) -> None:
+def test_motion_tracer_equals_naive_formula(seed: int, steps: int, lanes: int, moving: float) -> None:
     frames = flicker(seed, steps, lanes, moving)
     tracer = MotionTracer(lanes)
     tracer.reset(frames[0], np.ones(lanes, bool))
@@ -51,7 +51,7 @@ def test_states_are_the_naive_formulas(seed: int, steps: int, lanes: int, moving
             assert np.array_equal(tracer.states[lane], naive[lane].advance(frames[step, lane]))
 
 
-def test_trace_fades_to_nothing_as_the_naive_one_does() -> None:
+def test_trace_fades_to_zero() -> None:
     frames = np.zeros((60, 1, HEIGHT, WIDTH), np.uint8)
     frames[1:] = 255
     tracer, naive = MotionTracer(1), NaiveTracer(frames[0, 0])
@@ -67,14 +67,14 @@ def test_trace_fades_to_nothing_as_the_naive_one_does() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "trace"), [(100, 120, 0), (100, 121, 255), (120, 100, 0), (121, 100, 255), (0, 255, 255)]
 )
-def test_pixel_moved_when_it_changed_by_more_than_20_levels(before: int, after: int, trace: int) -> None:
+def test_pixel_moves_above_20_levels(before: int, after: int, trace: int) -> None:
     tracer = MotionTracer(1)
     tracer.reset(np.full((1, HEIGHT, WIDTH), before, np.uint8), np.array([True]))
     tracer.advance(np.full((1, HEIGHT, WIDTH), after, np.uint8))
     assert (tracer.states[..., 0] == after).all() and (tracer.states[..., 1] == trace).all()
 
 
-def test_reset_starts_only_the_lanes_of_the_mask() -> None:
+def test_reset_restarts_only_lanes_of_mask() -> None:
     frames = flicker(5, 6, 3, 0.3)
     tracer, undisturbed = MotionTracer(3), MotionTracer(3)
     for one in (tracer, undisturbed):
@@ -91,7 +91,7 @@ def test_reset_starts_only_the_lanes_of_the_mask() -> None:
     assert np.array_equal(tracer.states[[0, 2]], undisturbed.states[[0, 2]])
 
 
-def test_frames_handed_in_may_be_overwritten_afterwards() -> None:
+def test_motion_tracer_copies_its_frames() -> None:
     frames = flicker(6, 3, 1, 1.0)
     tracer, naive = MotionTracer(1), NaiveTracer(frames[0, 0])
     buffer = frames[0].copy()
@@ -103,17 +103,17 @@ def test_frames_handed_in_may_be_overwritten_afterwards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("colour", "gray"),
+    ("color", "gray"),
     [((255, 0, 0), 76), ((0, 255, 0), 149), ((0, 0, 255), 29), ((10, 20, 30), 18), ((0, 0, 0), 0)],
 )
-def test_gray_is_the_weighted_sum_of_the_colours(colour: tuple[int, int, int], gray: int) -> None:
-    screens = np.broadcast_to(np.array(colour, np.uint8), (2, 4, 5, 3))
+def test_gray_is_weighted_sum_of_colors(color: tuple[int, int, int], gray: int) -> None:
+    screens = np.broadcast_to(np.array(color, np.uint8), (2, 4, 5, 3))
     found = gray_frames(screens)
     assert found.shape == (2, 4, 5) and found.dtype == np.uint8
     assert (found == gray).all()
 
 
-def test_screens_are_made_small_without_losing_brightness_or_place() -> None:
+def test_small_frames_keep_brightness_and_position() -> None:
     screens = np.zeros((2, 210, 160), np.uint8)
     screens[0, 105:, :] = 200
     screens[1] = 77
@@ -123,6 +123,6 @@ def test_screens_are_made_small_without_losing_brightness_or_place() -> None:
     assert (small[1] == 77).all()
 
 
-def test_small_frames_are_left_as_they_are() -> None:
+def test_small_frames_leave_small_frames_unchanged() -> None:
     frames = flicker(1, 1, 2, 1.0)[0]
     assert np.array_equal(small_frames(frames), frames)

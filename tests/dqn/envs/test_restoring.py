@@ -1,4 +1,4 @@
-"""Lanes are brought to where their histories lead, and go on from there as if they had never been away."""
+"""Lanes that are restored from their histories continue exactly like lanes that were never closed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dqn.randomness import noop_starts
         ("ALE/Pong-v5", 400, "truncated"),
     ],
 )
-def test_lanes_restored_after_several_cycles_have_the_same_state_and_future(
+def test_restored_lanes_have_same_state_and_future(
     game: str, frames_limit: int, ends: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
 ) -> None:
     seeded_after(250)
@@ -41,19 +41,19 @@ def test_lanes_restored_after_several_cycles_have_the_same_state_and_future(
         histories, _ = advance(histories, experience, states)
         states += experience.states_played
         happened += int(getattr(experience, ends).sum())
-        # What makes this hard: ends, every lane seeded anew, and a later episode on an older seed.
-        seeded_anew = all(history.seeded_episode > lane for lane, history in enumerate(histories))
-        if happened >= 3 and seeded_anew and any(one.episode > one.seeded_episode for one in histories):
+        # Require ends of episodes, a new seed of every lane, and an episode that continues an older seed.
+        seeded_again = all(history.seeded_episode > lane for lane, history in enumerate(histories))
+        if happened >= 3 and seeded_again and any(one.episode > one.seeded_episode for one in histories):
             break
     else:
-        pytest.fail("nothing hard to restore has happened")
+        pytest.fail("the required events did not occur")
     restored = open_lanes(game, histories, frames_limit=frames_limit)
     assert restored.episodes.tolist() == [history.episode for history in histories]
     assert_same_future(played, restored, 120)
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_lanes_with_histories_of_different_length_arrive_together(game: str, open_lanes: Callable[..., Lanes]) -> None:
+def test_histories_of_different_length_end_together(game: str, open_lanes: Callable[..., Lanes]) -> None:
     draws = np.random.default_rng(0)
     histories = [
         LaneHistory(lane, lane, draws.integers(4, size=length).astype(np.uint8))
@@ -70,17 +70,19 @@ def test_lanes_with_histories_of_different_length_arrive_together(game: str, ope
             single.step(actions[[lane]])
 
 
-def test_lane_that_begins_late_is_not_cut_off_by_what_ran_before_it(open_lanes: Callable[..., Lanes]) -> None:
-    # Until lane 1 begins, 50 steps after lane 0, it runs idle: just long enough to hit the time limit.
+def test_late_lane_gets_its_whole_time_limit(open_lanes: Callable[..., Lanes]) -> None:
+    """The idle steps before its start do not count."""
+    # Lane 1 starts 50 steps after lane 0. Until then it is idle, just long enough to reach the time limit.
     histories = [LaneHistory(2, 0, np.zeros(60, np.uint8)), LaneHistory(1, 1, np.zeros(10, np.uint8))]
     lanes = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
     cut_off = np.stack([lanes.step(np.zeros(2, np.int64)).truncated for _ in range(43)])
     assert [np.flatnonzero(column).tolist() for column in cut_off.T] == [[41], [40]]
 
 
-def test_lanes_are_restored_between_a_time_limit_and_the_row_that_reports_it(
+def test_lanes_are_restored_before_truncated_row(
     open_lanes: Callable[..., Lanes],
 ) -> None:
+    """The history ends between the time limit and the row that reports it."""
     histories = first_histories(2)
     played = open_lanes("ALE/Breakout-v5", histories, frames_limit=200)
     histories, finished = advance(histories, play_at_random(played, 50, 0), 0)
@@ -92,13 +94,14 @@ def test_lanes_are_restored_between_a_time_limit_and_the_row_that_reports_it(
 
 
 @pytest.mark.parametrize("game", ["ALE/Breakout-v5", "Breakout-v0"])
-def test_lanes_that_have_played_are_restored_like_new_ones_and_go_on_where_another_lane_was(
+def test_played_lanes_restore_state_of_other_lane(
     game: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
 ) -> None:
+    """They then equal new lanes that are opened with the same histories."""
     seeded_after(150)
     sources = open_lanes(game, 2, noop_max=30, frames_limit=400)
     experience = play_at_random(sources, 140, 0)
-    # The second one is in the no-ops of its own episode there; a source's episodes may have ended on the way.
+    # The second history ends during the no-ops of its episode. Episodes of the source may have ended before.
     starts = [
         LaneHistory(20, 1, experience.actions[:90, 1], float("nan"), 90),
         LaneHistory(21, 0, experience.actions[:3, 0], float("nan"), 3),
@@ -119,7 +122,7 @@ def test_lanes_that_have_played_are_restored_like_new_ones_and_go_on_where_anoth
     assert_same_future(moved, restored, 60)
 
 
-def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restoring_long_histories_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[weakref.ref[object]] = []
 
     class Watched(backends.NativeGames):
@@ -132,13 +135,13 @@ def test_lanes_that_are_brought_somewhere_far_can_be_interrupted(monkeypatch: py
 
     monkeypatch.setattr(backends, "NativeGames", Watched)
     config = make_config("fast", {"game": "ALE/Pong-v5", "lanes": 2, "lane_groups": 2, "threads": 2})
-    far = [LaneHistory(lane, lane, np.zeros(1_000_000, np.uint8)) for lane in range(2)]
+    long = [LaneHistory(lane, lane, np.zeros(1_000_000, np.uint8)) for lane in range(2)]
     before = signal.signal(signal.SIGALRM, interrupt)
     began = time.monotonic()
     try:
         signal.setitimer(signal.ITIMER_REAL, 2)
         with pytest.raises(KeyboardInterrupt):
-            lanes.open_lanes(config, far)
+            lanes.open_lanes(config, long)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

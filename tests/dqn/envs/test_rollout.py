@@ -21,7 +21,7 @@ GREEDY = LinearSchedule(start=0, end=0)
 
 
 class CountingLanes:
-    """Lanes whose state is the step they are in, and whose outcome tells step and action."""
+    """Lanes whose states contain the number of the step, and whose rewards encode step and action."""
 
     action_names = ("A", "B", "C")
 
@@ -48,7 +48,7 @@ class CountingLanes:
 
 
 def estimate(states: np.ndarray) -> np.ndarray:
-    """Lane l finds action (step + l) modulo 3 the best."""
+    """Q-values whose best action is (step + l) modulo 3 for lane l."""
     steps = states[:, 0, 0, 0].astype(int) + np.arange(len(states))
     return (np.eye(3)[steps % 3] + steps[:, None]).astype(np.float32)
 
@@ -64,7 +64,7 @@ def played(groups: list[Any], steps: int, epsilon: LinearSchedule = GREEDY, stat
     return experience
 
 
-def test_rows_hold_what_was_seen_done_and_earned() -> None:
+def test_experience_has_states_actions_and_outcomes() -> None:
     lanes: Any = CountingLanes()
     experience = played([lanes], 5)
     assert experience.states[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
@@ -78,7 +78,7 @@ def test_rows_hold_what_was_seen_done_and_earned() -> None:
     assert experience.bootstrap_q_values.tolist() == estimate(lanes.states).tolist() == [[5, 5, 6], [7, 6, 6]]
 
 
-def test_groups_play_each_its_own_lanes() -> None:
+def test_each_group_plays_its_own_lanes() -> None:
     groups = [CountingLanes(3), CountingLanes(3), CountingLanes(1)]
     together = played(groups, 6)
     for lanes, first, last in ((3, 0, 3), (3, 3, 6), (1, 6, 7)):
@@ -89,24 +89,24 @@ def test_groups_play_each_its_own_lanes() -> None:
             assert np.array_equal(part, getattr(alone, field.name)), field.name
 
 
-def test_groups_of_real_games_play_what_all_lanes_together_play() -> None:
+def test_groups_play_the_same_as_one_group() -> None:
     weights = np.random.default_rng(0).normal(size=(105 * 80 * 2, 4)).astype(np.float32)
     config = make_config("fast", {"lanes": 4, "seed": 3, "threads": 2, "episode_frames_limit": 100})
-    seen = []
+    results = []
     for count in (1, 2, 3):
         groups = open_lanes(config.model_copy(update={"lane_groups": count}), first_histories(4))
         experience = Experience.empty(40, 4, 4)
         play_cycle(groups, lambda states: states.reshape(len(states), -1) @ weights, experience, policy_of(groups))
         for lanes in groups:
             lanes.close()
-        seen.append(experience)
-    assert len(groups) == 2  # four lanes do not make three groups of the same size
+        results.append(experience)
+    assert len(groups) == 2  # four lanes cannot be divided into three groups of equal size
     for name in ("states", "actions", "rewards", "life_lost", "truncated", "episode"):
-        assert all(np.array_equal(getattr(seen[0], name), getattr(other, name)) for other in seen[1:]), name
-    assert seen[0].truncated.any() and len(set(seen[0].actions.ravel().tolist())) > 1
+        assert all(np.array_equal(getattr(results[0], name), getattr(other, name)) for other in results[1:]), name
+    assert results[0].truncated.any() and len(set(results[0].actions.ravel().tolist())) > 1
 
 
-def test_a_group_that_fails_stops_the_others() -> None:
+def test_failing_group_stops_other_groups() -> None:
     failing, other = CountingLanes(), CountingLanes()
     failing.step = lambda actions: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -114,7 +114,7 @@ def test_a_group_that_fails_stops_the_others() -> None:
     assert other.now < 20_000
 
 
-def test_threads_of_the_caller_are_as_before() -> None:
+def test_play_restores_threads_of_torch() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     inside: list[int] = []
@@ -132,21 +132,21 @@ def test_threads_of_the_caller_are_as_before() -> None:
         torch.set_num_threads(before)
 
 
-def test_epsilon_follows_the_states_played_by_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_epsilon_follows_states_played_by_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
 
     def greedy(q_values: np.ndarray, epsilon: float, generator: np.random.Generator) -> np.ndarray:
-        asked.append(epsilon)
+        used.append(epsilon)
         return q_values.argmax(axis=1)
 
     monkeypatch.setattr(dqn.envs.policy, "epsilon_greedy", greedy)
     lanes: Any = CountingLanes(lanes=3)
     schedule = LinearSchedule(start=1, end=0, states=100)
     played([lanes], 4, schedule, 50)
-    assert asked == pytest.approx([0.5, 0.47, 0.44, 0.41])
+    assert used == pytest.approx([0.5, 0.47, 0.44, 0.41])
 
 
-def test_policy_draws_come_from_the_generator_of_the_group() -> None:
+def test_policy_draws_from_generator_of_group() -> None:
     def actions(*seeds: int) -> list:
         always = LinearSchedule(start=1, end=1)
         experience = Experience.empty(20, 4, 3)
@@ -159,22 +159,23 @@ def test_policy_draws_come_from_the_generator_of_the_group() -> None:
     assert actions(1, 2)[:2] == actions(1, 1)[:2]
 
 
-def test_network_is_asked_once_for_each_state_and_progress_is_told() -> None:
-    asked: list[int] = []
+def test_each_state_is_estimated_once() -> None:
+    """Progress is reported after each step."""
+    estimated: list[int] = []
 
     def counted(states: np.ndarray) -> np.ndarray:
-        asked.append(int(states[0, 0, 0, 0]))
+        estimated.append(int(states[0, 0, 0, 0]))
         return estimate(states)
 
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     groups: list[Any] = [CountingLanes()]
     experience = Experience.empty(5, 2, 3)
-    play_cycle(groups, counted, experience, policy_of(groups), lambda *step: told.append(step))
-    assert asked == [0, 1, 2, 3, 4, 5]
-    assert told == [(step, 5) for step in range(1, 6)]
+    play_cycle(groups, counted, experience, policy_of(groups), lambda *step: reported.append(step))
+    assert estimated == [0, 1, 2, 3, 4, 5]
+    assert reported == [(step, 5) for step in range(1, 6)]
 
 
-def test_empty_experience_has_the_shapes_of_its_size() -> None:
+def test_empty_experience_has_given_shapes() -> None:
     experience = Experience.empty(4, 3, 5)
     assert experience.states.shape == (4, 3, 105, 80, 2) and experience.q_values.shape == (4, 3, 5)
     assert experience.bootstrap_q_values.shape == (3, 5)
