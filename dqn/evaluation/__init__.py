@@ -1,1 +1,1 @@
-"""Complete episodes of a trained network, and what their scores mean."""
+"""Evaluation of a fixed network on complete episodes."""

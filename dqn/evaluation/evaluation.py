@@ -1,4 +1,4 @@
-"""Complete episodes with a fixed network, and what their scores say."""
+"""Play complete episodes with a fixed network, and summarize their scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from dqn.config import TrainConfig
 from dqn.envs.games import GameSettings, game_title
 from dqn.envs.histories import first_histories
-from dqn.envs.lanes import Lanes
+from dqn.envs.lanes import Lanes, Outcome
 from dqn.envs.policy import epsilon_greedy
 from dqn.evaluation.human_scores import human_normalized
 from dqn.metrics import Metric
@@ -21,13 +21,18 @@ from dqn.randomness import generator
 from dqn.threads import run_in_threads
 
 BOOTSTRAP_SAMPLES = 10_000
-# Few lanes with several episodes each are done at nearly the same time, and few emulators have to be seeded.
+# With few lanes, each plays several episodes, so that all lanes end at about the same time, and few emulators have to
+# be seeded.
 LANES, GROUPS = 10, 2
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an agent is evaluated. The same protocol is the same games and the same draws."""
+    """How an agent is evaluated. It determines the seeds of the games and the random draws of the policy.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
 
     game: str
     episodes: int
@@ -38,13 +43,13 @@ class Protocol:
         if self.episodes < 1:
             raise ValueError(f"episodes is {self.episodes}; it must be at least 1")
         if not 0 <= self.epsilon <= 1:
-            raise ValueError(f"epsilon is {self.epsilon}; a probability is from 0 to 1")
+            raise ValueError(f"epsilon is {self.epsilon}; it must be a probability from 0 to 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
 
     @classmethod
     def of(cls, config: TrainConfig) -> Protocol:
-        """The one by which a run of this configuration is evaluated while it trains."""
+        """The protocol by which a run with this configuration is evaluated during training."""
         return cls(config.game, config.evaluation_episodes, config.evaluation_epsilon)
 
     def __str__(self) -> str:
@@ -53,17 +58,18 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of complete episodes, in the order of their seeds."""
+    """Results of complete episodes, by episode number."""
 
     protocol: Protocol
-    scores: list[float]
+    scores: list[float]  # sums of unclipped rewards
     steps: list[int]  # of each episode
-    cut_off: int  # episodes that hit the time limit
+    cut_off: int  # number of episodes that reached the time limit
 
     def summary(self) -> dict[str, float]:
-        """Mean with its 95 % bootstrap interval, median, sample sd, min and max of the scores.
+        """Statistics of the scores: mean, median, sd, min and max.
 
-        Where human scores are published also `human_normalized`, of the mean.
+        `mean_low` and `mean_high` are the 95 % percentile bootstrap interval of the mean, `sd` is the sample standard
+        deviation, and `human_normalized` is the normalized mean, for games with published human scores.
         """
         scores = np.array(self.scores)
         draws = generator(self.protocol.seed, "bootstrap").integers(len(scores), size=(BOOTSTRAP_SAMPLES, len(scores)))
@@ -81,12 +87,12 @@ class Evaluation:
         }
 
     def metrics(self, name: str, states: int) -> list[Metric]:
-        """The summary as metrics below `name`, of the network after `states` states."""
+        """The summary as metrics `name`/…, for a network that was trained on `states` states."""
         figures = {**self.summary(), "cut_off": self.cut_off, "steps": float(np.mean(self.steps))}
         return [Metric(f"{name}/{figure}", states, value) for figure, value in figures.items()]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """All fields and the summary, ready for JSON."""
         record = asdict(self)
         return {**record.pop("protocol"), **self.summary(), **record}
 
@@ -98,9 +104,17 @@ class Evaluation:
 
 
 def evaluation_groups(protocol: Protocol, config: TrainConfig, threads: int) -> list[Callable[[], Lanes]]:
-    """How to open each group of an evaluation's games; never those that a training of that seed plays.
+    """Functions, each of which opens one group of lanes for an evaluation.
 
-    The groups are the same whatever the number of threads, for the policy's draws belong to them.
+    The groups do not depend on `threads`, because each of them has its own random draws of the policy.
+
+    Args:
+        protocol: of the evaluation.
+        config: of the agent, for the settings of its games.
+        threads: CPU threads of all groups together.
+
+    Raises:
+        ValueError: the game of `protocol` is unknown.
     """
     settings, histories = game_settings(protocol, config), first_histories(min(protocol.episodes, LANES))
     size = -(-len(histories) // GROUPS)
@@ -109,13 +123,13 @@ def evaluation_groups(protocol: Protocol, config: TrainConfig, threads: int) -> 
 
 
 def game_settings(protocol: Protocol, config: TrainConfig) -> GameSettings:
-    """The settings of an evaluation's games; its seed is another one than that of a training with `protocol.seed`."""
+    """The settings of an evaluation's games. Their seed differs from that of a training run with `protocol.seed`."""
     seed = int(generator(protocol.seed, "evaluation games").integers(2**63))
     return GameSettings.of(config, protocol.game, seed)
 
 
 def policy_draws(protocol: Protocol, group: int = 0) -> np.random.Generator:
-    """The random draws of the policy in a group of an evaluation's games."""
+    """The random generator of the policy for a group of an evaluation."""
     return generator(protocol.seed, "evaluation", group)
 
 
@@ -126,41 +140,52 @@ def play_episodes(
     threads: int = 1,
     on_step: Callable[[int, int], None] = lambda done, episodes: None,
 ) -> Evaluation:
-    """Play the protocol's complete episodes, epsilon-greedy.
+    """Play the complete episodes of a protocol with an epsilon-greedy policy.
 
-    Which episodes are played is fixed beforehand, number 0 up to `episodes`, whichever end first:
-    counting the first to finish would favour short ones.
+    Episodes 0 to `episodes` - 1 are evaluated, in whatever order they end. Short episodes would be
+    over-represented if the first ones to end were evaluated.
 
     Args:
-        groups: each opens freshly started games; of all lanes together there is one at most for each episode.
-        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32; called by all threads.
-        protocol: how many episodes, and the policy's epsilon and seed.
-        threads: groups that play at the same time; the scores do not depend on it.
-        on_step: told the episodes done and to do.
+        groups: functions that open new lanes, from `evaluation_groups`; at most one lane for each episode.
+        estimate: maps states (N, 105, 80, C) uint8 to Q-values (N, A) float32; called from all threads.
+        protocol: number of episodes, epsilon, and seed of the policy's draws.
+        threads: groups that play at the same time; the result does not depend on it.
+        on_step: called with the number of episodes done and `episodes`, after each step.
     """
-    episodes = protocol.episodes
-    scores, steps = np.zeros(episodes), np.zeros(episodes, np.int64)
-    cut_off, over, telling = np.zeros(episodes, bool), np.zeros(episodes, bool), Lock()
+    results, reporting = _EpisodeResults(protocol.episodes), Lock()
 
     def play_group(group: int, stopped: Event) -> None:
         lanes, draws = groups[group](), policy_draws(protocol, group)
         try:
-            while not stopped.is_set() and (wanted := lanes.episodes < episodes).any():
-                playing = lanes.episodes[wanted]
-                # Lanes that are done go on, for the emulators step together; nobody asks what they should do.
-                estimates = estimate(lanes.states if wanted.all() else lanes.states[wanted])
-                q_values = np.zeros((len(wanted), estimates.shape[1]), np.float32)
-                q_values[wanted] = estimates
+            while not stopped.is_set() and (active := lanes.episodes < protocol.episodes).any():
+                episodes = lanes.episodes[active]
+                # All lanes of a group step together. Q-values are estimated only for those whose episode counts.
+                estimates = estimate(lanes.states if active.all() else lanes.states[active])
+                q_values = np.zeros((len(active), estimates.shape[1]), np.float32)
+                q_values[active] = estimates
                 outcome = lanes.step(lanes.with_noops(epsilon_greedy(q_values, protocol.epsilon, draws)))
-                scores[playing] += outcome.rewards[wanted]
-                steps[playing] += ~outcome.truncated[wanted]
-                cut_off[playing] |= outcome.truncated[wanted]
-                over[playing] = (outcome.terminated | outcome.truncated)[wanted]
-                with telling:
-                    on_step(int(over.sum()), episodes)
+                results.add(episodes, outcome, active)
+                with reporting:
+                    on_step(int(results.over.sum()), protocol.episodes)
         finally:
             lanes.close()
 
     run_in_threads([partial(play_group, group) for group in range(len(groups))], threads, torch_threads=1)
-    assert over.all()
-    return Evaluation(protocol, scores.tolist(), steps.tolist(), int(cut_off.sum()))
+    assert results.over.all()
+    return Evaluation(protocol, results.scores.tolist(), results.steps.tolist(), int(results.cut_off.sum()))
+
+
+class _EpisodeResults:
+    """Results of all episodes, by episode number. Groups add to different episodes, so no lock is needed."""
+
+    def __init__(self, episodes: int) -> None:
+        self.scores, self.steps = np.zeros(episodes), np.zeros(episodes, np.int64)
+        self.cut_off, self.over = np.zeros(episodes, bool), np.zeros(episodes, bool)
+
+    def add(self, episodes: np.ndarray, outcome: Outcome, active: np.ndarray) -> None:
+        """Add a step of the lanes in `active` (L,) bool, which play `episodes`."""
+        truncated = outcome.truncated[active]
+        self.scores[episodes] += outcome.rewards[active]
+        self.steps[episodes] += ~truncated
+        self.cut_off[episodes] |= truncated
+        self.over[episodes] = outcome.terminated[active] | truncated

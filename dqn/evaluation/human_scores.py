@@ -1,8 +1,7 @@
-"""What a random player and a professional human tester score, to say how good a score is.
+"""Published scores of a random player and a professional human tester, for human-normalized scores.
 
-Source: the tables of Wang and others 2016 (Dueling Network Architectures for Deep Reinforcement
-Learning) and Badia and others 2020 (Agent57): episodes of at most 108,000 frames that begin with
-up to 30 idle frames.
+Source: the tables of Wang et al. (2016, "Dueling Network Architectures for Deep Reinforcement Learning")
+and Badia et al. (2020, "Agent57"). Their episodes last at most 108,000 frames and start with up to 30 no-ops.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ _SCORES = {
 
 
 def human_normalized(game: str, score: float) -> float | None:
-    """0 for the score of the random player, 1 for the human's; None where none are published."""
+    """(score - random) / (human - random), or None if no scores are published for `game`."""
     if game_title(game) not in _SCORES:
         return None
     random, human = _SCORES[game_title(game)]

@@ -1,1 +1,1 @@
-"""An agent described for use outside this project: its computation as data, and its model card."""
+"""Description of an agent for use without this project: its computation as data, and its model card."""

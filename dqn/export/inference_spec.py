@@ -1,4 +1,4 @@
-"""An agent to give away: its weights, what others need to know to play with it, and a card that tells both."""
+"""An exported agent: its weights, and the preprocessing and the layers of its network as data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, T
 from dqn.evaluation.evaluation import Evaluation
 from dqn.learning.networks import QNetwork, ResidualBlock, make_network
 
-# What makes a layer of torch again, besides its weights
+# Arguments that construct a layer
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ZeroPad2d: ("padding",),
     nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
@@ -27,31 +27,36 @@ _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ExportedAgent:
-    """One checkpoint of a run without what only its training needs."""
+    """The part of a checkpoint that is needed to play, without the state of training."""
 
     run_id: str
     run_name: str
-    checkpoint: str  # digest of the unit it is from
+    checkpoint: str  # digest of the checkpoint's unit
     metadata: CheckpointMetadata
-    weights: dict[str, Tensor]
-    evaluation: Evaluation | None  # the one that speaks for it, if it was evaluated
+    weights: dict[str, Tensor]  # state dict of a QNetwork
+    evaluation: Evaluation | None  # None if the checkpoint was not evaluated
 
 
 def untrained_network(metadata: CheckpointMetadata) -> QNetwork:
-    """A network that is built as an agent's is."""
+    """A network with the architecture of an agent and random weights."""
     return make_network(metadata.config, len(metadata.action_names))
 
 
-def recipe_to_play(metadata: CheckpointMetadata, network: QNetwork) -> dict[str, Any]:
-    """All that it takes to play without this package, ready for JSON.
+def inference_spec(metadata: CheckpointMetadata, network: QNetwork) -> dict[str, Any]:
+    """Everything that is needed, besides the weights, to play with an agent without this package; ready for JSON.
 
-    `game` are the arguments of gymnasium.make. `layers` make a torch.nn.Sequential that has the weights of
-    `plain_weights` and takes states (N, C, 105, 80) times `pixel_scale`. `adds` has for each layer the number of the
-    one whose input is added to its output, or None.
+    Args:
+        metadata: of the agent's checkpoint.
+        network: with the architecture of the agent.
+
+    Returns:
+        Among others `game`, the arguments of gymnasium.make. `layers` describes the layers of a torch.nn.Sequential
+        for the weights of `plain_weights`; its input is states (N, C, 105, 80) times `pixel_scale`. `adds` has for
+        each layer the number of the layer whose input is added to its output, or None.
     """
     config = metadata.config
     native = config.game.startswith("ALE/")
-    layers, adds = _in_a_row(network)
+    layers, adds = _flat_layers(network)
     return {
         "game": {
             "id": f"ale_py:{config.game}",
@@ -68,14 +73,14 @@ def recipe_to_play(metadata: CheckpointMetadata, network: QNetwork) -> dict[str,
         "motion_threshold": int(MOTION_THRESHOLD),
         "trace_decay": TRACE_DECAY,
         "pixel_scale": 1 / 255 if config.scale_input else 1.0,
-        "layers": [_described(layer) for layer in layers],
+        "layers": [_layer_spec(layer) for layer in layers],
         "adds": adds,
         "epsilon": config.evaluation_epsilon,
     }
 
 
-def _in_a_row(network: QNetwork) -> tuple[nn.Sequential, list[int | None]]:
-    """The layers of a network, those of residual blocks among them, and `adds` of `recipe_to_play`."""
+def _flat_layers(network: QNetwork) -> tuple[nn.Sequential, list[int | None]]:
+    """All layers of a network in one Sequential, residual blocks included, and `adds` of `inference_spec`."""
     layers: list[nn.Module] = []
     adds: list[int | None] = []
     for part in (*network.convolutions, nn.Flatten(), *network.dense):
@@ -85,20 +90,24 @@ def _in_a_row(network: QNetwork) -> tuple[nn.Sequential, list[int | None]]:
     return nn.Sequential(*layers), adds
 
 
-def _described(layer: nn.Module) -> tuple[str, dict[str, Any]]:
+def _layer_spec(layer: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The name of a layer's class in torch.nn, and the arguments that construct the layer."""
     kind = next(kind for kind in _OPTIONS if isinstance(layer, kind))
     return kind.__name__, {option: getattr(layer, option) for option in _OPTIONS[kind]}
 
 
-_FLATTENED = "dense.0.weight"  # the weights behind the flattening
+_FLATTENED = "dense.0.weight"  # weights of the layer after nn.Flatten
 
 
 def plain_weights(weights: dict[str, Tensor], network: QNetwork) -> dict[str, Tensor]:
-    """The weights of a QNetwork as those of torch.nn.Sequential, which flattens channel by channel, not by pixel.
+    """Convert the weights of a QNetwork to those of the torch.nn.Sequential of `inference_spec`.
+
+    The inputs of the first dense layer are reordered, because a QNetwork flattens pixel by pixel and nn.Flatten
+    flattens channel by channel.
 
     Args:
-        weights: of any network that is built as `network` is.
-        network: whose layers they are for.
+        weights: state dict of a network with the architecture of `network`.
+        network: any network with this architecture.
     """
     by_pixel, channels = weights[_FLATTENED], _flattened_channels(network)
     by_channel = by_pixel.reshape(len(by_pixel), -1, channels).transpose(1, 2).flatten(1)
@@ -115,8 +124,8 @@ def network_weights(plain: dict[str, Tensor], network: QNetwork) -> dict[str, Te
 
 
 def _plain_names(network: QNetwork) -> dict[str, str]:
-    """What the weights of a network are called when its layers are in a row."""
-    return dict(zip(network.state_dict(), _in_a_row(network)[0].state_dict(), strict=True))
+    """For each weight of a network, its name in the Sequential of `_flat_layers`."""
+    return dict(zip(network.state_dict(), _flat_layers(network)[0].state_dict(), strict=True))
 
 
 def _flattened_channels(network: QNetwork) -> int:

@@ -12,16 +12,17 @@ from dqn.export.inference_spec import ExportedAgent
 
 _SCALE = {
     False: "",
-    True: "; they are rescaled (see `rescale_values` in the project), which changes no order among them",
+    True: "; they are rescaled (see the field `rescale_values`), which does not change their order",
 }
 
 
 def model_card(exported: ExportedAgent, address: str | None = None) -> str:
-    """What an agent is, how it was trained, how it scores and how to load it, in Markdown.
+    """Description of an agent, its training, its scores and how to load it, in Markdown.
 
     Args:
         exported: the agent.
-        address: where MLflow's registry has it, such as `models:/Breakout@champion`; else it is in a directory.
+        address: URI of the agent in MLflow's model registry, such as `models:/Breakout@champion`; None if it is
+            exported to a directory.
     """
     metadata, title = exported.metadata, game_title(exported.metadata.config.game)
     config, counters = metadata.config, metadata.counters
@@ -35,40 +36,42 @@ A network that estimates the Q-value of each action in {config.game} from the sc
 
 {_scores(exported.evaluation)}
 
-## In and out
+## Input and output
 
-- In: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, {config.state_channels}) uint8, {_state(config)}
-- Out: Q-values (N, {len(metadata.action_names)}) float32 of the actions \
+- Input: states (N, {STATE_HEIGHT}, {STATE_WIDTH}, {config.state_channels}) uint8, {_state(config)}
+- Output: Q-values (N, {len(metadata.action_names)}) float32 of the actions \
 {", ".join(metadata.action_names)}{_SCALE[config.rescale_values]}.
 
-## Load it
+## How to load it
 
 {_in_registry(address, config.state_channels) if address else _IN_A_DIRECTORY}
 
-## Recipe
+## Training
 
 Network `{config.network}`, sweep `{config.sweep}`, discount {config.discount:g}, optimizer `{config.optimizer}`, \
-{config.lanes} games side by side, seed {config.seed}. The whole configuration:
+{config.lanes} parallel games, seed {config.seed}. Complete configuration:
 
 ```json
 {json.dumps(config.model_dump(mode="json"), indent=1)}
 ```
 
-One run of one seed: another may score differently. It knows this game only.
+The scores are those of one run with one seed; a run with another seed may score differently. The network was trained \
+on this game only.
 """
 
 
 def _state(config: TrainConfig) -> str:
     if config.frame_stack:
-        return f"the last {config.state_channels} gray frames, newest first; when an episode begins, all are its first."
-    return f"""a gray frame and its motion trace. The trace is 255 where a \
-pixel changed by more than {MOTION_THRESHOLD} since the last frame, and {TRACE_DECAY:g} times the trace before \
-elsewhere; it is 0 when an episode begins."""
+        count = config.state_channels
+        return f"the last {count} gray frames, newest first; at the start of an episode, all are its first frame."
+    return f"""a gray frame and its motion trace. The trace of a pixel is \
+255 if the pixel changed by more than {MOTION_THRESHOLD} since the last frame, else {TRACE_DECAY:g} times its previous \
+value; it is 0 at the start of an episode."""
 
 
 def _scores(evaluation: Evaluation | None) -> str:
     if evaluation is None:
-        return "It was not evaluated."
+        return "This checkpoint was not evaluated."
     protocol, summary = evaluation.protocol, evaluation.summary()
     human = summary.get("human_normalized")
     interval = f"95 % bootstrap interval {summary['mean_low']:.2f} to {summary['mean_high']:.2f}"
@@ -87,9 +90,10 @@ def _scores(evaluation: Evaluation | None) -> str:
     )
 
 
-_IN_A_DIRECTORY = """`weights.safetensors` has the weights, and `config.json` under `play` what it takes to use them: \
-layers of a torch.nn.Sequential, sizes and constants. The project's `docs/examples/play_exported.py` plays with them \
-by torch and gymnasium alone: `python play_exported.py DIRECTORY`."""
+_IN_A_DIRECTORY = """`weights.safetensors` contains the weights. `config.json` contains under `play` the layers of a \
+torch.nn.Sequential for them, and the sizes and constants of the preprocessing. The project's \
+`docs/examples/play_exported.py` plays with these two files, with torch and gymnasium only: \
+`python play_exported.py DIRECTORY`."""
 
 
 def _in_registry(address: str, channels: int) -> str:
@@ -100,5 +104,5 @@ q_values = mlflow.pyfunc.load_model("{address}").predict(states)
 network = mlflow.pytorch.load_model("{address}")
 ```
 
-`dqn evaluate {address}` plays with it, and so do `dqn record`, `dqn play` and `dqn export`. In the folder `agent` are \
-the weights as safetensors with a JSON configuration."""
+The commands `dqn evaluate`, `dqn record`, `dqn play` and `dqn export` accept this address, for example \
+`dqn evaluate {address}`. The folder `agent` contains the weights as safetensors and a JSON configuration."""

@@ -1,1 +1,1 @@
-"""Figures and videos; everything that needs matplotlib or a font."""
+"""Figures, and pictures of recorded episodes. Only this part of dqn requires matplotlib and pillow."""

@@ -1,9 +1,10 @@
-"""Curves over a training run."""
+"""Figures of the metrics of training runs. All functions return a new matplotlib Figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,23 +30,24 @@ from dqn.plots.figures import BLUE, GRAY, GREEN, LIGHT, ORANGE, RED, new_figure,
 STATES = "states played"
 MINUTES = "minutes of work"
 WINDOW_EPISODES = 100
-RUN_COLORS = (BLUE, ORANGE, GREEN, RED, "#8250df", GRAY, "#0a9396", "#b5179e")  # of runs that are compared
+RUN_COLORS = (BLUE, ORANGE, GREEN, RED, "#8250df", GRAY, "#0a9396", "#b5179e")  # colors of the runs in a comparison
 
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """A running mean with its 95 % interval; all arrays (N,)."""
+    """A running mean with its 95 % confidence interval; all arrays (N,)."""
 
-    states: np.ndarray
+    states: np.ndarray  # states played
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
 def running_mean(scores: Curve, window: int = WINDOW_EPISODES, points: int = 400) -> MeanCurve:
-    """Mean of the last `window` episodes at `points` of them, with the normal 95 % interval of that mean.
+    """Mean score of the last `window` episodes, with its normal 95 % confidence interval.
 
-    Where there are few episodes it begins with a fifth of them, when the window is not full yet.
+    It is computed at up to `points` evenly spaced episodes. With few episodes, the first mean is that of the first
+    fifth of the episodes, instead of a full window.
     """
     episodes = len(scores.values)
     ends = np.unique(np.linspace(min(window, -(-episodes // 5)), episodes, points).astype(int))
@@ -56,7 +58,7 @@ def running_mean(scores: Curve, window: int = WINDOW_EPISODES, points: int = 400
 
 
 def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
-    """Scores against states: every training episode, their running mean, and the evaluations."""
+    """Scores by states played: all training episodes, their running mean, and the evaluations."""
     figure = new_figure(9, 4.8, f"{game}: scores while training")
     axes = _over_states(figure.subplots(), "score of an episode [points]")
     if episodes := curves.get(SCORE_EPISODE):
@@ -82,7 +84,7 @@ def score_curve(curves: Mapping[str, Curve], game: str) -> Figure:
 
 
 def q_value_curves(curves: Mapping[str, Curve], game: str) -> Figure:
-    """Q-values, estimation errors and loss against states."""
+    """Q-values, estimation errors and loss by states played."""
     figure = new_figure(9, 7.2, f"{game}: Q-values while training")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     _over_states(top, "Q-value [reward]")
@@ -109,33 +111,27 @@ def q_value_curves(curves: Mapping[str, Curve], game: str) -> Figure:
 def score_comparison(
     runs: Mapping[str, Mapping[str, Curve]], game: str, minutes: Mapping[str, Curve] | None = None
 ) -> Figure:
-    """Scores of several runs against states, or against the minutes that their states took.
+    """Scores of several runs, by states played or by minutes of work.
 
     Args:
-        runs: for each run's name its curves: `score/episode`, and those below `evaluation/` if there are any.
+        runs: by name of the run, its curves by metric name: `score/episode` and, if it was evaluated, `evaluation/…`.
         game: title of the game.
-        minutes: for each run's name, the minutes of work until so many states were played.
+        minutes: by name of the run, the minutes of work until a number of states was played; without it, the x axis
+            shows states played.
     """
     evaluated = any(EVALUATION_MEAN in curves for curves in runs.values())
     figure = new_figure(10, 7.6 if evaluated else 4.6, f"{game}: scores against {MINUTES if minutes else STATES}")
     panels = figure.subplots(2 if evaluated else 1, 1, sharex=True, squeeze=False)[:, 0]
     training = _over_states(panels[-1], f"mean score of {WINDOW_EPISODES}\ntraining episodes [points]")
     for color, (name, curves) in zip(RUN_COLORS, runs.items(), strict=False):
-
-        def along(states: np.ndarray, name: str = name) -> np.ndarray:
-            if not minutes:
-                return states
-            # What a cycle played that is not done yet took an unknown time.
-            took: np.ndarray = np.interp(states, minutes[name].states, minutes[name].values, right=np.nan)
-            return took
-
+        x = partial(_minutes_of, minutes[name]) if minutes else _same
         training.plot([], [], color=color, lw=2, label=name)
         if episodes := curves.get(SCORE_EPISODE):
             mean = running_mean(episodes)
-            training.fill_between(along(mean.states), mean.low, mean.high, color=color, alpha=0.15, lw=0)
-            training.plot(along(mean.states), mean.mean, color=color, lw=1.8, marker=_marker(mean.states))
+            training.fill_between(x(mean.states), mean.low, mean.high, color=color, alpha=0.15, lw=0)
+            training.plot(x(mean.states), mean.mean, color=color, lw=1.8, marker=_marker(mean.states))
         if tested := curves.get(EVALUATION_MEAN):
-            _evaluations(panels[0], along(tested.states), tested, curves, color)
+            _evaluations(panels[0], x(tested.states), tested, curves, color)
     if evaluated:
         _over_states(panels[0], "mean score of\nan evaluation [points]").set_xlabel("")
     training.set_xlabel(MINUTES if minutes else STATES)
@@ -146,8 +142,18 @@ def score_comparison(
     return figure
 
 
+def _same(states: np.ndarray) -> np.ndarray:
+    return states
+
+
+def _minutes_of(minutes: Curve, states: np.ndarray) -> np.ndarray:
+    """Minutes of work until `states` were played; NaN for states of a cycle that has not ended."""
+    interpolated: np.ndarray = np.interp(states, minutes.states, minutes.values, right=np.nan)
+    return interpolated
+
+
 def _marker(x: np.ndarray) -> str:
-    """A line of one point would not be seen."""
+    """A marker for a curve of one point, which has no visible line."""
     return "o" if len(x) == 1 else ""
 
 

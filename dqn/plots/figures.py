@@ -1,6 +1,6 @@
-"""Pictures of play: scores, highlights, the sweep, and how Q-values and errors spread.
+"""Figures of play: scores, highlights, the sweep, and distributions of Q-values and estimation errors.
 
-Every function returns a matplotlib Figure and touches no global state.
+All functions return a new matplotlib Figure and do not use pyplot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INK = "#1f2430"
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """An empty figure of that size in inches, in the style of all others."""
+    """An empty figure in the style of the project; `width` and `height` in inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
@@ -32,7 +32,7 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 
 def plain(axes: Axes, x: str = "", y: str = "") -> Axes:
-    """Name the axes and take away what does not inform."""
+    """Label the axes with `x` and `y`, and hide the top and right spines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRAY)
     axes.tick_params(colors=INK, labelsize=9)
@@ -42,7 +42,7 @@ def plain(axes: Axes, x: str = "", y: str = "") -> Axes:
 
 
 def bare(axes: Axes) -> Axes:
-    """For images: no ticks."""
+    """Hide ticks and spines, for axes with an image."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -51,14 +51,14 @@ def bare(axes: Axes) -> Axes:
 
 
 def score_histogram(evaluation: Evaluation) -> Figure:
-    """How the scores of an evaluation scatter, with their mean and its 95 % interval, and their median."""
+    """Histogram of the scores of an evaluation, with their mean, its 95 % interval, and their median."""
     protocol, summary, scores = evaluation.protocol, evaluation.summary(), np.array(evaluation.scores)
     title = f"{game_title(protocol.game)}: {protocol.episodes} complete episodes at epsilon {protocol.epsilon:g}"
     figure = new_figure(8, 4.2, title)
     axes = plain(figure.subplots(), "score of an episode [points]", "episodes")
     counts, _, _ = axes.hist(scores, bins=_bins(scores), color=BLUE, alpha=0.75, edgecolor="white")
     mean, low, high = summary["mean"], summary["mean_low"], summary["mean_high"]
-    # Above the bars, where it neither hides one nor is hidden.
+    # Draw the mean above the bars, so that it does not overlap them.
     label = f"mean {mean:.2f}, 95 % interval {low:.2f} to {high:.2f}"
     reach = [[mean - low], [high - mean]]
     axes.errorbar([mean], [1.08 * np.max(counts)], xerr=reach, fmt="o", color=ORANGE, lw=2.4, capsize=5, label=label)
@@ -70,14 +70,14 @@ def score_histogram(evaluation: Evaluation) -> Figure:
 
 
 def _bins(scores: np.ndarray) -> Any:
-    """Edges of whole scores' bins, at most 30 of them."""
+    """Edges of at most 30 bins, whose width is a whole number of points."""
     low, high = float(scores.min()), float(scores.max())
     width = max(1.0, np.ceil((high - low + 1) / 30))
     return np.arange(low - 0.5, high + width + 0.5, width)
 
 
 def highlight_strip(experience: Experience, action_names: Sequence[str], highlight: Highlight, game: str) -> Figure:
-    """Frame, motion trace and Q-values of every state of a highlight, the action taken marked."""
+    """Frame, motion and Q-values of all states of a highlight; the action taken is orange."""
     steps, lane = highlight.steps, highlight.lane
     q_values = experience.q_values[steps.start : steps.stop, lane]
     low, high = float(q_values.min()), float(q_values.max())
@@ -91,31 +91,32 @@ def highlight_strip(experience: Experience, action_names: Sequence[str], highlig
         state = experience.states[step, lane]
         bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255)
         bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255)
-        chosen = step == highlight.step
-        frame.set_title(
-            "t" if chosen else f"t {step - highlight.step:+d}",
-            fontsize=10,
-            color=ORANGE if chosen else INK,
-            fontweight="bold" if chosen else "normal",
-        )
-        if chosen:
-            for axes in (frame, trace):
-                for spine in axes.spines.values():
-                    spine.set(visible=True, color=ORANGE, linewidth=2)
+        _title_step(frame, trace, step - highlight.step)
         _q_value_bars(bars, q_values[column], int(experience.actions[step, lane]), (low - margin, high + margin))
-        what = _what_happens(experience, step, lane)
-        bars.set_xlabel(what, fontsize=10, fontweight="bold", color=GREEN if what.startswith("+") else RED)
-        if column == 0:
-            frame.set_ylabel("frame", fontsize=9)
-            trace.set_ylabel("motion", fontsize=9)
-            bars.set_yticks(range(len(action_names)), action_names, fontsize=8)
-            bars.tick_params(length=0)
-            bars.set_ylabel("Q-value", fontsize=9)
+        events = _events(experience, step, lane)
+        bars.set_xlabel(events, fontsize=10, fontweight="bold", color=GREEN if events.startswith("+") else RED)
+    frame, trace, bars = rows[:, 0]
+    frame.set_ylabel("frame", fontsize=9)
+    trace.set_ylabel("motion", fontsize=9)
+    bars.set_yticks(range(len(action_names)), action_names, fontsize=8)
+    bars.tick_params(length=0)
+    bars.set_ylabel("Q-value", fontsize=9)
     return figure
 
 
+def _title_step(frame: Axes, trace: Axes, offset: int) -> None:
+    """Title a column with its offset from the step of the highlight, which gets an orange border."""
+    if offset:
+        frame.set_title(f"t {offset:+d}", fontsize=10, color=INK, fontweight="normal")
+        return
+    frame.set_title("t", fontsize=10, color=ORANGE, fontweight="bold")
+    for axes in (frame, trace):
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=ORANGE, linewidth=2)
+
+
 def _q_value_bars(axes: Axes, q_values: np.ndarray, taken: int, limits: tuple[float, float]) -> None:
-    """Horizontal bars from the lowest value shown, for what counts is their difference."""
+    """Horizontal bars, which start at the lower limit, because only their differences matter."""
     names = range(len(q_values))
     colors = [ORANGE if action == taken else LIGHT for action in names]
     axes.barh(names, q_values - limits[0], left=limits[0], color=colors, height=0.8)
@@ -130,8 +131,8 @@ def _q_value_bars(axes: Axes, q_values: np.ndarray, taken: int, limits: tuple[fl
     axes.set_yticks([])
 
 
-def _what_happens(experience: Experience, step: int, lane: int) -> str:
-    """What the action taken at a step brought."""
+def _events(experience: Experience, step: int, lane: int) -> str:
+    """The reward of a step, and whether it ended a life or the episode, as a label."""
     if experience.truncated[step, lane]:
         return "cut off"
     parts = [f"{experience.rewards[step, lane]:+g}"] if experience.rewards[step, lane] else []
@@ -143,12 +144,12 @@ def _what_happens(experience: Experience, step: int, lane: int) -> str:
 
 
 def sweep_figure(experience: Experience, targets: Targets, highlight: Highlight, game: str, discount: float) -> Figure:
-    """The sweep at work: the taken action's Q-value before and after, along a stretch that ends in a point."""
+    """Q-value of the action taken before and after the sweep, along a highlight that leads to a reward."""
     rows, lane = slice(highlight.steps.start, highlight.steps.stop), highlight.lane
     taken = experience.actions[rows, lane, None].astype(np.int64)
     before = np.take_along_axis(experience.q_values[rows, lane], taken, 1)[:, 0]
     after = np.take_along_axis(targets.q_values[rows, lane], taken, 1)[:, 0]
-    rewards, offsets = experience.rewards[rows, lane], np.array(highlight.steps) - highlight.step
+    offsets = np.array(highlight.steps) - highlight.step
     figure = new_figure(10, 5.6, f"{game_title(game)}: the backward sweep along {highlight.name}")
     shown = _spaced(highlight, 8)
     grid = figure.add_gridspec(2, len(shown), height_ratios=[3.0, 1.5])
@@ -158,22 +159,10 @@ def sweep_figure(experience: Experience, targets: Targets, highlight: Highlight,
     axes.fill_between(offsets, before, after, color=BLUE, alpha=0.12, lw=0)
     axes.plot(offsets, before, "o-", color=GRAY, ms=3, lw=1.2, label="the network's estimate when it played")
     axes.plot(offsets, after, "o-", color=BLUE, ms=3, lw=1.8, label=f"after the sweep (discount {discount:g})")
-    for place in np.flatnonzero(rewards):
-        axes.axvline(offsets[place], color=GREEN, lw=1.2, ls=":")
-        axes.annotate(
-            f"reward {rewards[place]:+g}",
-            (offsets[place], 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4, -4),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=9,
-            color=GREEN,
-        )
+    _mark_rewards(axes, offsets, experience.rewards[rows, lane])
     ended = experience.life_lost[rows, lane] | experience.terminated[rows, lane]
-    for place in np.flatnonzero(ended):
-        axes.axvline(offsets[place], color=RED, lw=1.2, ls=":", label="life lost")
+    for offset in offsets[ended]:
+        axes.axvline(offset, color=RED, lw=1.2, ls=":", label="life lost")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     axes.margins(y=0.15)
     for column, step in enumerate(shown):
@@ -185,20 +174,33 @@ def sweep_figure(experience: Experience, targets: Targets, highlight: Highlight,
     return figure
 
 
+def _mark_rewards(axes: Axes, offsets: np.ndarray, rewards: np.ndarray) -> None:
+    """Mark the offsets with a reward by a labeled vertical line."""
+    for offset, reward in zip(offsets[rewards != 0], rewards[rewards != 0], strict=True):
+        axes.axvline(offset, color=GREEN, lw=1.2, ls=":")
+        axes.annotate(
+            f"reward {reward:+g}",
+            (offset, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color=GREEN,
+        )
+
+
 def _spaced(highlight: Highlight, most: int) -> list[int]:
-    """At most so many steps of a highlight, evenly spaced, its own step among them."""
-    places = (
-        np.linspace(highlight.steps.start, highlight.steps.stop - 1, min(most, len(highlight.steps)))
-        .round()
-        .astype(int)
-    )
-    places[np.abs(places - highlight.step).argmin()] = highlight.step
-    shown: list[int] = places.tolist()
-    return shown
+    """At most `most` evenly spaced steps of a highlight, its own step among them."""
+    steps = highlight.steps
+    shown = np.linspace(steps.start, steps.stop - 1, min(most, len(steps))).round().astype(int)
+    shown[np.abs(shown - highlight.step).argmin()] = highlight.step
+    return [int(step) for step in shown]
 
 
 def q_value_histogram(experience: Experience, targets: Targets, game: str) -> Figure:
-    """How the Q-values of the actions taken spread, before the sweep and after it."""
+    """Histogram of the Q-values of the actions taken, before and after the sweep."""
     taken = experience.actions[..., None].astype(np.int64)
     played = ~experience.truncated
     before = np.take_along_axis(experience.q_values, taken, 2)[..., 0][played]
@@ -213,7 +215,7 @@ def q_value_histogram(experience: Experience, targets: Targets, game: str) -> Fi
 
 
 def error_histogram(targets: Targets, game: str, threshold: float) -> Figure:
-    """How far the sweep moved the taken action's Q-value; a logarithmic scale shows the rare large ones."""
+    """Histogram of the estimation errors, on a logarithmic scale that shows the rare large ones."""
     errors = targets.estimation_errors.ravel()
     share = float((errors >= threshold).mean())
     figure = new_figure(8, 4, f"{game_title(game)}: estimation errors, {len(errors):,} states")

@@ -1,4 +1,4 @@
-"""Pictures of a network: what its convolutions make of a state, and their weights."""
+"""Figures of a network: the outputs of its convolutions for a state, and their weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ from dqn.plots.figures import bare, new_figure
 
 
 def convolutions(network: QNetwork) -> list[nn.Conv2d]:
-    """The convolutions of a network, in order."""
+    """The convolutions of a network, in the order in which they are applied."""
     return [layer for layer in network.convolutions.modules() if isinstance(layer, nn.Conv2d)]
 
 
 @torch.no_grad()
 def convolution_outputs(network: QNetwork, state: np.ndarray) -> dict[int, np.ndarray]:
-    """What each convolution (from 1) puts out for a state (105, 80, C) uint8, after its ReLU: (channels, h, w).
+    """Outputs of the convolutions for one state, after their ReLU.
 
-    One that only adds to its residual block's input has no ReLU, and is left out.
+    The last convolution of a residual block has no ReLU of its own, so it is not included.
+
+    Args:
+        network: on any device.
+        state: (105, 80, C) uint8.
+
+    Returns:
+        (channels, height, width) float32, by number of the convolution, from 1.
     """
     outputs: dict[int, np.ndarray] = {}
     hooks, number = [], 0
@@ -48,12 +55,14 @@ def _keep(
 
 
 def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: int, game: str) -> Figure:
-    """The output channels of a convolution beside the state that they come from, on one scale.
+    """The output channels of a convolution on one color scale, beside the state.
 
     Args:
         state: (105, 80, C) uint8.
-        outputs: (channels, height, width), from zero up.
+        outputs: (channels, height, width), not negative.
         layer: number of the convolution, from 1.
+        layers: number of convolutions of the network.
+        game: title of the game.
     """
     channels, height, width = outputs.shape
     columns, rows = _grid(channels, height / width)
@@ -79,18 +88,25 @@ def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: i
 
 
 def weights_figure(network: QNetwork, layer: int, channel: int, game: str) -> Figure:
-    """The weights of convolution `layer` (from 1) for one input channel (from 0), zero in white.
+    """The weights of a convolution for one input channel; zero is white.
+
+    Args:
+        network: on any device.
+        layer: number of the convolution, from 1.
+        channel: number of the input channel, from 0.
+        game: title of the game.
 
     Raises:
-        ValueError: there is no such convolution or input channel.
+        ValueError: `layer` or `channel` is out of range.
     """
     found = convolutions(network)
     if not 1 <= layer <= len(found):
-        raise ValueError(f"convolution is {layer}; this network has 1 to {len(found)}")
+        raise ValueError(f"convolution is {layer}; it must be from 1 to {len(found)} for this network")
     weights = found[layer - 1].weight.detach().float().cpu().numpy()
     if not 0 <= channel < weights.shape[1]:
         raise ValueError(
-            f"channel is {channel}; convolution {layer} has the input channels 0 to {weights.shape[1] - 1}"
+            f"channel is {channel}; it must be from 0 to {weights.shape[1] - 1}, the input channels of convolution "
+            f"{layer}"
         )
     filters = weights[:, channel]
     columns, rows = _grid(len(filters), 1.0)
@@ -116,7 +132,7 @@ def _outline(axes: Axes) -> None:
 
 
 def _grid(count: int, shape: float) -> tuple[int, int]:
-    """Columns and rows for that many images of height / width `shape`: wider than high, and full if possible."""
+    """Columns and rows of a landscape grid of `count` images of height / width `shape`, without gaps if possible."""
     wanted = math.sqrt(count * 1.9 * shape)
     columns = min((number for number in range(1, count + 1) if count % number == 0), key=lambda n: abs(n - wanted))
     if not wanted / 1.6 < columns < wanted * 1.6:

@@ -1,4 +1,4 @@
-"""An episode for the eye: the screen in colour, the motion trace, and what the network thinks of each action."""
+"""Recordings of episodes: the color screen, the motion trace and the Q-values of every step."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dqn.envs.policy import epsilon_greedy
 from dqn.evaluation.evaluation import Protocol, game_settings, policy_draws
 from dqn.randomness import episode_seeds
 
-WIDTH, HEIGHT = 1040, 480  # of a picture, in pixels; both even, as video codecs want
-FRAMES_PER_SECOND = 15  # of the screen's 60, an agent sees every fourth
+WIDTH, HEIGHT = 1040, 480  # pixels of a picture; both are even, as video codecs require
+FRAMES_PER_SECOND = 15  # steps per second; the console shows 60 frames per second, and a step lasts 4
 
 _PAPER, _INK, _SOFT, _BAR, _CHOSEN = "#ffffff", "#222222", "#8a8a8a", "#a9c4dd", "#d9622b"
-_LEFT, _TOP, _PICTURE = 20, 40, (320, 420)  # where pictures begin, and their size
+_LEFT, _TOP, _PICTURE = 20, 40, (320, 420)  # margins, and the size of the screen and the motion trace, in pixels
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One state of an episode, and what was done in it."""
+    """One step of an episode."""
 
-    screen: np.ndarray  # (height, width, 3) uint8: the emulator's own picture
-    motion: np.ndarray  # (105, 80) uint8: the motion trace, or by how much stacked frames differ
+    screen: np.ndarray  # (height, width, 3) uint8: the emulator's color screen
+    motion: np.ndarray  # (105, 80) uint8: the motion trace, or the range of each pixel of stacked frames
     q_values: np.ndarray  # (A,) float32
     action: int
     score: float  # before the action
@@ -41,14 +41,18 @@ class Shot:
 def record_episode(
     estimate: Callable[[np.ndarray], np.ndarray], protocol: Protocol, config: TrainConfig
 ) -> Generator[Shot, None, None]:
-    """Play one complete episode, epsilon-greedy: the protocol's, were it of one episode.
+    """Play one complete episode with an epsilon-greedy policy, and yield its steps.
 
-    A second game in colour takes the same seed and the same actions.
+    It is the episode that an evaluation of one episode plays. The color screens are those of a second game, which
+    has the same seed and takes the same actions.
 
     Args:
-        estimate: states (N, 105, 80, C) uint8 to Q-values (N, A) float32.
-        protocol: the game, the policy's epsilon and the seed.
-        config: of the agent: how its games are.
+        estimate: maps states (N, 105, 80, C) uint8 to Q-values (N, A) float32.
+        protocol: game, epsilon and seed; `episodes` is ignored.
+        config: of the agent, for the settings of its games.
+
+    Raises:
+        ValueError: the game of `protocol` is unknown.
     """
     settings = game_settings(protocol, config)
     lanes = Lanes(settings, first_histories(1), threads=1)
@@ -70,7 +74,7 @@ def record_episode(
 
 
 class _Screens:
-    """The colour screens of one episode."""
+    """The color screens of one episode."""
 
     def __init__(self, env: Any, seed: int) -> None:
         self._env = env
@@ -79,12 +83,12 @@ class _Screens:
         self.screen = self._picture(observation)
 
     def step(self, action: int) -> None:
-        """Take an action."""
+        """Take an action and update `screen`."""
         observation, *_ = self._env.step(np.array([action]) if self._vector else action)
         self.screen = self._picture(observation)
 
     def close(self) -> None:
-        """End the game."""
+        """Close the game."""
         self._env.close()
 
     def _picture(self, observation: np.ndarray) -> np.ndarray:
@@ -92,11 +96,11 @@ class _Screens:
 
 
 def draw_shot(shot: Shot, action_names: tuple[str, ...], span: tuple[float, float]) -> np.ndarray:
-    """A picture (480, 1040, 3) uint8 of a shot; bars reach over the Q-values in `span`."""
+    """Draw a picture (480, 1040, 3) uint8 of a step; `span` is the range of Q-values that the bars show."""
     page = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
     pen = ImageDraw.Draw(page)
-    for place, (title, picture) in enumerate((("screen", shot.screen), ("motion", shot.motion))):
-        left = _LEFT + place * (_PICTURE[0] + 20)
+    for column, (title, picture) in enumerate((("screen", shot.screen), ("motion", shot.motion))):
+        left = _LEFT + column * (_PICTURE[0] + 20)
         pen.text((left, 12), title, _SOFT, _font(16))
         page.paste(Image.fromarray(picture).convert("RGB").resize(_PICTURE, Image.Resampling.NEAREST), (left, _TOP))
     left = _LEFT + 2 * (_PICTURE[0] + 20)

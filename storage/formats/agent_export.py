@@ -10,7 +10,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from dqn.evaluation.evaluation import Evaluation
-from dqn.export.inference_spec import ExportedAgent, network_weights, plain_weights, recipe_to_play, untrained_network
+from dqn.export.inference_spec import ExportedAgent, inference_spec, network_weights, plain_weights, untrained_network
 from storage.errors import CorruptUnitError
 from storage.format_version import check_format
 from storage.formats.checkpoint import metadata_as_json, metadata_from_json
@@ -31,7 +31,7 @@ def write_export(directory: Path, exported: ExportedAgent, card: str) -> None:
     about = {
         "format": FORMAT,
         "game": exported.metadata.config.game,
-        "play": recipe_to_play(exported.metadata, network),
+        "play": inference_spec(exported.metadata, network),
         "run": {"id": exported.run_id, "name": exported.run_name, "checkpoint": exported.checkpoint},
         "evaluation": exported.evaluation.as_dict() if exported.evaluation else None,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),

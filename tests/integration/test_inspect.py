@@ -37,7 +37,7 @@ def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: St
         ({"cycle": 99}, "nothing is stored of cycle 99 of run looked-at: it was pruned or never made; kept: "),
         ({"state": "5"}, "write it as STEP:LANE, with a step below 32 and a lane below 8"),
         ({"state": "32:0"}, "state is '32:0'"),
-        ({"channel": 32}, "convolution 2 has the input channels 0 to 15"),
+        ({"channel": 32}, "it must be from 0 to 15, the input channels of convolution 2"),
     ],
 )
 def test_what_is_not_there_is_told(run: StoredRun, options: dict[str, object], message: str) -> None:

@@ -13,7 +13,7 @@ from dqn.evaluation.human_scores import human_normalized
 
 
 class ScriptedLanes:
-    """Episode e lasts `lengths[e]` steps, or 1, and pays e + 1 for each; those in `cut` end in a truncated row."""
+    """Lanes whose episode e has `lengths[e]` steps (default 1) with reward e + 1; those in `cut` are truncated."""
 
     def __init__(self, lanes: int, lengths: list[int], cut: tuple[int, ...] = ()) -> None:
         self.episodes = np.arange(lanes)
@@ -52,27 +52,28 @@ LENGTHS = [9, 1, 1, 4, 2, 1, 3]
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 5, 6])
-def test_episodes_are_fixed_beforehand_whichever_end_first(lanes: int) -> None:
+def test_episodes_are_selected_in_advance(lanes: int) -> None:
     evaluation = scores_of(ScriptedLanes(lanes, LENGTHS), 6)
     assert evaluation.steps == [9, 1, 1, 4, 2, 1]
     assert evaluation.scores == [9, 2, 3, 16, 10, 6]
     assert evaluation.cut_off == 0
 
 
-def test_episodes_cut_off_are_counted_and_their_row_is_no_step() -> None:
+def test_truncated_episodes_are_counted() -> None:
+    """A truncated row is no step of its episode."""
     evaluation = scores_of(ScriptedLanes(2, LENGTHS, cut=(0, 3, 6)), 5)
-    assert evaluation.cut_off == 2  # episode 6 is not asked for
+    assert evaluation.cut_off == 2  # episode 6 is not evaluated
     assert evaluation.steps == [9, 1, 1, 4, 2] and evaluation.scores == [9, 2, 3, 16, 10]
 
 
-def test_progress_counts_the_episodes_done() -> None:
-    told = []
-    scores_of(ScriptedLanes(2, LENGTHS), 4, on_step=lambda done, episodes: told.append((done, episodes)))
-    assert told[-1] == (4, 4) and told[0] == (1, 4)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+def test_progress_counts_finished_episodes() -> None:
+    reported = []
+    scores_of(ScriptedLanes(2, LENGTHS), 4, on_step=lambda done, episodes: reported.append((done, episodes)))
+    assert reported[-1] == (4, 4) and reported[0] == (1, 4)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
-def test_policy_uses_the_network_and_epsilon() -> None:
+def test_policy_uses_network_and_epsilon() -> None:
     chosen: list[np.ndarray] = []
 
     class Recording(ScriptedLanes):
@@ -92,30 +93,32 @@ def test_policy_uses_the_network_and_epsilon() -> None:
     assert shares[0] == 1 and 0.1 < shares[1] < 0.4
 
 
-def test_evaluation_of_real_games_is_repeatable_with_any_number_of_threads() -> None:
-    def once(seed: int, limit: int, threads: int) -> Evaluation:
+def test_evaluation_is_reproducible() -> None:
+    """The result does not depend on the number of threads."""
+
+    def evaluate(seed: int, limit: int, threads: int) -> Evaluation:
         protocol = Protocol("ALE/Breakout-v5", 4, 0.9, seed)
         config = make_config("fast", {"episode_frames_limit": limit})
         return play_episodes(evaluation_groups(protocol, config, threads), no_preference, protocol, threads)
 
-    first = once(1, 108_000, 1)
-    assert first == once(1, 108_000, 2)
+    first = evaluate(1, 108_000, 1)
+    assert first == evaluate(1, 108_000, 2)
     assert first.cut_off == 0 and len(set(first.steps)) > 2 and min(first.steps) > 50
-    assert first != once(2, 108_000, 1)
-    limited = once(1, 200, 2)
+    assert first != evaluate(2, 108_000, 1)
+    limited = evaluate(1, 200, 2)
     assert limited.cut_off == 4 and limited.steps == [50] * 4
 
 
 @pytest.mark.parametrize(("episodes", "lanes"), [(1, [[0]]), (3, [[0, 1], [2]]), (30, [[*range(5)], [*range(5, 10)]])])
-def test_groups_share_the_episodes(episodes: int, lanes: list[list[int]]) -> None:
+def test_groups_share_the_lanes(episodes: int, lanes: list[list[int]]) -> None:
     groups = evaluation_groups(Protocol("ALE/Breakout-v5", episodes, 0.01), make_config(), 2)
     opened = [group() for group in groups]
-    assert [found.episodes.tolist() for found in opened] == lanes
-    for found in opened:
-        found.close()
+    assert [group.episodes.tolist() for group in opened] == lanes
+    for group in opened:
+        group.close()
 
 
-def test_a_failure_in_one_group_stops_the_others_and_is_told() -> None:
+def test_failing_group_stops_others_and_raises() -> None:
     class Endless(ScriptedLanes):
         closed = False
 
@@ -142,13 +145,14 @@ def test_a_failure_in_one_group_stops_the_others_and_is_told() -> None:
         ([7], {"mean": 7, "median": 7, "sd": 0, "min": 7, "max": 7, "mean_low": 7, "mean_high": 7}),
     ],
 )
-def test_summary_has_mean_median_sample_sd_and_range(scores: list[float], expected: dict[str, float]) -> None:
+def test_summary_has_mean_median_sd_and_range(scores: list[float], expected: dict[str, float]) -> None:
     summary = of_scores(scores).summary()
     assert {name: summary[name] for name in expected} == pytest.approx(expected)
     assert summary["min"] <= summary["mean_low"] <= summary["mean"] <= summary["mean_high"] <= summary["max"]
 
 
-def test_interval_of_the_mean_is_the_usual_one_for_many_normal_scores() -> None:
+def test_interval_of_mean_matches_normal_interval() -> None:
+    """For many normally distributed scores."""
     scores = np.random.default_rng(0).normal(50, 10, 400)
     summary = of_scores(scores.tolist()).summary()
     half = 1.96 * scores.std(ddof=1) / 400**0.5
@@ -156,12 +160,12 @@ def test_interval_of_the_mean_is_the_usual_one_for_many_normal_scores() -> None:
     assert summary["mean_high"] == pytest.approx(scores.mean() + half, abs=0.15)
 
 
-def test_summary_says_the_same_each_time() -> None:
+def test_summary_is_deterministic() -> None:
     evaluation = of_scores([1.0, 5.0, 2.0, 9.0])
     assert evaluation.summary() == evaluation.summary()
 
 
-def test_dictionary_holds_summary_and_every_episode() -> None:
+def test_as_dict_has_summary_and_episodes() -> None:
     evaluation = Evaluation(Protocol("ALE/Breakout-v5", 2, 0.05, 4), [1.0, 3.0], [10, 20], 1)
     found = evaluation.as_dict()
     assert (found["mean"], found["episodes"], found["cut_off"], found["epsilon"], found["seed"]) == (2, 2, 1, 0.05, 4)
@@ -169,23 +173,23 @@ def test_dictionary_holds_summary_and_every_episode() -> None:
     assert Evaluation.from_dict(json.loads(json.dumps(found))) == evaluation
 
 
-def test_human_normalized_is_0_for_the_random_player_and_1_for_the_human() -> None:
+def test_human_normalized_maps_random_to_0_and_human_to_1() -> None:
     assert human_normalized("ALE/Breakout-v5", 1.7) == 0 and human_normalized("Breakout-v0", 30.5) == 1
     assert human_normalized("ALE/Pong-v5", 50.0) == pytest.approx((50 + 20.7) / 35.3)
     assert human_normalized("ALE/Tetris-v5", 1.0) is None
     assert "human_normalized" not in of_scores([1.0], "ALE/Tetris-v5").summary()
 
 
-def test_states_are_estimated_only_where_an_episode_is_wanted() -> None:
-    asked: list[int] = []
+def test_only_states_of_counted_episodes_are_estimated() -> None:
+    batches: list[int] = []
 
     def counting(states: np.ndarray) -> np.ndarray:
-        asked.append(len(states))
+        batches.append(len(states))
         return no_preference(states)
 
     lanes: Any = ScriptedLanes(2, LENGTHS)
     play_episodes([lambda: lanes], counting, Protocol("ALE/Breakout-v5", 2, 0.01))
-    assert asked == [2] + [1] * 8
+    assert batches == [2] + [1] * 8
 
 
 def of_scores(scores: list[float], game: str = "ALE/Breakout-v5") -> Evaluation:
