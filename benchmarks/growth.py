@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dqn.envs.experience import Experience
-from flows.server.environment import quiet_prefect
+from storage.environment import quiet_prefect
 
 LANES, STEPS = 4, 16
 SETTINGS = {"network": "small", "lanes": LANES, "replay_states": LANES * STEPS, "batch_size": LANES * STEPS}

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks.report import HERE, machine, replace_table
-from flows.server.processes import answers, start, stop, wait_until
+from flows.server.processes import responds, start_server, stop_server, wait_for_server
 from storage.formats.experience import read_experiences
 
 PAGE, RESULTS = HERE.parent / "docs" / "scaling.md", HERE / "results" / "scaling.json"
@@ -79,9 +79,9 @@ def servers(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, dict
         scheduler = ["dask", "scheduler", "--host", "127.0.0.1", "--port", str(dask), "--no-dashboard"]
         for command in (server, scheduler):
             said = stack.enter_context((home / f"{command[0]}.log").open("w+b"))
-            process = start([sys.executable, "-m", *command], environment, said)
-            stack.callback(stop, process)
-        wait_until(lambda: answers(f"http://127.0.0.1:{prefect}/api/health"), "the Prefect server", process, said)
+            process = start_server([sys.executable, "-m", *command], environment, said)
+            stack.callback(stop_server, process)
+        wait_for_server(lambda: responds(f"http://127.0.0.1:{prefect}/api/health"), "the Prefect server", process, said)
         yield f"tcp://127.0.0.1:{dask}", {"scheduler": psutil.Process(process.pid).memory_info().rss}
 
 
@@ -107,8 +107,8 @@ def workers(
                 scheduler,
             ]
             command += ["--nthreads", "1", "--resources", "collector=1", "--no-dashboard", "--memory-limit", "0"]
-            process = start([*command, "--local-directory", str(home / "dask")], environment, said)
-            stack.callback(stop, process)
+            process = start_server([*command, "--local-directory", str(home / "dask")], environment, said)
+            stack.callback(stop_server, process)
         with Client(scheduler) as client:
             client.wait_for_workers(count, timeout=120)
         worker = psutil.Process(process.pid)

@@ -7,7 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.commands.agents import find_cycle
+from flows.commands.agents import find_run_and_cycle
 from flows.commands.inspection import inspect_run
 from flows.parameters import Name
 
@@ -30,5 +30,5 @@ def inspect(
     Returns:
         The path of the report.
     """
-    found, its_cycle = find_cycle(run)
+    found, its_cycle = find_run_and_cycle(run)
     return inspect_run(found, its_cycle if cycle is None else cycle, state, channel)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-
 from typing import Any
 
 from prefect import State, flow, get_run_logger
@@ -18,7 +13,7 @@ from prefect.states import Failed
 from dqn.config import DEFAULT_STATES, Preset, make_config
 from dqn.envs.games import action_names, game_title
 from dqn.metrics import COUNTER_STATES
-from flows.failure import MENDABLE, run_command, tell_how_to_go_on
+from flows.failure import EXPECTED_ERRORS, log_retry_command, run_failure_command
 from flows.parameters import (
     Count,
     Game,
@@ -58,9 +53,9 @@ def _flow_run_name() -> str:
 @flow(
     name="dqn",
     flow_run_name=_flow_run_name,
-    on_failure=[run_command],
-    on_crashed=[tell_how_to_go_on, run_command],
-    on_cancellation=[tell_how_to_go_on],
+    on_failure=[run_failure_command],
+    on_crashed=[log_retry_command, run_failure_command],
+    on_cancellation=[log_retry_command],
 )
 def train(
     preset: Preset | None = None,
@@ -97,7 +92,7 @@ def train(
         with open_runner() as runner:
             run = _before(preset, settings, name, resume) or _started(preset, settings, name, target, runner)
             reached = _train(run, target, runner)
-    except MENDABLE as error:
+    except EXPECTED_ERRORS as error:
         return Failed(message=str(error), data=error)
     if not reached and deployment.id:
         _hand_over(run)

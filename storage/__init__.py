@@ -1,1 +1,5 @@
 """What must survive: committed units, checkpoints, runs and their metrics."""
+
+from storage.environment import set_defaults
+
+set_defaults()

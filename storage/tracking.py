@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-# A server that is away is asked again for about a minute, not for MLflow's quarter of an hour.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
-
 import contextlib
 import logging
 import sqlite3

@@ -1,9 +1,9 @@
 import os
 
+from storage.environment import NO_TELEMETRY
+
 # The tests need no server, no network and nothing of the user's.
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["DO_NOT_TRACK"] = "1"
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ.update(NO_TELEMETRY)
 os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait take the cores of other tests
 AWS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "ENDPOINT_URL", "REGION", "DEFAULT_REGION", "PROFILE")
 PLACES = ("DQN_HOME", "DQN_REPLAY", "DQN_CLUSTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL")

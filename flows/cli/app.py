@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from flows.server.environment import quiet_prefect
+from dqn import __version__
+from storage.environment import quiet_prefect, wants_traceback
 
 app = typer.Typer(
     name="dqn",
-    help="Learn to play Atari games from the screen by Q-learning.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,7 +23,9 @@ app = typer.Typer(
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or latest.", show_default=False)]
 Checkpoint = Annotated[str, typer.Option(help="latest, best, or the number of a cycle.")]
-Epsilon = Annotated[float | None, typer.Option(help="Probability of a random action.  [default: 0.01]")]
+Epsilon = Annotated[
+    float | None, typer.Option(help="Probability of a random action.", show_default="the run's evaluation_epsilon")
+]
 Game = Annotated[str | None, typer.Option(help="Another game with the same actions.")]
 Seed = Annotated[int, typer.Option(help="Seed of the games and the policy.")]
 Player = Annotated[
@@ -38,19 +39,37 @@ Player = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dqn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Learn to play Atari games from the screen by Q-learning."""
+
+
 @app.command()
 def train(
     preset: Annotated[
-        Literal["fast", "tutorial"] | None, typer.Option(help="Recipe to start from.  [default: fast]")
+        Literal["fast", "tutorial"] | None, typer.Option(help="Recipe to start from.", show_default="fast")
     ] = None,
-    game: Annotated[str | None, typer.Option(help="Gymnasium id, such as ALE/Breakout-v5 or Breakout-v0.")] = None,
+    game: Annotated[
+        str | None,
+        typer.Option(help="Gymnasium id, such as ALE/Breakout-v5 or Breakout-v0.", show_default="that of the preset"),
+    ] = None,
     states: Annotated[
-        int | None, typer.Option(help="Stop once the run has played this many states.  [default: 4400000]")
+        int | None, typer.Option(help="Stop once the run has played this many states.", show_default="4400000")
     ] = None,
     cycles: Annotated[int | None, typer.Option(help="Stop once the run has done this many cycles.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", show_default="0")] = None,
     shards: Annotated[
-        int | None, typer.Option(help="Parts of the lanes that are tasks of their own.  [default: 1]")
+        int | None, typer.Option(help="Parts of the lanes that are tasks of their own.", show_default="1")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run in MLflow.")] = None,
     resume: Annotated[
@@ -64,11 +83,11 @@ def train(
     """Train an agent, or go on training one."""
     overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
     quiet_prefect()
-    from flows.cli.train import start
+    from flows.cli.train import run_training
 
-    wanted: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
-    wanted |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
-    run_id = start(wanted, _stop_on_sigterm())
+    parameters: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
+    parameters |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
+    run_id = run_training(parameters, _interrupt_on_signals())
     from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
     from storage.runs import open_tracking
 
@@ -118,7 +137,9 @@ def runs(as_json: AsJson = False) -> None:
 def evaluate(
     run: Player,
     checkpoint: Checkpoint = "latest",
-    episodes: Annotated[int | None, typer.Option(help="Complete episodes to play.  [default: 30]")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Complete episodes to play.", show_default="the run's evaluation_episodes")
+    ] = None,
     epsilon: Epsilon = None,
     game: Game = None,
     seed: Seed = 0,
@@ -147,9 +168,9 @@ def record(
     """Play one episode with a checkpoint into a video."""
     quiet_prefect()
     from flows.commands.agents import open_agent
-    from flows.commands.record import record
+    from flows.commands.record import record_video
 
-    result = record(open_agent(run, checkpoint), out, epsilon, game, seed)
+    result = record_video(open_agent(run, checkpoint), out, epsilon, game, seed)
     print(f"{result['path']}: an episode of {result['steps']:,} steps with a score of {result['score']:g}")
 
 
@@ -160,12 +181,12 @@ def play(
     """Watch a checkpoint play in a window, until it is closed."""
     quiet_prefect()
     from flows.commands.agents import open_agent
-    from flows.commands.play import play
+    from flows.commands.play import play_in_window
 
-    def tell(score: float, steps: int) -> None:
+    def print_episode(score: float, steps: int) -> None:
         print(f"an episode of {steps:,} steps with a score of {score:g}", flush=True)
 
-    play(open_agent(run, checkpoint), epsilon, game, seed, tell)
+    play_in_window(open_agent(run, checkpoint), epsilon, game, seed, print_episode)
 
 
 @app.command()
@@ -204,18 +225,21 @@ def share(
 @app.command()
 def inspect(
     run: Player,
-    cycle: Annotated[int | None, typer.Option(help="Number of the cycle.  [default: the newest stored]")] = None,
+    cycle: Annotated[int | None, typer.Option(help="Number of the cycle.", show_default="the newest stored")] = None,
     state: Annotated[
-        str | None, typer.Option(metavar="STEP:LANE", help="State for the convolutions' outputs.  [default: the best]")
+        str | None,
+        typer.Option(
+            metavar="STEP:LANE", help="State for the convolutions' outputs.", show_default="the highest Q-value"
+        ),
     ] = None,
     channel: Annotated[int, typer.Option(help="Input channel of the later convolutions' weights.")] = 0,
 ) -> None:
     """Make a report with pictures of a cycle's play, sweep and network."""
     quiet_prefect()
-    from flows.commands.agents import find_cycle
+    from flows.commands.agents import find_run_and_cycle
     from flows.commands.inspection import inspect_run
 
-    found, its_cycle = find_cycle(run)
+    found, its_cycle = find_run_and_cycle(run)
     print(inspect_run(found, its_cycle if cycle is None else cycle, state, channel))
 
 
@@ -267,22 +291,22 @@ def verify(
 
 @app.command()
 def ui(
-    port: Annotated[int | None, typer.Option(help="Port.  [default: 5000, or DQN_MLFLOW_PORT]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port.", show_default="DQN_MLFLOW_PORT, or 5000")] = None,
 ) -> None:
     """Start the MLflow UI over the runs, until Ctrl-C."""
     from flows.server.processes import run_mlflow_ui
 
-    _stop_on_sigterm()
+    _interrupt_on_signals()
     run_mlflow_ui(port)
 
 
 @app.command()
 def serve() -> None:
     """Start a Prefect server, an MLflow server and a worker, and deploy, until Ctrl-C."""
-    from flows.server.serve import serve
+    from flows.server.serve import serve_until_interrupted
 
-    _stop_on_sigterm()
-    serve()
+    _interrupt_on_signals()
+    serve_until_interrupted()
 
 
 def main() -> None:
@@ -292,9 +316,9 @@ def main() -> None:
     except SystemExit as stop:
         if "prefect.events.worker" not in sys.modules:
             raise
-        from flows.server.processes import leave
+        from flows.server.processes import exit_after_draining
 
-        leave(int(stop.code or 0))
+        exit_after_draining(int(stop.code or 0))
 
 
 def _run() -> NoReturn:
@@ -317,7 +341,7 @@ def _run() -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    if os.environ.get("DQN_TRACEBACK"):
+    if wants_traceback():
         raise
     print(f"dqn: {message}", file=sys.stderr)
     sys.exit(status)
@@ -327,13 +351,16 @@ def _overrides(settings: list[str]) -> dict[str, Any]:
     overrides = {}
     for setting in settings:
         field, equals, value = setting.partition("=")
+        field = field.strip()
         if not equals:
             raise ValueError(f"--set {setting}: write it as field=value, such as --set lanes=32")
-        overrides[field.strip()] = value.strip()
+        if field in ("game", "seed"):
+            raise ValueError(f"--set {setting}: {field} has an option of its own: --{field} {value.strip()}")
+        overrides[field] = value.strip()
     return overrides
 
 
-def _stop_on_sigterm() -> list[int]:
+def _interrupt_on_signals() -> list[int]:
     """Make SIGTERM and SIGHUP end the run as Ctrl-C does; the list is empty until one came."""
     came: list[int] = []
 

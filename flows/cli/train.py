@@ -1,98 +1,113 @@
-"""Start a training from the command line: with a Prefect server for it alone, and its progress on this terminal."""
+"""Training from the command line: with a Prefect server of its own, and with its progress on the terminal."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import typer
 
 from flows.parameters import Target, check_resume, requested_config, requested_settings
-from flows.server.processes import prefect_is_away, start_embedded_prefect_server
+from flows.server.processes import prefect_unreachable, start_embedded_prefect_server
+from storage.environment import PREFECT_API_URL
 from storage.errors import StorageError, one_line
 from storage.settings import Settings
 
+if TYPE_CHECKING:
+    from flows.cli.display import Display
 
-def start(wanted: dict[str, Any], stopped: list[int]) -> str:
-    """Train as the parameters of the flow in `wanted` say, until the target is reached.
+
+def run_training(parameters: Mapping[str, Any], received_signals: list[int]) -> str:
+    """Run the flow `train` with `parameters` until its target is reached.
 
     Args:
-        wanted: every parameter of the flow, None where it was left out.
-        stopped: the signals that came to end this process, other than Ctrl-C.
+        parameters: value of every parameter of the flow; None for those that were not given.
+        received_signals: numbers of the signals that have interrupted this process, other than SIGINT.
 
     Returns:
         The id of the MLflow run.
 
     Raises:
-        ValueError: a parameter is wrong; no server was started.
-        StorageError: a server or the disk failed; it tells how to go on.
-        typer.Exit: it was interrupted, and how to go on is on stderr.
+        ValueError: a parameter is invalid.
+        StorageError: a server or the disk failed; the message has the command that resumes the run.
+        typer.Exit: the process was interrupted; the command that resumes the run is on stderr.
     """
-    wanted = {**wanted, "resume": _check(**wanted)}
-    display = None
+    parameters = {**parameters, "resume": _check(parameters)}
+    display: Display | None = None
     try:
-        start_embedded_prefect_server(meanwhile=_open_all)
+        start_embedded_prefect_server(meanwhile=_prepare)
         from flows.cli.display import Display
-        from flows.train import train_to_the_end
 
         display = Display()
-        with display:
-            return train_to_the_end(**wanted)
+        return _train(parameters, display)
     except KeyboardInterrupt:
         if display and display.run_id:
-            print(f"stopped; go on with: dqn train --resume {display.run_id}", file=sys.stderr)
-        raise typer.Exit(128 + (stopped or [signal.SIGINT])[0]) from None
+            print(f"stopped; resume with: dqn train --resume {display.run_id}", file=sys.stderr)
+        raise typer.Exit(128 + (received_signals or [signal.SIGINT])[0]) from None
     except httpx.TransportError:
-        raise StorageError(prefect_is_away(os.environ.get("PREFECT_API_URL")) + _how_to_go_on(display)) from None
+        raise StorageError(prefect_unreachable(os.environ.get(PREFECT_API_URL)) + _how_to_resume(display)) from None
     except OSError as error:
-        raise StorageError(one_line(error) + _how_to_go_on(display)) from None
+        raise StorageError(one_line(error) + _how_to_resume(display)) from None
 
 
-def _check(
-    preset: str | None,
-    game: str | None,
-    states: int | None,
-    cycles: int | None,
-    seed: int | None,
-    name: str | None,
-    resume: str | None,
-    overrides: dict[str, Any],
-) -> str | None:
-    """Answer every mistake before a server starts, though the flow checks all this again.
+def _check(parameters: Mapping[str, Any]) -> str | None:
+    """Check the parameters before a server is started; the flow checks them again.
 
     Returns:
-        The id of the run to go on with.
+        The id of the run to resume, if any.
     """
-    Target.of(states, cycles)
-    settings = requested_settings(game, seed, overrides)
+    Target.of(parameters["states"], parameters["cycles"])
+    preset, resume = parameters["preset"], parameters["resume"]
+    settings = requested_settings(parameters["game"], parameters["seed"], parameters["overrides"])
     if resume:
         from storage.runs import open_tracking
 
-        check_resume(preset, settings, name)
+        check_resume(preset, settings, parameters["name"])
         return str(open_tracking().find_run(resume).info.run_id)
     if cluster := Settings.from_environment().cluster:
         from flows.runners import check_cluster
 
-        requested_config(preset, settings, lambda config: config)  # what it lacks, the machine that optimizes will say
+        # Unresolved: whether its device exists is checked on the worker that optimizes.
+        requested_config(preset, settings, resolved=lambda config: config)
         check_cluster(cluster)
     else:
         requested_config(preset, settings)
     return None
 
 
-def _open_all() -> None:
-    """Import what takes seconds, and open the store, which takes as long when it is new."""
+def _prepare() -> None:
+    """Import the slow modules and open the store, which takes seconds when its database is new."""
     from storage.runs import open_tracking
 
-    # torch._dynamo is what the first optimizer imports.
-    for module in ("flows.cli.display", "flows.train", "torch._dynamo"):
+    for module in ("flows.cli.display", "flows.train", "torch._dynamo"):  # the optimizer imports torch._dynamo
         import_module(module)
     open_tracking()
 
 
-def _how_to_go_on(display: Any) -> str:
-    return f"; what was trained is stored: dqn train --resume {display.run_id}" if display and display.run_id else ""
+def _train(parameters: Mapping[str, Any], display: Display) -> str:
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.train import train_to_the_end
+
+    try:
+        with display:
+            return train_to_the_end(**parameters)
+    except ParameterTypeError as error:
+        raise ValueError(invalid_parameters(error)) from None
+
+
+def invalid_parameters(error: Exception) -> str:
+    """The reasons in Prefect's `ParameterTypeError`, in one line without its heading."""
+    lines = [line.strip().removeprefix("- ").replace("Value error, ", "") for line in str(error).splitlines()]
+    return "; ".join(lines[1:] or lines)
+
+
+def _how_to_resume(display: Display | None) -> str:
+    if display is None or not display.run_id:
+        return ""
+    return f"; every finished cycle is stored; resume with: dqn train --resume {display.run_id}"

@@ -25,7 +25,7 @@ class Agent:
     learner: Learner
     weights: dict[str, Tensor]  # as they were stored
     run: StoredRun
-    checkpoint: str  # digest of the run's unit that it is from
+    checkpoint_digest: str
 
     def protocol(
         self, episodes: int | None = None, epsilon: float | None = None, game: str | None = None, seed: int = 0
@@ -75,10 +75,10 @@ def open_agent(name: str, which: str = "latest") -> Agent:
         unit = find_checkpoint(run, which)
         checkpoint, digest = run.checkpoint(unit), unit.digest
         name = run.name
-    return Agent(name, checkpoint.metadata, ready_to_play(checkpoint), checkpoint.weights, run, digest)
+    return Agent(name, checkpoint.metadata, load_learner(checkpoint), checkpoint.weights, run, digest)
 
 
-def find_cycle(name: str) -> tuple[StoredRun, int | None]:
+def find_run_and_cycle(name: str) -> tuple[StoredRun, int | None]:
     """The run called `name`; or, of a shared agent, the run that it is from, with its cycle.
 
     Raises:
@@ -92,7 +92,7 @@ def find_cycle(name: str) -> tuple[StoredRun, int | None]:
     return open_run(tracking.find_run(name).info.run_id), None
 
 
-def ready_to_play(checkpoint: Checkpoint) -> Learner:
+def load_learner(checkpoint: Checkpoint) -> Learner:
     """The network of a checkpoint on this machine, without the state of its optimizer."""
     config = playable(checkpoint.config)
     metadata = replace(checkpoint.metadata, config=config)

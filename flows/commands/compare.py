@@ -16,7 +16,7 @@ from dqn.metrics import (
     evaluation_metric,
 )
 from dqn.plots.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
-from flows.commands.html_report import Page, Picture, Table
+from flows.commands.html_report import Picture, Report, Table
 from storage.runs import StoredRun
 
 CURVES = (SCORE_EPISODE, EVALUATION_MEAN, EVALUATION_MEAN_LOW, EVALUATION_MEAN_HIGH)
@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Contender:
+class ComparedRun:
     """One of the runs that are compared."""
 
     name: str
@@ -71,19 +71,19 @@ def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], str]:
     Raises:
         ValueError: the runs are not between two and eight different ones of one game.
     """
-    contenders = [_contender(run, runs) for run in runs]
-    title = _check(contenders)
-    figures = [contender.figures() for contender in contenders]
-    page = Page(f"{title}: {' against '.join(contender.name for contender in contenders)}")
-    page.facts = {contender.name: contender.run.run_id for contender in contenders}
-    page.notes += [f"Run {c.name} has no scores yet: no episode of it has ended." for c in contenders if not c.curves]
+    compared = [_open(run, runs) for run in runs]
+    title = _check(compared)
+    figures = [entry.figures() for entry in compared]
+    report = Report(f"{title}: {' against '.join(entry.name for entry in compared)}")
+    report.properties = {entry.name: entry.run.run_id for entry in compared}
+    report.notes += [f"Run {c.name} has no scores yet: no episode of it has ended." for c in compared if not c.curves]
     text = "An evaluation's mean stands with its 95 % bootstrap interval."
-    page.add("Scores", text, [Table(list(COLUMNS), [table_row(row) for row in figures]), *_pictures(contenders, title)])
+    report.add("Scores", text, [Table(list(COLUMNS), [table_row(row) for row in figures]), *_pictures(compared, title)])
     text = "What is not named here is the same, save for versions and machines."
-    page.add("How they differ", text, _differences(contenders))
+    report.add("How they differ", text, _differences(compared))
     folder = f"comparison/{'-'.join(run.run_id[:8] for run in runs)}"
     for run in runs:
-        run.tracking.log_report(run.run_id, folder, page.figures(), page.html())
+        run.tracking.log_report(run.run_id, folder, report.figures(), report.html())
     return figures, f"{runs[0].artifacts}/{folder}/report.html"
 
 
@@ -102,28 +102,28 @@ def table_row(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _contender(run: StoredRun, runs: list[StoredRun]) -> Contender:
+def _open(run: StoredRun, runs: list[StoredRun]) -> ComparedRun:
     twins = sum(other.name == run.name for other in runs)
     name = run.name if twins == 1 else f"{run.name} ({run.run_id[:8]})"
     config = run.tracking.get_run(run.run_id).data.params
-    return Contender(name, run, config, run.tracking.curves(run.run_id, CURVES), run.tracking.minutes(run.run_id))
+    return ComparedRun(name, run, config, run.tracking.curves(run.run_id, CURVES), run.tracking.minutes(run.run_id))
 
 
-def _check(contenders: list[Contender]) -> str:
+def _check(compared: list[ComparedRun]) -> str:
     """The title of the runs' game."""
-    ids = {contender.run.run_id for contender in contenders}
-    if not 2 <= len(contenders) <= len(RUN_COLORS) or len(ids) < len(contenders):
+    ids = {entry.run.run_id for entry in compared}
+    if not 2 <= len(compared) <= len(RUN_COLORS) or len(ids) < len(compared):
         raise ValueError(f"compare takes 2 to {len(RUN_COLORS)} runs, each once; `dqn runs` lists them")
-    titles = {contender.name: game_title(contender.config["game"]) for contender in contenders}
+    titles = {entry.name: game_title(entry.config["game"]) for entry in compared}
     if len(set(titles.values())) > 1:
         games = ", ".join(f"{name} plays {title}" for name, title in titles.items())
         raise ValueError(f"scores of different games do not compare: {games}; give runs of one game")
     return next(iter(titles.values()))
 
 
-def _pictures(contenders: list[Contender], title: str) -> list[Picture]:
-    curves = {contender.name: contender.curves for contender in contenders if contender.curves}
-    minutes = {contender.name: contender.minutes for contender in contenders}
+def _pictures(compared: list[ComparedRun], title: str) -> list[Picture]:
+    curves = {entry.name: entry.curves for entry in compared if entry.curves}
+    minutes = {entry.name: entry.minutes for entry in compared}
     if not curves:
         return []
     return [
@@ -137,8 +137,8 @@ def _pictures(contenders: list[Contender], title: str) -> list[Picture]:
     ]
 
 
-def _differences(contenders: list[Contender]) -> list[Table]:
-    fields = dict.fromkeys(field for contender in contenders for field in contender.config)
-    rows = [[field, *(contender.config.get(field, "-") for contender in contenders)] for field in fields]
+def _differences(compared: list[ComparedRun]) -> list[Table]:
+    fields = dict.fromkeys(field for entry in compared for field in entry.config)
+    rows = [[field, *(entry.config.get(field, "-") for entry in compared)] for field in fields]
     differing = [row for row in rows if len(set(row[1:])) > 1]
-    return [Table(["field", *(contender.name for contender in contenders)], differing)] if differing else []
+    return [Table(["field", *(entry.name for entry in compared)], differing)] if differing else []

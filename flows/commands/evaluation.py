@@ -27,7 +27,7 @@ def evaluate_agent(
     """
     protocol = agent.protocol(episodes, epsilon, game, seed)
     cores, counters = len(os.sched_getaffinity(0)), agent.metadata.counters
-    evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint, counters, agent.learner, protocol, cores)
+    evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint_digest, counters, agent.learner, protocol, cores)
     publish(agent.run, unit)
     return {
         "run": agent.run.run_id,

@@ -102,7 +102,9 @@ def sharing_text(result: dict[str, Any]) -> str:
 
 
 def _exported(agent: Agent, evaluation: Evaluation | None) -> ExportedAgent:
-    return ExportedAgent(agent.run.run_id, agent.run.name, agent.checkpoint, agent.metadata, agent.weights, evaluation)
+    return ExportedAgent(
+        agent.run.run_id, agent.run.name, agent.checkpoint_digest, agent.metadata, agent.weights, evaluation
+    )
 
 
 def _plain_network(exported: ExportedAgent) -> QNetwork:
@@ -124,7 +126,7 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
         if cycle not in run.cycles(kind):
             continue
         unit = run.unit(kind, cycle)
-        if unit.inputs == {"checkpoint": agent.checkpoint}:
+        if unit.inputs == {"checkpoint": agent.checkpoint_digest}:
             found.append(read_evaluation(unit.directory))
     return found
 

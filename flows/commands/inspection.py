@@ -27,8 +27,8 @@ from dqn.plots.curve_figures import q_value_curves, score_curve
 from dqn.plots.figures import error_histogram, highlight_strip, q_value_histogram, score_histogram, sweep_figure
 from dqn.plots.highlights import find_highlights, stretch_to_a_point
 from dqn.plots.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure
-from flows.commands.agents import ready_to_play
-from flows.commands.html_report import Page, Picture
+from flows.commands.agents import load_learner
+from flows.commands.html_report import Picture, Report
 from storage.errors import StorageError
 from storage.formats.evaluation import read_evaluation
 from storage.formats.experience import read_all_targets, read_experiences
@@ -58,7 +58,7 @@ class Inspection:
     network: QNetwork | None
     experience: Experience | None = None
     targets: Targets | None = None
-    page: Page = field(default_factory=Page)
+    report: Report = field(default_factory=Report)
 
     @property
     def game(self) -> str:
@@ -74,19 +74,19 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     Raises:
         ValueError: nothing is stored of that cycle, or there is no such state or channel.
     """
-    about = open_inspection(run, cycle)
-    page = about.page
-    page.title = f"{about.game}: cycle {about.cycle} of run {run.name}"
-    page.facts = _facts(about)
-    _training(about)
-    if about.experience is not None:
-        _moments(about, about.experience)
-    if about.experience is not None and about.targets is not None:
-        _sweep(about, about.experience, about.targets)
-    if about.network is not None:
-        _network(about, about.network, state, channel)
-    folder = f"inspection/{cycle_name(about.cycle)}"
-    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, page.figures(), page.html())}"
+    inspection = open_inspection(run, cycle)
+    report = inspection.report
+    report.title = f"{inspection.game}: cycle {inspection.cycle} of run {run.name}"
+    report.properties = _facts(inspection)
+    _training(inspection)
+    if inspection.experience is not None:
+        _moments(inspection, inspection.experience)
+    if inspection.experience is not None and inspection.targets is not None:
+        _sweep(inspection, inspection.experience, inspection.targets)
+    if inspection.network is not None:
+        _network(inspection, inspection.network, state, channel)
+    folder = f"inspection/{cycle_name(inspection.cycle)}"
+    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, report.figures(), report.html())}"
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
@@ -108,17 +108,21 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
     newest = run.newest_checkpoint() if cycle not in stored[CHECKPOINT] else run.unit(CHECKPOINT, cycle)
     network = None
     if cycle in stored[CHECKPOINT]:
-        network = ready_to_play(run.checkpoint(newest)).average_network
-    about = Inspection(run, cycle, run.metadata(newest), network)
+        network = load_learner(run.checkpoint(newest)).average_network
+    inspection = Inspection(run, cycle, run.metadata(newest), network)
     if cycle in stored[EXPERIENCE]:
-        about.experience = read_experiences([_directories(run, EXPERIENCE, cycle)])
+        inspection.experience = read_experiences([_directories(run, EXPERIENCE, cycle)])
     if cycle in stored[TARGETS]:
-        about.targets = read_all_targets(_directories(run, TARGETS, cycle))
-    for what, thing in ((CHECKPOINT, network), (EXPERIENCE, about.experience), (TARGETS, about.targets)):
+        inspection.targets = read_all_targets(_directories(run, TARGETS, cycle))
+    for what, thing in (
+        (CHECKPOINT, network),
+        (EXPERIENCE, inspection.experience),
+        (TARGETS, inspection.targets),
+    ):
         if thing is None:
             why = "cycle 0 is the untrained start" if cycle == 0 else "it was pruned, or not made yet"
-            about.page.notes.append(f"The {what} of cycle {cycle} cannot be shown: {why}.")
-    return about
+            inspection.report.notes.append(f"The {what} of cycle {cycle} cannot be shown: {why}.")
+    return inspection
 
 
 def _cycles_of(run: StoredRun, kind: UnitKind) -> list[int]:
@@ -131,44 +135,46 @@ def _directories(run: StoredRun, kind: UnitKind, cycle: int) -> list[Path]:
     return [run.unit(part, cycle).directory for part in run.kinds(kind)]
 
 
-def _facts(about: Inspection) -> dict[str, str]:
-    config, counters = about.metadata.config, about.metadata.counters
-    played = f"{about.experience.states_played:,} states of {config.lanes} lanes" if about.experience else "pruned"
+def _facts(inspection: Inspection) -> dict[str, str]:
+    config, counters = inspection.metadata.config, inspection.metadata.counters
+    played = (
+        f"{inspection.experience.states_played:,} states of {config.lanes} lanes" if inspection.experience else "pruned"
+    )
     return {
-        "run": f"{about.run.name} ({about.run.run_id})",
+        "run": f"{inspection.run.name} ({inspection.run.run_id})",
         "game": config.game,
-        "actions": ", ".join(about.metadata.action_names),
+        "actions": ", ".join(inspection.metadata.action_names),
         "played in this cycle": played,
         "states played by the run": f"{counters.states:,}",
         "recipe": f"network {config.network}, sweep {config.sweep}, discount {config.discount:g}, {config.optimizer}",
     }
 
 
-def _training(about: Inspection) -> None:
-    curves = about.run.tracking.curves(about.run.run_id, CURVES)
+def _training(inspection: Inspection) -> None:
+    curves = inspection.run.tracking.curves(inspection.run.run_id, CURVES)
     pictures = []
     if SCORE_EPISODE in curves or EVALUATION_MEAN in curves:
-        pictures.append(Picture("score-curve", score_curve(curves, about.game), "Scores against states played."))
+        pictures.append(Picture("score-curve", score_curve(curves, inspection.game), "Scores against states played."))
     else:
-        about.page.notes.append("There are no scores to show: no episode of the run has ended yet.")
+        inspection.report.notes.append("There are no scores to show: no episode of the run has ended yet.")
     if LOSS_MEAN in curves and len(curves[LOSS_MEAN].values) > 1:
         caption = "Q-values, errors and loss against states."
-        pictures.append(Picture("q-value-curves", q_value_curves(curves, about.game), caption))
+        pictures.append(Picture("q-value-curves", q_value_curves(curves, inspection.game), caption))
     else:
-        about.page.notes.append("There are no curves of Q-values to show: they begin with the second cycle.")
+        inspection.report.notes.append("There are no curves of Q-values to show: they begin with the second cycle.")
     try:
-        evaluation = read_evaluation(about.run.unit(EVALUATION, about.cycle).directory)
+        evaluation = read_evaluation(inspection.run.unit(EVALUATION, inspection.cycle).directory)
         pictures.append(Picture("scores", score_histogram(evaluation), "The evaluation of this cycle's checkpoint."))
     except StorageError:
-        about.page.notes.append(f"The checkpoint of cycle {about.cycle} was not evaluated.")
-    about.page.add("Training", "How the run came here.", pictures)
+        inspection.report.notes.append(f"The checkpoint of cycle {inspection.cycle} was not evaluated.")
+    inspection.report.add("Training", "How the run came here.", pictures)
 
 
-def _moments(about: Inspection, experience: Experience) -> None:
+def _moments(inspection: Inspection, experience: Experience) -> None:
     highlights, missing = find_highlights(experience)
-    about.page.notes += [f"This cycle has no state of the kind: {name}." for name in missing]
-    names, game = about.metadata.action_names, about.metadata.config.game
-    about.page.add(
+    inspection.report.notes += [f"This cycle has no state of the kind: {name}." for name in missing]
+    names, game = inspection.metadata.action_names, inspection.metadata.config.game
+    inspection.report.add(
         "Moments",
         "Consecutive states with what the network made of them when it played. The action taken is orange, the highest "
         "Q-value bold; where they differ, the action was random. Below: what the action brought.",
@@ -194,13 +200,13 @@ _OUTPUTS = "Each channel is bright where its filter found what it looks for; all
 _WEIGHTS = "One square for each output channel. Red adds to it, blue takes away from it, and white is zero."
 
 
-def _sweep(about: Inspection, experience: Experience, targets: Targets) -> None:
-    config, pictures = about.metadata.config, []
+def _sweep(inspection: Inspection, experience: Experience, targets: Targets) -> None:
+    config, pictures = inspection.metadata.config, []
     if stretch := stretch_to_a_point(experience):
         figure = sweep_figure(experience, targets, stretch, config.game, config.discount)
         pictures.append(Picture("sweep", figure, "The reward is carried back to the states that led to it."))
     else:
-        about.page.notes.append("No point was made in this cycle, so there is no stretch that leads to one.")
+        inspection.report.notes.append("No point was made in this cycle, so there is no stretch that leads to one.")
     pictures += [
         Picture(
             "q-values", q_value_histogram(experience, targets, config.game), "What was expected, and what should be."
@@ -211,27 +217,27 @@ def _sweep(about: Inspection, experience: Experience, targets: Targets) -> None:
             "How far the sweep moved the taken action's Q-value.",
         ),
     ]
-    about.page.add("The sweep", "Q-values before the backward sweep and after it.", pictures)
+    inspection.report.add("The sweep", "Q-values before the backward sweep and after it.", pictures)
 
 
-def _network(about: Inspection, network: QNetwork, state: str | None, channel: int) -> None:
+def _network(inspection: Inspection, network: QNetwork, state: str | None, channel: int) -> None:
     layers, pictures = len(convolutions(network)), []
-    if about.experience is not None:
-        shown: np.ndarray = about.experience.states[_chosen_state(about.experience, state)]
+    if inspection.experience is not None:
+        shown: np.ndarray = inspection.experience.states[_chosen_state(inspection.experience, state)]
         outputs = convolution_outputs(network, shown)
         pictures += [
-            Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, about.game), _OUTPUTS)
+            Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, inspection.game), _OUTPUTS)
             for number, output in outputs.items()
         ]
     elif state:
-        raise ValueError(f"the states of cycle {about.cycle} were pruned; leave out --state")
-    first = [(1, source) for source in range(about.metadata.config.state_channels)]
+        raise ValueError(f"the states of cycle {inspection.cycle} were pruned; leave out --state")
+    first = [(1, source) for source in range(inspection.metadata.config.state_channels)]
     wanted = [*first, *((number, channel) for number in range(2, layers + 1))]
     pictures += [
-        Picture(f"weights-{number}-{source}", weights_figure(network, number, source, about.game), _WEIGHTS)
+        Picture(f"weights-{number}-{source}", weights_figure(network, number, source, inspection.game), _WEIGHTS)
         for number, source in wanted
     ]
-    about.page.add("The network", "What each convolution puts out for one state, and its weights.", pictures)
+    inspection.report.add("The network", "What each convolution puts out for one state, and its weights.", pictures)
 
 
 def _chosen_state(experience: Experience, state: str | None) -> tuple[int, int]:

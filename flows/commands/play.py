@@ -14,7 +14,7 @@ from dqn.plots.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, draw_shot, rec
 from flows.commands.agents import Agent
 
 
-def play(
+def play_in_window(
     agent: Agent,
     epsilon: float | None = None,
     game: str | None = None,

@@ -19,7 +19,7 @@ SPAN_SHOTS = 200  # the first ones, whose Q-values say how far the bars reach
 QUALITY = {"crf": "20", "preset": "veryfast"}
 
 
-def record(
+def record_video(
     agent: Agent, path: Path, epsilon: float | None = None, game: str | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Play one complete episode with `agent` into an MP4 file (H.264) at `path`, and log it in MLflow.

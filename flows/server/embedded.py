@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -11,13 +10,7 @@ import prefect
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
-# What it need not do for the one training that it is for: keep every event a second time and watch for automations.
-# Of task runs it writes down a hundred events at a time, or those of five seconds, not each one.
-_OF_ONE_TRAINING = {
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
-}
+from storage.environment import embedded_server_environment
 
 
 class EmbeddedServer(SubprocessASGIServer):
@@ -32,11 +25,7 @@ class EmbeddedServer(SubprocessASGIServer):
         command = [sys.executable, "-m", "uvicorn", "--app-dir", *application, "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--log-level", "error", "--lifespan", "on"]
         environment = {
-            **_OF_ONE_TRAINING,
-            **os.environ,
-            "PREFECT_UI_ENABLED": "0",
-            "PREFECT__SERVER_EPHEMERAL": "1",
-            "PREFECT__SERVER_FINAL": "1",
+            **embedded_server_environment(),
             **get_current_settings().to_environment_variables(exclude_unset=True),
         }
         return subprocess.Popen(command, env=environment, start_new_session=True)

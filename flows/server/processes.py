@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, NoReturn
 
+from storage.environment import MLFLOW_ALLOWED_HOSTS, PREFECT_SERVER_PASSWORD, server_environment
 from storage.errors import StorageError
 from storage.settings import Settings, without_password
 
@@ -63,15 +64,15 @@ def _check_answers(address: str) -> None:
     except urllib.error.HTTPError:
         pass  # that is an answer, too
     except OSError:
-        raise StorageError(f"{prefect_is_away(address)}; start it, or unset PREFECT_API_URL") from None
+        raise StorageError(f"{prefect_unreachable(address)}; start it, or unset PREFECT_API_URL") from None
 
 
-def prefect_is_away(address: str | None) -> str:
+def prefect_unreachable(address: str | None) -> str:
     """What to say of a Prefect server that does not answer."""
     return f"the Prefect server {without_password(address or '')} does not answer"
 
 
-def leave(status: int) -> NoReturn:
+def exit_after_draining(status: int) -> NoReturn:
     """Exit, as soon as Prefect's server heard of the last tasks, or is given up.
 
     Prefect alone would go on trying for seconds for every task, which are hours after a day without the server.
@@ -100,18 +101,18 @@ def run_mlflow_ui(port: int | None) -> None:
     if port is not None:
         settings = settings.model_copy(update={"mlflow_port": port})
     check_port(settings.host, settings.mlflow_port, "--port")
-    check_safe(settings)
+    check_exposure(settings)
     # A file, for a pipe that nobody reads would one day stop the server.
-    with tempfile.TemporaryFile() as said:
-        server = start(mlflow_command(settings), server_environment(settings), said)
+    with tempfile.TemporaryFile() as log_file:
+        server = start_server(mlflow_command(settings), server_environment(settings.home), log_file)
         try:
-            wait_until(lambda: answers(f"{settings.mlflow_address}/health"), "MLflow", server, said)
+            wait_for_server(lambda: responds(f"{settings.mlflow_address}/health"), "MLflow", server, log_file)
             print(f"MLflow UI: {settings.mlflow_address} (Ctrl-C stops it)", flush=True)
             server.wait()
         except KeyboardInterrupt:
             pass
         finally:
-            stop(server)
+            stop_server(server)
 
 
 def mlflow_command(settings: Settings) -> list[str]:
@@ -123,37 +124,29 @@ def mlflow_command(settings: Settings) -> list[str]:
     return [*command, "--host", settings.host, "--port", str(settings.mlflow_port)]
 
 
-def server_environment(settings: Settings) -> dict[str, str]:
-    """The environment of every process we start: our home, and nothing phones home."""
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    # Eight processes of MLflow that would wait for work that we never give it.
-    quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    return {**os.environ, **quiet, "DQN_HOME": str(settings.home)}
-
-
-def check_safe(settings: Settings) -> None:
+def check_exposure(settings: Settings) -> None:
     """Raise a ValueError if others could reach the servers without what keeps strangers out."""
     if settings.is_loopback:
         return
     if settings.host in ("0.0.0.0", "::", "*"):
         raise ValueError(f"DQN_HOST is {settings.host}; name the one address of this machine that others use")
     needed = {
-        "PREFECT_SERVER_API_AUTH_STRING": "user:password that Prefect asks for",
-        "MLFLOW_SERVER_ALLOWED_HOSTS": "host names that browsers may use, such as trainer.lan:5000",
+        PREFECT_SERVER_PASSWORD: "user:password that Prefect asks for",
+        MLFLOW_ALLOWED_HOSTS: "host names that browsers may use, such as trainer.lan:5000",
     }
     missing = [f"{name} ({what})" for name, what in needed.items() if not os.environ.get(name)]
     if missing:
         raise ValueError(f"DQN_HOST is {settings.host}, which others can reach; set {' and '.join(missing)} first")
 
 
-def start(command: list[str], environment: dict[str, str], said: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a server as the leader of a session of its own; what it says goes to the file `said`."""
+def start_server(command: list[str], environment: dict[str, str], log_file: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a server as the leader of a session of its own; what it says goes to the file `log_file`."""
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
     )
 
 
-def stop(server: subprocess.Popen[bytes]) -> None:
+def stop_server(server: subprocess.Popen[bytes]) -> None:
     """End a server that leads a session of its own, with all the processes it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
@@ -176,14 +169,14 @@ def check_port(host: str, port: int, setting: str) -> None:
             ) from None
 
 
-def answers(address: str) -> bool:
+def responds(address: str) -> bool:
     """Whether an HTTP server answers there."""
     with suppress(urllib.error.URLError, ConnectionError, TimeoutError), urllib.request.urlopen(address, timeout=2):
         return True
     return False
 
 
-def wait_until(is_up: Callable[[], bool], name: str, server: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+def wait_for_server(is_up: Callable[[], bool], name: str, server: subprocess.Popen[bytes], log_file: IO[bytes]) -> None:
     """Return as soon as the server is up.
 
     Raises:
@@ -192,9 +185,9 @@ def wait_until(is_up: Callable[[], bool], name: str, server: subprocess.Popen[by
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-            raise StorageError(f"{name} did not start: {lines[-1] if lines else 'it said nothing'}")
+            log_file.seek(0)
+            lines = log_file.read().decode(errors="replace").strip().splitlines()
+            raise StorageError(f"{name} did not start: {lines[-1] if lines else 'it log_file nothing'}")
         if is_up():
             return
         time.sleep(0.2)

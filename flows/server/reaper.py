@@ -13,7 +13,7 @@ from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed
 
-from flows.failure import run_command
+from flows.failure import run_failure_command
 from storage.errors import StorageError
 from storage.run_catalog import mark_dead_runs
 
@@ -36,18 +36,18 @@ class Reaper:
         A flow run without a process may be about to get one: it counts as dead when it is found so twice, or
         at once if the caller is `sure`, because no worker is there.
         """
-        said = []
+        lines = []
         try:
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
                 found = self._without_process()
-                said += [_mark(run) for run in found if sure or run.id in self._suspects]
+                lines += [_mark(run) for run in found if sure or run.id in self._suspects]
             self._suspects = {run.id for run in found}
-            said += [
+            lines += [
                 f"run {run.name} has died; go on with: dqn train --resume {run.run_id}" for run in mark_dead_runs()
             ]
         except (httpx.HTTPError, PrefectException, StorageError):
             pass
-        return said
+        return lines
 
     def _without_process(self) -> list[FlowRun]:
         wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=AT_WORK)))
@@ -66,5 +66,5 @@ def _mark(run: FlowRun) -> str:
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, state, force=True)
     if not cancelled:
-        run_command(None, run, state)
+        run_failure_command(None, run, state)
     return f"flow run {run.name} has died; {go_on}"

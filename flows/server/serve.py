@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -19,15 +19,15 @@ from typing import IO, TYPE_CHECKING
 import psutil
 
 from flows.server.processes import (
-    answers,
+    check_exposure,
     check_port,
-    check_safe,
     mlflow_command,
-    server_environment,
-    start,
-    stop,
-    wait_until,
+    responds,
+    start_server,
+    stop_server,
+    wait_for_server,
 )
+from storage.environment import PREFECT_FLOW_RUN, SERVED_HOME, serve_environment
 from storage.errors import StorageError
 from storage.settings import Settings
 
@@ -35,11 +35,8 @@ if TYPE_CHECKING:
     from flows.server.reaper import Reaper
 
 POOL, WORKER = "local", "dqn"
-MARK = "DQN_SERVED"  # in the environment of every process below `dqn serve`, however deep: the home it serves
 CHECKOUT = Path(__file__).resolve().parents[2]
-RETENTION = timedelta(days=30)  # of finished flow runs in the Prefect database
-EVENT_RETENTION = timedelta(days=2)
-MOST_RESTARTS = 5  # of a server within an hour
+MAX_RESTARTS_PER_HOUR = 5  # of a server within an hour
 STOP_SECONDS = 30
 REAP_SECONDS = 60
 
@@ -51,7 +48,7 @@ class Service:
     name: str
     command: list[str]
     environment: dict[str, str]
-    said: IO[bytes]
+    log_file: IO[bytes]
     process: subprocess.Popen[bytes] | None = None
     starts: list[float] = field(default_factory=list)
 
@@ -63,13 +60,15 @@ class Service:
         """
         now = time.monotonic()
         self.starts = [*(began for began in self.starts if began > now - 3600), now]
-        if len(self.starts) > MOST_RESTARTS + 1:
-            raise StorageError(f"{self.name} ended {MOST_RESTARTS + 1} times within an hour; see {self.said.name}")
-        self.process = start(self.command, self.environment, self.said)
+        if len(self.starts) > MAX_RESTARTS_PER_HOUR + 1:
+            raise StorageError(
+                f"{self.name} ended {MAX_RESTARTS_PER_HOUR + 1} times within an hour; see {self.log_file.name}"
+            )
+        self.process = start_server(self.command, self.environment, self.log_file)
         return self.process
 
 
-def serve() -> None:
+def serve_until_interrupted() -> None:
     """Start everything, deploy prefect.yaml, and look after it until interrupted.
 
     Raises:
@@ -77,25 +76,25 @@ def serve() -> None:
         StorageError: something is served already, or a server does not start.
     """
     settings = Settings.from_environment()
-    check_safe(settings)
-    with _only_one(settings):
-        _end(_processes(settings))  # what a killed `dqn serve` left behind
+    check_exposure(settings)
+    with _exclusive_lock(settings):
+        _terminate(_served_processes(settings))  # what a killed `dqn serve` left behind
         check_port(settings.host, settings.prefect_port, "DQN_PREFECT_PORT")
         services = _services(settings)
         if "MLflow" in services:
             check_port(settings.host, settings.mlflow_port, "DQN_MLFLOW_PORT")
         try:
             _start(services, settings)
-            _tell(settings)
-            _look_after(services, settings)
+            _print_addresses(settings)
+            _supervise(services, settings)
         except KeyboardInterrupt:
             pass
         finally:
-            _stop(services, settings)
+            _shut_down(services, settings)
 
 
 @contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
+def _exclusive_lock(settings: Settings) -> Iterator[None]:
     path = settings.lock("serve")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -119,7 +118,7 @@ def _services(settings: Settings) -> dict[str, Service]:
     if not settings.tracking_uri.startswith(("http://", "https://")):
         commands["MLflow"] = mlflow_command(settings)
     commands["worker"] = [*prefect, "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER]
-    environment, logs = _environment(settings), settings.home / "logs"
+    environment, logs = serve_environment(settings.home, settings.prefect_address), settings.home / "logs"
     logs.mkdir(exist_ok=True)
     services = {}
     for name, command in commands.items():
@@ -130,31 +129,13 @@ def _services(settings: Settings) -> dict[str, Service]:
     return services
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """The environment of all that is served; a database of the user's own is kept."""
-    environment = {
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{settings.home / 'prefect.db'}",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(RETENTION.total_seconds())),
-        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"P{EVENT_RETENTION.days}D",
-        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",  # who starts or retries something watches
-        **server_environment(settings),
-        "PREFECT_API_URL": f"{settings.prefect_address}/api",
-        MARK: str(settings.home),
-    }
-    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        environment["PREFECT_API_AUTH_STRING"] = password
-    return environment
-
-
 def _start(services: dict[str, Service], settings: Settings) -> None:
     """Start the servers side by side, then the worker and the deployments."""
     print(f"starting {', '.join(services)}; their logs are in {settings.home / 'logs'}", flush=True)
     health = {"Prefect": f"{settings.prefect_address}/api/health", "MLflow": f"{settings.mlflow_address}/health"}
     servers = {name: services[name].start() for name in health if name in services}
     for name, server in servers.items():
-        wait_until(partial(answers, health[name]), name, server, services[name].said)
+        wait_for_server(partial(responds, health[name]), name, server, services[name].log_file)
     worker = services["worker"]
     # Only now is Prefect imported here, with the settings that its client shall have.
     os.environ.update({name: value for name, value in worker.environment.items() if name.startswith("PREFECT_")})
@@ -162,10 +143,10 @@ def _start(services: dict[str, Service], settings: Settings) -> None:
 
     began = datetime.now(UTC)
     work_pool.prepare(POOL, settings)
-    _say(_reaper(settings).reap(sure=True))
+    _print_lines(_reaper(settings).reap(sure=True))
     process = worker.start()
     _deploy(worker.environment)
-    wait_until(lambda: work_pool.has_worker(POOL, WORKER, began), "the worker", process, worker.said)
+    wait_for_server(lambda: work_pool.has_worker(POOL, WORKER, began), "the worker", process, worker.log_file)
 
 
 def _deploy(environment: dict[str, str]) -> None:
@@ -179,7 +160,7 @@ def _deploy(environment: dict[str, str]) -> None:
         raise StorageError(f"the deployments in prefect.yaml were refused: {lines[-1] if lines else 'no reason given'}")
 
 
-def _tell(settings: Settings) -> None:
+def _print_addresses(settings: Settings) -> None:
     print(
         f"Prefect UI: {settings.prefect_address}\n"
         f"MLflow UI:  {settings.mlflow_address}\n"
@@ -192,7 +173,7 @@ def _tell(settings: Settings) -> None:
     )
 
 
-def _look_after(services: dict[str, Service], settings: Settings) -> None:
+def _supervise(services: dict[str, Service], settings: Settings) -> None:
     """Start again what dies, and mark the flow runs and trainings that died, until interrupted."""
     reaper, reaped = _reaper(settings), time.monotonic()
     while True:
@@ -201,11 +182,11 @@ def _look_after(services: dict[str, Service], settings: Settings) -> None:
                 print(f"{service.name} ended ({service.process.returncode}); starting it again", flush=True)
                 if service is services["worker"]:
                     # Nobody listens to its flow runs any more, or could cancel them.
-                    _end([process for process in _processes(settings) if _flow_run(process)])
-                    _say(reaper.reap(sure=True))
+                    _terminate([process for process in _served_processes(settings) if _flow_run_id(process)])
+                    _print_lines(reaper.reap(sure=True))
                 service.start()
         if time.monotonic() - reaped > REAP_SECONDS:
-            _say(reaper.reap())
+            _print_lines(reaper.reap())
             reaped = time.monotonic()
         time.sleep(1)
 
@@ -213,15 +194,15 @@ def _look_after(services: dict[str, Service], settings: Settings) -> None:
 def _reaper(settings: Settings) -> Reaper:
     from flows.server.reaper import Reaper
 
-    return Reaper(WORKER, lambda: {_flow_run(process) for process in _processes(settings)})
+    return Reaper(WORKER, lambda: {_flow_run_id(process) for process in _served_processes(settings)})
 
 
-def _say(lines: list[str]) -> None:
+def _print_lines(lines: list[str]) -> None:
     for line in lines:
         print(line, flush=True)
 
 
-def _stop(services: dict[str, Service], settings: Settings) -> None:
+def _shut_down(services: dict[str, Service], settings: Settings) -> None:
     """End the flow runs so that they can go on later, then the worker and the servers, the last first."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -234,50 +215,56 @@ def _stop(services: dict[str, Service], settings: Settings) -> None:
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGSTOP)
     servers = {process.pid for process in running.values()}
-    _end([process for process in _processes(settings) if _group(process) not in {*servers, worker and worker.pid}])
+    _terminate(
+        [
+            process
+            for process in _served_processes(settings)
+            if _process_group(process) not in {*servers, worker and worker.pid}
+        ]
+    )
     if worker:
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
     for process in reversed(running.values()):
-        stop(process)
-    _end(_processes(settings))
+        stop_server(process)
+    _terminate(_served_processes(settings))
 
 
-def _processes(settings: Settings) -> list[psutil.Process]:
+def _served_processes(settings: Settings) -> list[psutil.Process]:
     """Everything that lives below a `dqn serve` of this home, flow runs of a dead worker included."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(MARK) == str(settings.home):
+            if process.environ().get(SERVED_HOME) == str(settings.home):
                 found.append(process)
     return found
 
 
-def _flow_run(process: psutil.Process) -> str:
+def _flow_run_id(process: psutil.Process) -> str:
     """The id of the flow run that it works at, if any."""
     with suppress(psutil.Error):
-        return str(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+        return str(process.environ().get(PREFECT_FLOW_RUN, ""))
     return ""
 
 
-def _group(process: psutil.Process) -> int:
+def _process_group(process: psutil.Process) -> int:
     with suppress(ProcessLookupError):
         return os.getpgid(process.pid)
     return 0
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def _terminate(processes: list[psutil.Process]) -> None:
     """SIGTERM, which lets a flow run tell its state, and SIGKILL for what does not heed it."""
     for act in (psutil.Process.terminate, psutil.Process.kill):
         for process in processes:
             with suppress(psutil.Error):
                 act(process)
         deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline and (processes := [process for process in processes if _lives(process)]):
+        while time.monotonic() < deadline and (processes := [process for process in processes if _is_alive(process)]):
             time.sleep(0.1)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False

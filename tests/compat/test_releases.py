@@ -91,7 +91,7 @@ def test_checkpoint_is_evaluated(release: SimpleNamespace, name: str) -> None:
 
 def test_exported_agent_plays(release: SimpleNamespace) -> None:
     exported, agent = read_export(release.home / "exported"), open_agent("plain", "3")
-    assert exported.checkpoint == agent.checkpoint
+    assert exported.checkpoint == agent.checkpoint_digest
     for key, weight in exported.weights.items():
         assert torch.equal(weight, agent.weights[key]), key
 

@@ -8,7 +8,8 @@ import socket
 import subprocess
 from pathlib import Path
 
-from flows.server.processes import answers, server_environment, start, stop, wait_until
+from flows.server.processes import responds, start_server, stop_server, wait_for_server
+from storage.environment import server_environment
 from storage.settings import Settings
 
 
@@ -23,20 +24,20 @@ class Server:
 
     def __init__(self, settings: Settings, command: list[str], health: str, **environment: str) -> None:
         self.settings = settings
-        self.environment = {**server_environment(settings), **environment}
+        self.environment = {**server_environment(settings.home), **environment}
         self._command, self._health = command, health
         self._log = (settings.home / f"{Path(command[2]).name}.log").open("w+b")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        self.process = start(self._command, self.environment, self._log)
-        wait_until(lambda: answers(self._health), self._command[2], self.process, self._log)
+        self.process = start_server(self._command, self.environment, self._log)
+        wait_for_server(lambda: responds(self._health), self._command[2], self.process, self._log)
 
     def stop(self) -> None:
         """End it and all that it started."""
         assert self.process is not None
-        stop(self.process)
+        stop_server(self.process)
         self._log.close()
 
     def kill(self) -> None:

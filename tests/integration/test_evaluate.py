@@ -65,7 +65,7 @@ def test_an_unknown_checkpoint_is_told_with_those_there_are(run: StoredRun, whic
 def test_an_agent_trained_on_a_gpu_plays_where_there_is_none(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = run.checkpoint(run.newest_checkpoint())
     on_gpu = checkpoint.config.model_copy(update={"device": "cuda", "precision": "bfloat16"})
-    from flows.commands.agents import ready_to_play
+    from flows.commands.agents import load_learner
 
-    learner: Any = ready_to_play(replace(checkpoint, metadata=replace(checkpoint.metadata, config=on_gpu)))
+    learner: Any = load_learner(replace(checkpoint, metadata=replace(checkpoint.metadata, config=on_gpu)))
     assert (learner.config.device, learner.config.precision) == ("cpu", "float32")

@@ -17,7 +17,7 @@ from dqn.envs.games import action_names
 from flows.commands.agents import Agent, open_agent
 from flows.commands.evaluation import evaluate_agent
 from flows.commands.export import export_agent, share_agent, sharing_text
-from flows.commands.record import record
+from flows.commands.record import record_video
 from flows.parameters import requested_config
 from storage.errors import CorruptUnitError
 from storage.formats.agent_export import read_export
@@ -78,7 +78,7 @@ def test_an_export_holds_the_checkpoint_and_a_change_of_it_is_noticed(agent: Age
     exported = read_export(directory)
     assert (exported.run_id, exported.checkpoint, exported.metadata) == (
         agent.run.run_id,
-        agent.checkpoint,
+        agent.checkpoint_digest,
         agent.metadata,
     )
     assert exported.evaluation is not None
@@ -117,12 +117,12 @@ def test_the_champion_is_the_best_by_one_protocol_and_plays_as_its_checkpoint_do
     assert (again["model"], again["champion"]) == (first["model"], True), "a checkpoint has one version"
 
     champion = open_agent("models:/Breakout@champion")
-    assert (champion.checkpoint, champion.metadata) == (agent.checkpoint, agent.metadata)
+    assert (champion.checkpoint_digest, champion.metadata) == (agent.checkpoint_digest, agent.metadata)
     scores = evaluate_agent(agent)["scores"]
     assert evaluate_agent(champion)["scores"] == scores
-    assert record(champion, tmp_path / "episode.mp4", epsilon=1.0)["steps"] > 50
+    assert record_video(champion, tmp_path / "episode.mp4", epsilon=1.0)["steps"] > 50
     exported = read_export(export_agent(champion, tmp_path / "from-the-registry"))
-    assert exported.checkpoint == agent.checkpoint
+    assert exported.checkpoint == agent.checkpoint_digest
 
     monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", agent.run.settings.tracking_uri)
@@ -138,7 +138,7 @@ def test_a_worse_one_or_one_by_another_protocol_does_not_become_champion_unless_
     champion = share_agent(agent, replace=True)["model"]
     number = champion.rpartition("/")[2]
     other = open_agent(agent.run.name, "latest")
-    if other.checkpoint == agent.checkpoint:
+    if other.checkpoint_digest == agent.checkpoint_digest:
         other = open_agent(agent.run.name, "3")
     evaluate_agent(other)
     client.set_model_version_tag("Breakout", number, "dqn.mean_score", "1000.0")

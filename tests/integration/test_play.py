@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flows.commands.agents import open_agent
-from flows.commands.play import play
+from flows.commands.play import play_in_window
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -21,7 +21,7 @@ def test_without_a_display_it_says_what_to_use_instead(trained_run: str, monkeyp
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(OSError, match=r"`dqn record looked-at -o episode.mp4` makes a video instead") as told:
-        play(open_agent(trained_run))
+        play_in_window(open_agent(trained_run))
     assert "\n" not in str(told.value)
 
 
@@ -58,6 +58,6 @@ def test_a_window_shows_episodes_until_it_is_closed(
         return bool(show(window, picture))
 
     monkeypatch.setattr(flows.commands.play._Window, "show", shown)
-    play(open_agent(trained_run), on_episode=lambda score, steps: episodes.append((score, steps)))
+    play_in_window(open_agent(trained_run), on_episode=lambda score, steps: episodes.append((score, steps)))
     assert len(episodes) == 2 and all(0 < steps <= 101 for _, steps in episodes)
     assert any(windows), "the window was on the screen"

@@ -101,7 +101,7 @@ def test_a_training_outlives_its_prefect_server(server: Server) -> None:
     told = [line for line in said.splitlines() if line.startswith("dqn: ")]
     assert told == [
         f"dqn: the Prefect server {server.settings.prefect_address}/api does not answer; "
-        f"what was trained is stored: dqn train --resume {away.run_id}"
+        f"every finished cycle is stored; resume with: dqn train --resume {away.run_id}"
     ], said
     assert all(line.startswith(("cycle ", "dqn: ")) for line in said.splitlines()), said
     assert time.monotonic() - began < 120

@@ -8,14 +8,14 @@ import av
 import pytest
 
 from flows.commands.agents import open_agent
-from flows.commands.record import record
+from flows.commands.record import record_video
 
 pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_a_video_has_a_frame_for_each_step_and_plays_in_browsers(trained_run: str, tmp_path: Path) -> None:
     agent = open_agent(trained_run)
-    result = record(agent, tmp_path / "episode.mp4", epsilon=1.0)
+    result = record_video(agent, tmp_path / "episode.mp4", epsilon=1.0)
     with av.open(str(tmp_path / "episode.mp4")) as video:
         stream = video.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
@@ -30,7 +30,7 @@ def test_a_video_has_a_frame_for_each_step_and_plays_in_browsers(trained_run: st
 def test_a_place_that_cannot_be_is_told_before_playing(trained_run: str, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(ValueError, match=r"cannot record to .*\.mp4 in a directory that exists"):
-        record(open_agent(trained_run), tmp_path / name)
+        record_video(open_agent(trained_run), tmp_path / name)
 
 
 def test_a_failure_leaves_the_old_video(trained_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,5 +42,5 @@ def test_a_failure_leaves_the_old_video(trained_run: str, tmp_path: Path, monkey
 
     monkeypatch.setattr("flows.commands.record.draw_shot", fail)
     with pytest.raises(OSError, match="No space"):
-        record(open_agent(trained_run), path)
+        record_video(open_agent(trained_run), path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.exceptions import ParameterTypeError
 
+import dqn
 from flows import cli
+from flows.cli.train import invalid_parameters
 from storage.runs import create_run, open_run, open_tracking
 
 DQN = [sys.executable, "-m", "flows.cli"]
+PRINT_HELP = "import sys; from flows.cli import app; app.app(['--help'], standalone_mode=False)"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -38,6 +43,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["train", "--set", "lerning_rate=1"], "did you mean learning_rate"),
         (["train", "--set", "lanes"], "write it as field=value"),
         (["train", "--set", "lanes=0"], "lanes is '0'"),
+        (["train", "--set", "game=ALE/Pong-v5"], "game has an option of its own: --game ALE/Pong-v5"),
+        (["train", "--set", "seed=3"], "seed has an option of its own: --seed 3"),
         (["train", "--set", "epsilon=2"], "a probability is at most 1"),
         (["train", "--set", "network=resnet"], "'tutorial', 'nips', 'nature', 'small' or 'residual'"),
         (["train", "--resume", "nothing"], "no run 'nothing'"),
@@ -111,15 +118,53 @@ def test_an_mlflow_server_that_does_not_answer_is_named_at_once(
     assert said.count("\n") == 1
 
 
+def test_parameters_that_the_flow_refuses_fail_with_status_2(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect checks the length of a name; its error has the reason after the first line."""
+    assert run(monkeypatch, "train", "--name", "n" * 201) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dqn: ")]
+    assert error == ["dqn: name: String should have at most 200 characters"]
+
+
+def test_invalid_parameters_gives_the_reasons_in_one_line() -> None:
+    error = ParameterTypeError("Flow run received invalid parameters:\n - a: Value error, 1\n - b: 2")
+    assert invalid_parameters(error) == "a: 1; b: 2"
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("train", ["fast", "that of the preset", "4400000", "0", "1"]),
+        ("evaluate", ["latest", "the run's evaluation_episodes", "the run's evaluation_epsilon", "0"]),
+        ("inspect", ["the newest stored", "the highest Q-value", "0"]),
+        ("ui", ["DQN_MLFLOW_PORT, or 5000"]),
+    ],
+)
+def test_help_shows_the_defaults(
+    command: str, defaults: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, command, "--help") == 0
+    assert re.findall(r"\[default: \(?(.*?)\)?\]", capsys.readouterr().out) == defaults
+
+
+def test_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"dqn {dqn.__version__}\n"
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    """Measures the processor time of the fastest of ten runs, because other processes slow down single runs."""
+    print_time = "; import resource; print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), file=sys.stderr)"
+    command = [sys.executable, "-c", PRINT_HELP + print_time]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(10)]
+    assert min(float(run.stderr) for run in runs) < 0.5
+
+
 def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; sys.argv = ['dqn', '--help']\n"
-        "from flows import cli\n"
-        "try: cli.main()\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'mlflow', 'prefect', 'numpy', 'zarr', 'gymnasium', 'pydantic'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
-    )
+    heavy = {"torch", "mlflow", "prefect", "numpy", "zarr", "gymnasium", "pydantic", "jinja2"}
+    code = PRINT_HELP + f"; heavy = {heavy} & set(sys.modules); sys.exit(f'imported {{heavy}}' if heavy else 0)"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -183,7 +228,7 @@ def test_stopped_in_mid_play_the_last_it_says_is_how_to_go_on(home: Path) -> Non
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     run_id = open_tracking().find_run("long").info.run_id
-    assert said.splitlines()[-1] == f"stopped; go on with: dqn train --resume {run_id}"
+    assert said.splitlines()[-1] == f"stopped; resume with: dqn train --resume {run_id}"
 
 
 def test_the_ui_answers_on_loopback_and_stops(home: Path, a_run: str) -> None:
