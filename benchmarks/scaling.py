@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks.report import HERE, machine, replace_table
-from flows.server.processes import responds, start_server, stop_server, wait_for_server
+from flows.server.processes import answers, start_server, stop_server, wait_for_server
 from storage.formats.experience import read_experiences
 
 PAGE, RESULTS = HERE.parent / "docs" / "scaling.md", HERE / "results" / "scaling.json"
@@ -81,7 +81,7 @@ def servers(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, dict
             said = stack.enter_context((home / f"{command[0]}.log").open("w+b"))
             process = start_server([sys.executable, "-m", *command], environment, said)
             stack.callback(stop_server, process)
-        wait_for_server(lambda: responds(f"http://127.0.0.1:{prefect}/api/health"), "the Prefect server", process, said)
+        wait_for_server(lambda: answers(f"http://127.0.0.1:{prefect}/api/health"), "the Prefect server", process, said)
         yield f"tcp://127.0.0.1:{dask}", {"scheduler": psutil.Process(process.pid).memory_info().rss}
 
 

@@ -1,4 +1,4 @@
-"""What happens in which order, and the command line."""
+"""The Prefect flows, the commands of `dqn`, and the servers."""
 
 from storage.environment import set_defaults
 

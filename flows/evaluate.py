@@ -1,4 +1,4 @@
-"""Evaluate an agent: complete episodes with one of its checkpoints."""
+"""The flow `dqn-evaluate`: play complete episodes with a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ def evaluate(
     """Play complete episodes with a checkpoint and log the scores to the run in MLflow.
 
     Args:
-        run: A run's id or name, latest, or a shared agent such as models:/Breakout@champion.
+        run: Id or name of a run, latest, or a registered agent such as models:/Breakout@champion.
         checkpoint: latest, best, or the number of a cycle.
-        episodes: Complete episodes to play; the run's evaluation_episodes unless told otherwise.
-        epsilon: Probability of a random action; the run's evaluation_epsilon unless told otherwise.
+        episodes: Number of complete episodes; by default the run's evaluation_episodes.
+        epsilon: Probability of a random action; by default the run's evaluation_epsilon.
         game: Another game with the same actions.
         seed: Seed of the games and the policy.
+
+    Returns:
+        The protocol, the scores and their statistics; see `flows.commands.evaluation`.
     """
     return evaluate_agent(open_agent(run, checkpoint), episodes, epsilon, game, seed)

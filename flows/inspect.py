@@ -1,4 +1,4 @@
-"""Inspect a cycle of a run: pictures from its stored experience, in one report that opens offline."""
+"""The flow `dqn-inspect`: a report with pictures of a cycle of a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def inspect(
     state: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None,
     channel: Annotated[int, Field(ge=0)] = 0,
 ) -> str:
-    """Make pictures of a cycle from its stored experience, and a report of them, in MLflow.
+    """Make a report with pictures of a cycle's play, sweep and network, and log it to the run in MLflow.
 
     Args:
-        run: A run's id or name, latest, or a shared agent such as models:/Breakout@champion.
-        cycle: Number of the cycle; the newest with stored experience unless told otherwise.
-        state: The state to show the network's convolutions at work on, as STEP:LANE.
-        channel: Input channel whose weights are shown for the later convolutions.
+        run: Id or name of a run, latest, or a registered agent such as models:/Breakout@champion.
+        cycle: Number of the cycle; by default the newest with stored experience.
+        state: State for the outputs of the convolutions, as STEP:LANE; by default that with the highest Q-value.
+        channel: Input channel of the weights that are shown for the second and later convolutions.
 
     Returns:
-        The path of the report.
+        The URL of the report.
     """
-    found, its_cycle = find_run_and_cycle(run)
-    return inspect_run(found, its_cycle if cycle is None else cycle, state, channel)
+    stored_run, registered_cycle = find_run_and_cycle(run)
+    return inspect_run(stored_run, registered_cycle if cycle is None else cycle, state, channel)

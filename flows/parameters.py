@@ -1,4 +1,4 @@
-"""What can be asked of a flow: as the form in the Prefect UI shows it and the server checks it, and what it means."""
+"""Parameters of the flows: their JSON schema for the form in the Prefect UI, their validation, and their meaning."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dqn.hardware import resolve
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-# Two lists, for of one the server's refusal would print its hundreds of names.
+# Two enums, because the server's error about a value that is not in a single enum prints all of its names.
 _GAMES = [
     {"type": "string", "title": title, "enum": [name for name in game_names() if name.startswith("ALE/") == new]}
     for title, new in (("new", True), ("old", False))
 ]
 Game = Annotated[str, WithJsonSchema({"type": "string", "anyOf": _GAMES})]
 
-_NAMED = ("game", "seed")  # parameters of their own
+_SEPARATE = ("game", "seed")  # fields of the configuration that are parameters of their own
 
 
 def _check(value: Any) -> Any:
-    """Refuse what the configuration would refuse, whatever the preset."""
+    """Raise a ValueError if the configuration would refuse these fields."""
     if isinstance(value, dict):
-        for name in _NAMED:
+        for name in _SEPARATE:
             if name in value:
                 raise ValueError(f"{name} is a parameter of its own; leave it out of overrides")
         make_config("fast", value)
@@ -36,15 +36,15 @@ def _check(value: Any) -> Any:
 
 
 def _schema() -> dict[str, Any]:
-    """The JSON schema of all other fields of the configuration, none of them with a default."""
+    """The JSON schema of all other fields of the configuration, without defaults."""
     fields = TrainConfig.model_json_schema()["properties"]
     schedule = {"type": ["string", "number"], "examples": ["1:0.1:1000000", "0.5"]}
     properties = {}
     for name, field in fields.items():
-        if name in _NAMED:
+        if name in _SEPARATE:
             continue
-        kind = {key: value for key, value in field.items() if key not in ("default", "$ref")}
-        properties[name] = {**kind, **(schedule if "$ref" in field else {})}
+        without_default = {key: value for key, value in field.items() if key not in ("default", "$ref")}
+        properties[name] = {**without_default, **(schedule if "$ref" in field else {})}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
@@ -53,17 +53,17 @@ Overrides = Annotated[dict[str, Any], BeforeValidator(_check), WithJsonSchema(_s
 
 @dataclass(frozen=True)
 class Target:
-    """When a run has played enough: after so many states, or after so many cycles."""
+    """When a run is finished: after a number of states, or after a number of cycles. The other number is 0."""
 
     states: int = 0
     cycles: int = 0
 
     @classmethod
     def of(cls, states: int | None, cycles: int | None) -> Target | None:
-        """The target asked for, if one was.
+        """The target of the flow's parameters, or None if neither is given.
 
         Raises:
-            ValueError: both, or one that is not positive.
+            ValueError: both are given, or one is not positive.
         """
         for name, value in (("states", states), ("cycles", cycles)):
             if value is not None and value < 1:
@@ -74,7 +74,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """The inverse of `str`."""
+        """The inverse of `str`; the default target for any other text."""
         name, _, value = text.partition("=")
         return cls(**{name: int(value)}) if value.isdecimal() else cls(states=DEFAULT_STATES)
 
@@ -82,23 +82,23 @@ class Target:
         return f"states={self.states}" if self.states else f"cycles={self.cycles}"
 
     def fraction(self, states: float, cycles: float) -> float:
-        """How much of it is done; 1 or more when it is reached."""
+        """The share of the target that is done; 1 or more when it is reached."""
         return states / self.states if self.states else cycles / self.cycles
 
 
 def requested_settings(game: str | None, seed: int | None, overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """All fields of the configuration that were asked for, in one mapping."""
-    named = {"game": game, "seed": seed}
-    return {**(overrides or {}), **{field: value for field, value in named.items() if value is not None}}
+    """All fields of the configuration that were given, in one mapping."""
+    separate = {"game": game, "seed": seed}
+    return {**(overrides or {}), **{field: value for field, value in separate.items() if value is not None}}
 
 
 def requested_config(
     preset: str | None, settings: dict[str, Any], resolved: Callable[[TrainConfig], TrainConfig] = resolve
 ) -> TrainConfig:
-    """The configuration asked for, resolved for this machine, or as `resolved` does it.
+    """The configuration of a preset with `settings`, with every `auto` replaced by `resolved`.
 
     Raises:
-        ValueError: anything in it is wrong.
+        ValueError: a field is unknown or has an invalid value.
     """
     config = make_config(preset or "fast", settings)
     check_game(config.game)
@@ -106,7 +106,7 @@ def requested_config(
 
 
 def check_resume(preset: str | None, settings: dict[str, Any], name: str | None) -> None:
-    """Raise a ValueError if something is asked of a resumed run that was decided when it started."""
-    decided = [*settings, *(["preset"] if preset else []), *(["name"] if name else [])]
-    if decided:
-        raise ValueError(f"a resumed run keeps its {', '.join(decided)}; leave that out, or start a new run")
+    """Raise a ValueError if a parameter is given that is fixed when a run starts."""
+    fixed = [*settings, *(["preset"] if preset else []), *(["name"] if name else [])]
+    if fixed:
+        raise ValueError(f"a resumed run keeps its {', '.join(fixed)}; leave that out, or start a new run")

@@ -1,4 +1,4 @@
-"""What the Prefect UI and the log show of a training run."""
+"""Progress of a training run in the Prefect UI and in the log of its flow run."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ from dqn.metrics import (
     SCORE_MEAN_100,
 )
 
-UPDATE_SECONDS = 30.0  # each update is an event in Prefect's database, too
+UPDATE_SECONDS = 30.0  # seldom, because Prefect also stores an event per update
 LOG_SECONDS = 60.0
-ROWS = 20
+TABLE_ROWS = 20
 
 
 class TrainingReport:
-    """Artifacts of the flow run: progress, a table of cycles, a link to MLflow; and lines in its log.
+    """Artifacts of the flow run (progress, a table of cycles, a link to MLflow) and lines in its log.
 
-    All are brought up to date every few seconds at most, so that a long run stays small in Prefect's
-    database. A report that cannot be sent is told in the log; the training goes on.
+    Artifacts are updated at most every `UPDATE_SECONDS` and lines are logged at most every `LOG_SECONDS`, so that a
+    long run stays small in Prefect's database. An artifact that cannot be sent is logged as a warning.
     """
 
     def __init__(self, run_id: str, run_name: str, mlflow_address: str, fraction: float) -> None:
         self._log = get_logger("flow_runs.training")
-        # Nobody waits for a report; another follows soon. Made once, for Prefect takes a tenth of a second to make it.
-        now = get_settings_context()
-        hasty = now.settings.copy_with_update({PREFECT_CLIENT_MAX_RETRIES: 0})
-        self._without_retries = SettingsContext(profile=now.profile, settings=hasty)
+        # No retries, because the next update replaces this one. Made once, because this takes 0.1 seconds.
+        current = get_settings_context()
+        settings = current.settings.copy_with_update({PREFECT_CLIENT_MAX_RETRIES: 0})
+        self._without_retries = SettingsContext(profile=current.profile, settings=settings)
         self._key, self._name = run_id[:8], run_name
-        self._rows: deque[dict[str, Any]] = deque(maxlen=ROWS)
+        self._rows: deque[dict[str, Any]] = deque(maxlen=TABLE_ROWS)
         self._summary: Mapping[str, float] = {"fraction": fraction}
-        self._updated = self._logged = -math.inf
-        self._before: tuple[float, float] | None = None  # when the last row was made, and its states
+        self._last_update = self._last_log = -math.inf
+        self._last_row: tuple[float, float] | None = None  # time in seconds and states of the newest row
         self._send(
             lambda: create_link_artifact(
                 link=mlflow_address,
@@ -75,48 +75,50 @@ class TrainingReport:
         self._table: UUID | None = None
 
     def update(self, summary: Mapping[str, float], log: Callable[[str], None]) -> None:
-        """Take note of a finished cycle."""
+        """Report a finished cycle, by the names that its metrics have in MLflow."""
         self._summary, now = summary, time.monotonic()
-        if now - self._logged >= LOG_SECONDS:
+        if now - self._last_log >= LOG_SECONDS:
             log(cycle_line(summary))
-            self._logged = now
-        if now - self._updated >= UPDATE_SECONDS:
-            self.show()
+            self._last_log = now
+        if now - self._last_update >= UPDATE_SECONDS:
+            self.send()
 
-    def show(self) -> None:
-        """Show what is known now."""
+    def send(self) -> None:
+        """Update the artifacts."""
         if COUNTER_STATES in self._summary:
             self._rows.appendleft(self._row())
         rows, progress = list(self._rows), _percent(self._summary["fraction"])
-        if shown := self._progress:
-            self._send(lambda: _update(shown, progress))
-        if table := self._table:
-            self._send(lambda: _update(table, json.dumps(rows)))
+        if progress_id := self._progress:
+            self._send(lambda: _update(progress_id, progress))
+        if table_id := self._table:
+            self._send(lambda: _update(table_id, json.dumps(rows)))
         elif rows:
             self._table = self._send(
                 lambda: create_table_artifact(
-                    table=rows, key=f"cycles-{self._key}", description=f"Cycles of **{self._name}**, the newest first."
+                    table=rows, key=f"cycles-{self._key}", description=f"Cycles of **{self._name}**, newest first."
                 )
             )
-        self._updated = time.monotonic()
+        self._last_update = time.monotonic()
 
     def finish(self, log: Callable[[str], None], next_steps: str) -> None:
-        """Show the end of this flow run's part of the training."""
-        self.show()
+        """Report the end of the flow run; `next_steps` is Markdown."""
+        self.send()
         if COUNTER_STATES not in self._summary:
-            log("there was nothing left to do")
+            log("no cycle was run: the run had reached its target already")
             return
         line = cycle_line(self._summary)
         log(line)
         text = f"## {self._name}\n\n{line.replace('|', '·')}\n\n{next_steps}\n"
-        self._send(lambda: create_markdown_artifact(text, key=f"summary-{self._key}", description="Where it stands."))
+        self._send(
+            lambda: create_markdown_artifact(text, key=f"summary-{self._key}", description="Last cycle and next steps.")
+        )
 
     def _row(self) -> dict[str, Any]:
         summary, now = self._summary, time.monotonic()
         states = summary[COUNTER_STATES]
-        pace = (states - self._before[1]) / (now - self._before[0]) if self._before else math.nan
-        self._before = now, states
-        figures = {
+        pace = (states - self._last_row[1]) / (now - self._last_row[0]) if self._last_row else math.nan
+        self._last_row = now, states
+        columns = {
             "cycle": (summary[COUNTER_CYCLES], ",.0f"),
             "states": (states, ",.0f"),
             "epsilon": (summary[SCHEDULE_EPSILON], ".3f"),
@@ -128,20 +130,20 @@ class TrainingReport:
             "epochs": (summary[OPTIMIZATION_EPOCHS], ".1f"),
             "states/s": (pace, ",.0f"),
         }
-        # Empty where there is no figure yet: a dash would be shown as the dot of a list.
-        return {name: "" if math.isnan(value) else format(value, how) for name, (value, how) in figures.items()}
+        # NaN becomes an empty string, because the UI shows a dash as the bullet of a list.
+        return {name: "" if math.isnan(value) else format(value, spec) for name, (value, spec) in columns.items()}
 
     def _send(self, call: Callable[[], Any]) -> Any:
         try:
             with self._without_retries:
                 return call()
         except (httpx.HTTPError, PrefectException) as error:
-            self._log.warning("a report could not be sent to Prefect: %s", error)
+            self._log.warning("an artifact could not be sent to Prefect: %s", error)
             return None
 
 
 def cycle_line(summary: Mapping[str, float]) -> str:
-    """One line about a finished cycle."""
+    """Format the summary of a finished cycle in one line."""
     score = summary.get(SCORE_MEAN_100, math.nan)
     return (
         f"cycle {summary[COUNTER_CYCLES]:.0f}"
@@ -153,7 +155,7 @@ def cycle_line(summary: Mapping[str, float]) -> str:
 
 
 def _update(artifact: UUID, data: Any) -> None:
-    """Replace what an artifact shows, instead of making another one."""
+    """Replace the data of an artifact, instead of creating a new version of it."""
     with get_client(sync_client=True) as client:
         client.update_artifact(artifact, ArtifactUpdate(data=data))
 

@@ -1,4 +1,4 @@
-"""The command line `dqn`."""
+"""The command `dqn`."""
 
 from flows.cli.app import main
 

@@ -1,4 +1,7 @@
-"""The command line `dqn`. Heavy things are imported when they are needed, not before."""
+"""The command `dqn` and its subcommands.
+
+Slow imports are inside the functions that need them, so that `dqn --help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or latest.", show_default=False)]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Id or name of a run, or latest.", show_default=False)]
 Checkpoint = Annotated[str, typer.Option(help="latest, best, or the number of a cycle.")]
 Epsilon = Annotated[
     float | None, typer.Option(help="Probability of a random action.", show_default="the run's evaluation_epsilon")
 ]
 Game = Annotated[str | None, typer.Option(help="Another game with the same actions.")]
 Seed = Annotated[int, typer.Option(help="Seed of the games and the policy.")]
-Player = Annotated[
+Agent = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A run's id or name, latest, or a shared agent: models:/Breakout@champion.",
+        help="Id or name of a run, latest, or a registered agent such as models:/Breakout@champion.",
         show_default=False,
     ),
 ]
@@ -69,18 +72,19 @@ def train(
     cycles: Annotated[int | None, typer.Option(help="Stop once the run has done this many cycles.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", show_default="0")] = None,
     shards: Annotated[
-        int | None, typer.Option(help="Parts of the lanes that are tasks of their own.", show_default="1")
+        int | None,
+        typer.Option(help="Number of parts of the lanes, each with tasks of its own.", show_default="1"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run in MLflow.")] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with this run: an id, a name, or latest.")
+        str | None, typer.Option(metavar="RUN", help="Resume this run: its id or name, or latest.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override any other field of the configuration."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set any other field of the configuration."),
     ] = None,
 ) -> None:
-    """Train an agent, or go on training one."""
+    """Train an agent, or resume its training."""
     overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
     quiet_prefect()
     from flows.cli.train import run_training
@@ -95,7 +99,7 @@ def train(
     score = run.data.metrics.get(SCORE_MEAN_100)
     print(
         f"run {run.info.run_name} ({run_id}) has played {run.data.metrics[COUNTER_STATES]:,.0f} states; "
-        f"mean score of its last 100 episodes: {'none ended' if score is None else f'{score:.2f}'}"
+        f"mean score of its last 100 episodes: {'no episode ended' if score is None else f'{score:.2f}'}"
     )
     print(f"dqn evaluate {run.info.run_name}    dqn ui")
 
@@ -112,7 +116,7 @@ def runs(as_json: AsJson = False) -> None:
     from flows.cli.display import print_table
 
     if not rows:
-        print("no runs yet; `dqn train` starts one")
+        print("no runs yet; start one with `dqn train`")
         return
     print_table(
         ["name", "id", "game", "preset", "status", "states", "mean score", "started"],
@@ -135,7 +139,7 @@ def runs(as_json: AsJson = False) -> None:
 
 @app.command()
 def evaluate(
-    run: Player,
+    run: Agent,
     checkpoint: Checkpoint = "latest",
     episodes: Annotated[
         int | None, typer.Option(help="Complete episodes to play.", show_default="the run's evaluation_episodes")
@@ -145,7 +149,7 @@ def evaluate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Play complete episodes with a checkpoint and tell the scores."""
+    """Play complete episodes with a checkpoint and print the scores."""
     quiet_prefect()
     from flows.cli.display import Display
     from flows.commands.agents import open_agent
@@ -158,14 +162,14 @@ def evaluate(
 
 @app.command()
 def record(
-    run: Player,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the video goes, an .mp4 file.")],
+    run: Agent,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .mp4 file to write.")],
     checkpoint: Checkpoint = "latest",
     epsilon: Epsilon = None,
     game: Game = None,
     seed: Seed = 0,
 ) -> None:
-    """Play one episode with a checkpoint into a video."""
+    """Record a video of one episode that a checkpoint plays."""
     quiet_prefect()
     from flows.commands.agents import open_agent
     from flows.commands.record import record_video
@@ -176,9 +180,9 @@ def record(
 
 @app.command()
 def play(
-    run: Player, checkpoint: Checkpoint = "latest", epsilon: Epsilon = None, game: Game = None, seed: Seed = 0
+    run: Agent, checkpoint: Checkpoint = "latest", epsilon: Epsilon = None, game: Game = None, seed: Seed = 0
 ) -> None:
-    """Watch a checkpoint play in a window, until it is closed."""
+    """Show a checkpoint that plays, in a window, until the window is closed."""
     quiet_prefect()
     from flows.commands.agents import open_agent
     from flows.commands.play import play_in_window
@@ -191,8 +195,8 @@ def play(
 
 @app.command()
 def export(
-    run: Player,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A directory that is not there yet.")],
+    run: Agent,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A directory that does not exist yet.")],
     checkpoint: Checkpoint = "latest",
 ) -> None:
     """Write a checkpoint's weights as safetensors, with a JSON configuration and a model card."""
@@ -207,40 +211,40 @@ def export(
 def share(
     run: Run,
     checkpoint: Checkpoint = "best",
-    replace: Annotated[bool, typer.Option("--replace", help="Make it the champion even if it is not better.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Promote it even if its score is not higher.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Register a checkpoint in MLflow under its game's name, as the champion if it is the best."""
+    """Register a checkpoint in MLflow under its game's name, and promote it if it beats the champion."""
     quiet_prefect()
     from flows.commands.agents import open_agent
     from flows.commands.export import share_agent, sharing_text
     from storage.model_registry import SCHEME
 
     if run.startswith(SCHEME):
-        raise ValueError(f"{run} is shared already; give a run, and `dqn runs` lists them")
+        raise ValueError(f"{run} is registered already; give a run (`dqn runs` lists them)")
     result = share_agent(open_agent(run, checkpoint), replace)
     print(json.dumps(result, indent=1) if as_json else sharing_text(result))
 
 
 @app.command()
 def inspect(
-    run: Player,
+    run: Agent,
     cycle: Annotated[int | None, typer.Option(help="Number of the cycle.", show_default="the newest stored")] = None,
     state: Annotated[
         str | None,
         typer.Option(
-            metavar="STEP:LANE", help="State for the convolutions' outputs.", show_default="the highest Q-value"
+            metavar="STEP:LANE", help="State for the outputs of the convolutions.", show_default="the highest Q-value"
         ),
     ] = None,
-    channel: Annotated[int, typer.Option(help="Input channel of the later convolutions' weights.")] = 0,
+    channel: Annotated[int, typer.Option(help="Input channel of the weights of later convolutions.")] = 0,
 ) -> None:
     """Make a report with pictures of a cycle's play, sweep and network."""
     quiet_prefect()
     from flows.commands.agents import find_run_and_cycle
     from flows.commands.inspection import inspect_run
 
-    found, its_cycle = find_run_and_cycle(run)
-    print(inspect_run(found, its_cycle if cycle is None else cycle, state, channel))
+    stored_run, registered_cycle = find_run_and_cycle(run)
+    print(inspect_run(stored_run, registered_cycle if cycle is None else cycle, state, channel))
 
 
 @app.command()
@@ -267,20 +271,20 @@ def verify(
     replay: Annotated[bool, typer.Option("--replay", help="Replay the stored actions and compare frames.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check all that is stored of a run, and tell its digest."""
+    """Check everything that is stored of a run, and print its digest."""
     from flows.cli.display import Display
     from flows.commands.verify import verify_run
     from storage.runs import open_run, open_tracking
 
-    found = open_run(open_tracking().find_run(run).info.run_id)
+    stored_run = open_run(open_tracking().find_run(run).info.run_id)
     with Display():
-        result = verify_run(found, replay=replay)
+        result = verify_run(stored_run, replay=replay)
     if as_json:
         print(json.dumps(result.as_dict(), indent=1))
     else:
         replayed = f", {result.frames:,} states replayed" if replay else ""
         print(
-            f"run {result.run}: {result.units} units of {result.bytes:,} bytes and {result.metrics:,} metrics are whole"
+            f"run {result.run}: {result.units} units ({result.bytes:,} bytes) and {result.metrics:,} metrics are intact"
             f"{replayed}\ndigest of cycle {result.cycle}: {result.digest}"
         )
     for problem in result.problems:
@@ -291,9 +295,9 @@ def verify(
 
 @app.command()
 def ui(
-    port: Annotated[int | None, typer.Option(help="Port.", show_default="DQN_MLFLOW_PORT, or 5000")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the UI.", show_default="DQN_MLFLOW_PORT, or 5000")] = None,
 ) -> None:
-    """Start the MLflow UI over the runs, until Ctrl-C."""
+    """Serve the MLflow UI until Ctrl-C."""
     from flows.server.processes import run_mlflow_ui
 
     _interrupt_on_signals()
@@ -302,7 +306,7 @@ def ui(
 
 @app.command()
 def serve() -> None:
-    """Start a Prefect server, an MLflow server and a worker, and deploy, until Ctrl-C."""
+    """Run a Prefect server, an MLflow server and a worker with the deployments, until Ctrl-C."""
     from flows.server.serve import serve_until_interrupted
 
     _interrupt_on_signals()
@@ -310,7 +314,7 @@ def serve() -> None:
 
 
 def main() -> None:
-    """Run the command line; every mistake is answered in one line."""
+    """Run the command line. Every error is printed in one line, with status 2 if the user can correct the command."""
     try:
         _run()
     except SystemExit as stop:
@@ -326,7 +330,7 @@ def _run() -> NoReturn:
         status: Any = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except TyperException as error:
-        # Without a command there is no message, only the help that was printed already.
+        # Without a subcommand there is no message, because the help has been printed.
         if error.format_message():
             _fail(error.format_message().replace("\n", " "), 2)
         sys.exit(2)
@@ -361,14 +365,14 @@ def _overrides(settings: list[str]) -> dict[str, Any]:
 
 
 def _interrupt_on_signals() -> list[int]:
-    """Make SIGTERM and SIGHUP end the run as Ctrl-C does; the list is empty until one came."""
-    came: list[int] = []
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. The list collects the received signals."""
+    received: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
-        came.append(number)
+    def interrupt(number: int, frame: Any) -> None:
+        received.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-        signal.signal(signal.SIGHUP, stop)
-    return came
+        signal.signal(signal.SIGHUP, interrupt)
+    return received

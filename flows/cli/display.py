@@ -1,4 +1,4 @@
-"""The terminal: progress in a live line where there is one, in plain lines in a log; and tables."""
+"""Output on the terminal: progress and tables."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ PLAIN_SECONDS = 10.0
 
 
 class Display(logging.Handler):
-    """Shows the reports of `tasks.progress` on standard error, from entering to leaving it."""
+    """Context manager that shows the records of `tasks.progress` on stderr.
+
+    On a terminal it is a live line; elsewhere a plain line every `PLAIN_SECONDS`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         console = Console(file=sys.stderr)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self.run_id: str | None = None  # of the run that is trained
+        self.run_id: str | None = None  # of the run that trains
         self._summary: dict[str, float] = {}
-        self._first: tuple[float, float] | None = None  # when the first cycle was done, and its states
-        self._shown = 0.0
+        self._first: tuple[float, float] | None = None  # time in seconds and states at the end of the first cycle
+        self._last_shown = 0.0
 
     def __enter__(self) -> Display:
         progress.addHandler(self)
@@ -47,7 +50,7 @@ class Display(logging.Handler):
             self._live.stop()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one report."""
+        """Show one record."""
         if run_id := getattr(record, "run_id", None):
             self.run_id = run_id
             return
@@ -56,15 +59,15 @@ class Display(logging.Handler):
         if summary:
             self._summary = summary
             self._first = self._first or (now, summary[COUNTER_STATES])
-        elif self._live is None or now - self._shown < 0.2:
+        elif self._live is None or now - self._last_shown < 0.2:
             return
         if self._live:
             self._live.update(Text(self._line(record, now), overflow="ellipsis", no_wrap=True), refresh=True)
-        elif now - self._shown >= PLAIN_SECONDS or self._summary.get("fraction", 0) >= 1:
+        elif now - self._last_shown >= PLAIN_SECONDS or self._summary.get("fraction", 0) >= 1:
             print(self._line(record, now), file=sys.stderr, flush=True)
         else:
             return
-        self._shown = now
+        self._last_shown = now
 
     def _line(self, record: logging.LogRecord, now: float) -> str:
         parts: list[str] = []
@@ -76,13 +79,13 @@ class Display(logging.Handler):
         return " | ".join(parts)
 
     def _pace(self, now: float) -> list[str]:
-        """States per second since the first cycle was done, and the time left at that pace."""
+        """States per second since the first cycle ended, and the time left at that pace."""
         assert self._first
-        began, began_at = self._first
+        first_time, first_states = self._first
         states, fraction = self._summary[COUNTER_STATES], self._summary["fraction"]
-        if states <= began_at:
+        if states <= first_states:
             return []
-        pace = (states - began_at) / (now - began)
+        pace = (states - first_states) / (now - first_time)
         left = states * (1 / fraction - 1) / pace
         return [f"{pace:,.0f} states/s", f"{_duration(max(0.0, left))} left"]
 
@@ -94,7 +97,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> None:
-    """Print a table; the columns in `numbers` are aligned to the right."""
+    """Print a table on stdout; the columns in `numbers` are aligned to the right."""
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)

@@ -1,1 +1,1 @@
-"""What the commands do, one file for each; the flows `evaluate` and `inspect` call two of them."""
+"""The commands of `dqn`, one module each. The flows `evaluate` and `inspect` run two of them."""

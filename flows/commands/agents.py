@@ -1,4 +1,4 @@
-"""Trained agents by name: a run and one of its checkpoints, ready to play."""
+"""Trained agents by name: the network of a checkpoint, or of a registered model, ready to play."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from storage.selection import find_checkpoint
 
 @dataclass(frozen=True)
 class Agent:
-    """A trained network that is ready to play on this machine."""
+    """A trained network on this machine, with the checkpoint and the run that it comes from."""
 
     name: str
     metadata: CheckpointMetadata
     learner: Learner
-    weights: dict[str, Tensor]  # as they were stored
+    weights: dict[str, Tensor]  # as stored; `learner` may hold them in another precision
     run: StoredRun
     checkpoint_digest: str
 
     def protocol(
         self, episodes: int | None = None, epsilon: float | None = None, game: str | None = None, seed: int = 0
     ) -> Protocol:
-        """The run's own protocol but for what is given.
+        """The evaluation protocol of the run, with the given values in place of its own.
 
         Raises:
-            ValueError: something is out of range, or the game has other actions.
+            ValueError: a value is out of range, or `game` has other actions than the run's game.
         """
         own = Protocol.of(self.metadata.config)
         if game and game != own.game:
@@ -52,38 +52,39 @@ class Agent:
         )
 
 
-def open_agent(name: str, which: str = "latest") -> Agent:
-    """The agent of the run called `name`, from the checkpoint `latest`, `best` or of a cycle; or a shared one.
+def open_agent(name: str, checkpoint: str = "latest") -> Agent:
+    """Load the agent of a run, or one that is registered in MLflow.
 
     Args:
-        name: of a run, or `models:/NAME@champion` or `models:/NAME/VERSION` in MLflow's model registry.
-        which: the checkpoint; a shared agent has only one.
+        name: id or name of a run, `latest`, or a registered model such as `models:/Breakout@champion` or
+            `models:/Breakout/3`.
+        checkpoint: `latest`, `best`, or the number of a cycle. A registered model has only `latest`.
 
     Raises:
-        ValueError: no such run, checkpoint or model.
-        StorageError: the checkpoint or the model is broken.
+        ValueError: there is no such run, checkpoint or model.
+        StorageError: the checkpoint or the model is corrupt.
     """
     tracking = open_tracking()
     if name.startswith(SCHEME):
-        if which != "latest":
-            raise ValueError(f"checkpoint is {which!r}, but {name} has only one; leave it out")
+        if checkpoint != "latest":
+            raise ValueError(f"checkpoint is {checkpoint!r}, but {name} has only one; leave it out")
         shared = open_shared(tracking, name)
-        checkpoint, digest = Checkpoint(shared.metadata, [], shared.weights, {}), shared.checkpoint
+        loaded, digest = Checkpoint(shared.metadata, [], shared.weights, {}), shared.checkpoint
         run = open_run(shared.run_id)
     else:
         run = open_run(tracking.find_run(name).info.run_id)
-        unit = find_checkpoint(run, which)
-        checkpoint, digest = run.checkpoint(unit), unit.digest
+        unit = find_checkpoint(run, checkpoint)
+        loaded, digest = run.checkpoint(unit), unit.digest
         name = run.name
-    return Agent(name, checkpoint.metadata, load_learner(checkpoint), checkpoint.weights, run, digest)
+    return Agent(name, loaded.metadata, load_learner(loaded), loaded.weights, run, digest)
 
 
 def find_run_and_cycle(name: str) -> tuple[StoredRun, int | None]:
-    """The run called `name`; or, of a shared agent, the run that it is from, with its cycle.
+    """Find the run called `name`; for a registered model, the run and the cycle that it was registered from.
 
     Raises:
-        ValueError: no such run or model.
-        StorageError: the model is broken.
+        ValueError: there is no such run or model.
+        StorageError: the model is corrupt.
     """
     tracking = open_tracking()
     if name.startswith(SCHEME):
@@ -93,7 +94,7 @@ def find_run_and_cycle(name: str) -> tuple[StoredRun, int | None]:
 
 
 def load_learner(checkpoint: Checkpoint) -> Learner:
-    """The network of a checkpoint on this machine, without the state of its optimizer."""
+    """Load a checkpoint's network for inference on this machine; the state of the optimizer is left out."""
     config = playable(checkpoint.config)
     metadata = replace(checkpoint.metadata, config=config)
     return restore_learner(replace(checkpoint, metadata=metadata, optimizer={}), prepare(config))

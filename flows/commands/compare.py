@@ -1,4 +1,4 @@
-"""Compare runs of one game: a table, and their scores against states and against minutes, in one report."""
+"""Compare runs of one game: a table, and a report with their scores against states and against minutes."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the runs that are compared."""
+    """A run with its configuration and its metrics."""
 
     name: str
     run: StoredRun
     config: Mapping[str, str]
     curves: Mapping[str, Curve]
-    minutes: Curve
+    minutes: Curve  # minutes of work against states played
 
-    def figures(self) -> dict[str, Any]:
-        """What the table says of it; None where there is nothing to say."""
+    def summary(self) -> dict[str, Any]:
+        """The values of the table's row, and the run's id; None for a value that the run does not have yet."""
         states, minutes = int(self.minutes.states[-1]), float(self.minutes.values[-1])
         scores, evaluated = self.curves.get(SCORE_EPISODE), self.curves.get(EVALUATION_MEAN)
         best = int(evaluated.values.argmax()) if evaluated else None
@@ -63,82 +63,91 @@ class ComparedRun:
 
 
 def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], str]:
-    """Compare runs of one game; the report and its figures are kept among the artifacts of each of them.
+    """Compare two to eight runs of one game, and log the report and its figures as artifacts of each run.
 
     Returns:
-        The figures of each run, and where the report is.
+        The summary of each run, and the URL of the report.
 
     Raises:
-        ValueError: the runs are not between two and eight different ones of one game.
+        ValueError: there are fewer or more runs, a run is given twice, or the runs play different games.
     """
-    compared = [_open(run, runs) for run in runs]
+    compared = [_load(run, runs) for run in runs]
     title = _check(compared)
-    figures = [entry.figures() for entry in compared]
-    report = Report(f"{title}: {' against '.join(entry.name for entry in compared)}")
-    report.properties = {entry.name: entry.run.run_id for entry in compared}
-    report.notes += [f"Run {c.name} has no scores yet: no episode of it has ended." for c in compared if not c.curves]
-    text = "An evaluation's mean stands with its 95 % bootstrap interval."
-    report.add("Scores", text, [Table(list(COLUMNS), [table_row(row) for row in figures]), *_pictures(compared, title)])
-    text = "What is not named here is the same, save for versions and machines."
-    report.add("How they differ", text, _differences(compared))
+    summaries = [run.summary() for run in compared]
+    report = _report(compared, summaries, title)
     folder = f"comparison/{'-'.join(run.run_id[:8] for run in runs)}"
     for run in runs:
         run.tracking.log_report(run.run_id, folder, report.figures(), report.html())
-    return figures, f"{runs[0].artifacts}/{folder}/report.html"
+    return summaries, f"{runs[0].artifacts}/{folder}/report.html"
 
 
-def table_row(figures: Mapping[str, Any]) -> list[str]:
-    """The figures of a run as texts, in the order of `COLUMNS`."""
-    pace, score, best = (figures[name] for name in ("states_per_second", "training_score", "best_mean"))
-    interval = "({best_mean_low:.2f} to {best_mean_high:.2f})".format_map(figures) if best is not None else ""
+def table_row(summary: Mapping[str, Any]) -> list[str]:
+    """Format the summary of a run in the order of `COLUMNS`."""
+    pace, score, best = (summary[name] for name in ("states_per_second", "training_score", "best_mean"))
+    interval = "({best_mean_low:.2f} to {best_mean_high:.2f})".format_map(summary) if best is not None else ""
     return [
-        figures["run"],
-        f"{figures['states']:,}",
-        f"{figures['minutes']:.1f}",
+        summary["run"],
+        f"{summary['states']:,}",
+        f"{summary['minutes']:.1f}",
         "-" if pace is None else f"{pace:,.0f}",
         "-" if score is None else f"{score:.2f}",
         "-" if best is None else f"{best:.2f} {interval}",
-        "-" if best is None else f"{figures['best_states']:,}",
+        "-" if best is None else f"{summary['best_states']:,}",
     ]
 
 
-def _open(run: StoredRun, runs: list[StoredRun]) -> ComparedRun:
-    twins = sum(other.name == run.name for other in runs)
-    name = run.name if twins == 1 else f"{run.name} ({run.run_id[:8]})"
+def _load(run: StoredRun, runs: list[StoredRun]) -> ComparedRun:
+    is_unique = sum(other.name == run.name for other in runs) == 1
+    name = run.name if is_unique else f"{run.name} ({run.run_id[:8]})"
     config = run.tracking.get_run(run.run_id).data.params
     return ComparedRun(name, run, config, run.tracking.curves(run.run_id, CURVES), run.tracking.minutes(run.run_id))
 
 
 def _check(compared: list[ComparedRun]) -> str:
-    """The title of the runs' game."""
-    ids = {entry.run.run_id for entry in compared}
+    """Check that the runs can be compared, and return the title of their game."""
+    ids = {run.run.run_id for run in compared}
     if not 2 <= len(compared) <= len(RUN_COLORS) or len(ids) < len(compared):
-        raise ValueError(f"compare takes 2 to {len(RUN_COLORS)} runs, each once; `dqn runs` lists them")
-    titles = {entry.name: game_title(entry.config["game"]) for entry in compared}
+        raise ValueError(
+            f"got {len(compared)} runs, {len(ids)} of them different; compare takes 2 to {len(RUN_COLORS)} different "
+            "runs; `dqn runs` lists them"
+        )
+    titles = {run.name: game_title(run.config["game"]) for run in compared}
     if len(set(titles.values())) > 1:
         games = ", ".join(f"{name} plays {title}" for name, title in titles.items())
-        raise ValueError(f"scores of different games do not compare: {games}; give runs of one game")
+        raise ValueError(f"scores of different games cannot be compared: {games}; give runs of one game")
     return next(iter(titles.values()))
 
 
+def _report(compared: list[ComparedRun], summaries: list[dict[str, Any]], title: str) -> Report:
+    report = Report(f"{title}: {' against '.join(run.name for run in compared)}")
+    report.properties = {run.name: run.run.run_id for run in compared}
+    report.notes += [f"Run {run.name} has no scores yet: no episode has ended." for run in compared if not run.curves]
+    table = Table(list(COLUMNS), [table_row(summary) for summary in summaries])
+    text = "The mean of an evaluation is followed by its 95 % bootstrap interval."
+    report.add("Scores", text, [table, *_pictures(compared, title)])
+    text = "Fields of the configuration that differ. Versions and machines may differ, too."
+    report.add("Differences", text, _differences(compared))
+    return report
+
+
 def _pictures(compared: list[ComparedRun], title: str) -> list[Picture]:
-    curves = {entry.name: entry.curves for entry in compared if entry.curves}
-    minutes = {entry.name: entry.minutes for entry in compared}
+    curves = {run.name: run.curves for run in compared if run.curves}
+    minutes = {run.name: run.minutes for run in compared}
     if not curves:
         return []
     return [
-        Picture("scores-by-states", score_comparison(curves, title), "What the agent learns from what it has seen."),
+        Picture("scores-by-states", score_comparison(curves, title), "Score against states played."),
         Picture(
             "scores-by-minutes",
             score_comparison(curves, title, minutes),
-            "What it learns in how much time: from a run's start to the commit of each cycle, evaluations included, "
-            "pauses between an interruption and its resume left out.",
+            "Score against minutes, from the start of the run to the commit of each cycle. Evaluations are included; "
+            "pauses between an interruption and the resume are not.",
         ),
     ]
 
 
 def _differences(compared: list[ComparedRun]) -> list[Table]:
-    fields = dict.fromkeys(field for entry in compared for field in entry.config)
-    rows = [[field, *(entry.config.get(field, "-") for entry in compared)] for field in fields]
+    fields = dict.fromkeys(field for run in compared for field in run.config)
+    rows = [[field, *(run.config.get(field, "-") for run in compared)] for field in fields]
     differing = [row for row in rows if len(set(row[1:])) > 1]
-    return [Table(["field", *(entry.name for entry in compared)], differing)] if differing else []
+    return [Table(["field", *(run.name for run in compared)], differing)] if differing else []

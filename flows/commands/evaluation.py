@@ -1,4 +1,4 @@
-"""Evaluate an agent: complete episodes with one of its checkpoints."""
+"""Evaluate an agent: play complete episodes with one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def evaluate_agent(
     game: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Play complete episodes with `agent`; commit the scores and log them in MLflow.
+    """Play complete episodes with `agent`, commit the scores and log them in MLflow.
+
+    What is not given is taken from the run's own protocol.
 
     Returns:
-        What was evaluated, the scores, what they say, and the states per second.
+        The run, the cycle, the protocol, every score, statistics of the scores, and the states played per second.
 
     Raises:
-        ValueError: an argument is out of range, or the game has other actions.
+        ValueError: an argument is out of range, or `game` has other actions than the run's game.
     """
     protocol = agent.protocol(episodes, epsilon, game, seed)
     cores, counters = len(os.sched_getaffinity(0)), agent.metadata.counters
@@ -40,7 +42,7 @@ def evaluate_agent(
 
 
 def evaluation_text(result: dict[str, Any]) -> str:
-    """What `evaluate_agent` returns, for reading."""
+    """Format the result of `evaluate_agent` for the terminal."""
     human = result.get("human_normalized")
     return (
         f"{result['episodes']} episodes of {result['name']} (cycle {result['cycle']}, {result['states']:,} states) "

@@ -1,4 +1,4 @@
-"""Give an agent away: as files, or through MLflow's model registry."""
+"""Export an agent as files, or register it in MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
 
 from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import ExportedAgent, untrained_network
@@ -29,38 +31,42 @@ from storage.selection import evaluation_kinds
 
 
 def export_agent(agent: Agent, directory: Path) -> Path:
-    """Write the weights as safetensors, a JSON configuration and a model card into a new `directory`, whole or not.
+    """Write the weights as safetensors, a JSON configuration and a model card into a new `directory`.
+
+    The directory appears only when it is complete.
 
     Raises:
-        ValueError: there is something at the directory, or no place for it.
-        OSError: it cannot be written.
+        ValueError: `directory` exists and is not empty, or its parent does not exist.
+        OSError: the files cannot be written.
     """
-    place = directory.absolute()
-    if not place.parent.is_dir() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
+    target = directory.absolute()
+    is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not is_free or not target.parent.is_dir():
         raise ValueError(f"cannot export to {directory}; it must be a new directory in one that exists")
-    exported = _exported(agent, _own(agent))
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as unfinished:
-        folder = Path(unfinished) / "agent"
-        folder.mkdir()
-        write_export(folder, exported, model_card(exported))
-        folder.rename(place)
+    exported = _exported(agent, next(iter(_evaluations(agent)), None))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
+        files = Path(staging) / "agent"
+        files.mkdir()
+        write_export(files, exported, model_card(exported))
+        files.rename(target)
     return directory
 
 
 def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
-    """Register an agent in MLflow under its game's name, and make it the champion if it is better than the last one.
+    """Register an agent in MLflow under its game's name, and promote it to champion if it beats the present one.
 
-    Better is a higher mean score by the protocol that the champion was evaluated by.
+    It beats the champion if its mean score is higher in an evaluation by the same protocol.
 
     Args:
-        agent: from a checkpoint that was evaluated.
-        replace: make it the champion in any case.
+        agent: its checkpoint must have been evaluated.
+        replace: promote the agent whatever its score.
 
     Returns:
-        The address of its version, whether it is the champion now, and why.
+        `model`, the address of the registered version; `mean`, its mean score; `champion`, whether it is the champion
+        now; `before`, the address and the mean score of the champion before, or None.
 
     Raises:
-        ValueError: it was not evaluated, or not by the champion's protocol.
+        ValueError: the checkpoint was not evaluated, or not by the champion's protocol.
     """
     tracking, config = agent.run.tracking, agent.metadata.config
     evaluations = {protocol_text(found, config.episode_frames_limit): found for found in _evaluations(agent)}
@@ -70,13 +76,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     if evaluation is None:
         raise ValueError(_how_to_evaluate(agent, wanted if evaluations else None))
     exported = _exported(agent, evaluation)
-    version = shared_version(tracking, exported)
-    if version is None:
-        card = model_card(exported, champion_address(config.game))
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / FOLDER).mkdir()
-            write_export(Path(folder) / FOLDER, exported, card)
-            version = share(agent.run, exported, _plain_network(exported), Path(folder), card)
+    version = shared_version(tracking, exported) or _register(agent, exported)
     mean, address = evaluation.summary()["mean"], f"models:/{version.name}/{version.version}"
     result = {"model": address, "mean": mean, "champion": True, "before": None}
     if before:
@@ -89,16 +89,24 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
 
 
 def sharing_text(result: dict[str, Any]) -> str:
-    """What `share_agent` returns, for reading."""
+    """Format the result of `share_agent` for the terminal."""
     model, before, mean = result["model"], result["before"], result["mean"]
     name = model.rpartition("/")[0]
     if not result["champion"]:
         return (
-            f"{model} is shared; {name}@champion stays {before['model']}, whose mean score {before['mean']:.2f} is not "
-            f"less than {mean:.2f}; --replace puts it there anyway"
+            f"{model} is registered; {name}@champion stays {before['model']}, whose mean score {before['mean']:.2f} "
+            f"is not less than {mean:.2f}; promote the new version anyway with --replace"
         )
     instead = f", instead of {before['model']} ({before['mean']:.2f})" if before and before["model"] != model else ""
     return f"{model} is {name}@champion with a mean score of {mean:.2f}{instead}"
+
+
+def _register(agent: Agent, exported: ExportedAgent) -> ModelVersion:
+    card = model_card(exported, champion_address(exported.metadata.config.game))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / FOLDER).mkdir()
+        write_export(Path(folder) / FOLDER, exported, card)
+        return share(agent.run, exported, _plain_network(exported), Path(folder), card)
 
 
 def _exported(agent: Agent, evaluation: Evaluation | None) -> ExportedAgent:
@@ -113,13 +121,8 @@ def _plain_network(exported: ExportedAgent) -> QNetwork:
     return network.eval()
 
 
-def _own(agent: Agent) -> Evaluation | None:
-    """Its evaluation by the run's own protocol, or else by another one, if there is any."""
-    return next(iter(_evaluations(agent)), None)
-
-
 def _evaluations(agent: Agent) -> list[Evaluation]:
-    """All evaluations of its checkpoint; by the run's own protocol first."""
+    """All evaluations of the agent's checkpoint; the one by the run's own protocol comes first."""
     run, found = agent.run, []
     cycle = agent.metadata.counters.cycle
     for kind in evaluation_kinds(run):
@@ -134,12 +137,12 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
 def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
     command = f"dqn evaluate {agent.run.name} --checkpoint {agent.metadata.counters.cycle}"
     if protocol is None:
-        return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; `{command}` does it"
+        return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; evaluate it with `{command}`"
     wanted, limit = json.loads(protocol), agent.metadata.config.episode_frames_limit
     if wanted["episode_frames_limit"] != limit:
         return (
             f"the champion's episodes were cut off after {wanted['episode_frames_limit']} frames, those of "
-            f"{agent.name} after {limit}; their scores do not compare: share it with --replace or not at all"
+            f"{agent.name} after {limit}, so their scores cannot be compared; promote it anyway with --replace"
         )
     options = " ".join(f"--{name} {wanted[name]}" for name in ("game", "episodes", "epsilon", "seed"))
-    return f"the champion was evaluated by another protocol; do so with `{command} {options}`, or share with --replace"
+    return f"the champion was evaluated by another protocol; run `{command} {options}` first, or use --replace"

@@ -1,4 +1,4 @@
-"""Pictures of a cycle from its stored experience, in one report that opens offline."""
+"""Inspect a cycle of a run: a report with pictures of its experience, its sweep and its network."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ from storage.runs import StoredRun
 from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGETS, UnitKind, cycle_name
 
 SCORES = (SCORE_EPISODE, EVALUATION_MEAN, EVALUATION_MEAN_LOW, EVALUATION_MEAN_HIGH, LOSS_MEAN)
-
-
 CURVES = (
     *SCORES,
     SCHEDULE_EPSILON,
@@ -48,9 +46,20 @@ CURVES = (
 )
 
 
+_HIGHLIGHT_CAPTIONS = {
+    "highest reward": "The Q-values are high until the reward and fall after it.",
+    "highest Q-value": "The state that the network values most in this cycle.",
+    "life lost": "The closer the loss, the lower the Q-values of all actions.",
+    "largest spread of Q-values": "The choice of the action matters most here, as the network estimates it.",
+    "smallest spread of Q-values": "The choice of the action hardly matters; the differences may be below the error.",
+}
+_OUTPUTS_CAPTION = "Each channel is bright where its filter responds. All channels have the same scale."
+_WEIGHTS_CAPTION = "One square per output channel. Red: positive weight, blue: negative, white: zero."
+
+
 @dataclass
 class Inspection:
-    """What is stored of one cycle, and the page about it."""
+    """What is stored of a cycle, and the report on it. What is not stored is None."""
 
     run: StoredRun
     cycle: int
@@ -67,43 +76,53 @@ class Inspection:
 
 
 def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
-    """Make the pictures and the report of a cycle, and keep them among the run's artifacts in MLflow.
+    """Log a report on a cycle, and each of its pictures, as artifacts of the run in MLflow.
 
-    What was pruned is said in the report, and the rest is shown.
+    The report names what was pruned and shows the rest.
+
+    Args:
+        run: the run.
+        cycle: number of the cycle; by default the newest with experience and a checkpoint.
+        state: state for the outputs of the convolutions, as STEP:LANE; by default that with the highest Q-value.
+        channel: input channel of the weights that are shown for the second and later convolutions.
+
+    Returns:
+        The URL of the report.
 
     Raises:
-        ValueError: nothing is stored of that cycle, or there is no such state or channel.
+        ValueError: nothing is stored of the cycle, or there is no such state or channel.
     """
     inspection = open_inspection(run, cycle)
     report = inspection.report
     report.title = f"{inspection.game}: cycle {inspection.cycle} of run {run.name}"
-    report.properties = _facts(inspection)
-    _training(inspection)
+    report.properties = _properties(inspection)
+    _add_training(inspection)
     if inspection.experience is not None:
-        _moments(inspection, inspection.experience)
+        _add_highlights(inspection, inspection.experience)
     if inspection.experience is not None and inspection.targets is not None:
-        _sweep(inspection, inspection.experience, inspection.targets)
+        _add_sweep(inspection, inspection.experience, inspection.targets)
     if inspection.network is not None:
-        _network(inspection, inspection.network, state, channel)
+        _add_network(inspection, inspection.network, state, channel)
     folder = f"inspection/{cycle_name(inspection.cycle)}"
     return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, report.figures(), report.html())}"
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
-    """What is stored of `cycle`, or of the newest cycle that is done and not pruned.
+    """Read what is stored of `cycle`; by default of the newest cycle with experience and a checkpoint.
 
     Raises:
-        ValueError: nothing is.
-        StorageError: a unit is broken.
+        ValueError: nothing is stored of the cycle.
+        StorageError: a unit is corrupt.
     """
     stored = {kind: _cycles_of(run, kind) for kind in KINDS}
-    if cycle is None:  # in a run that is going on, the newest one may have no checkpoint yet
-        whole = [number for number in stored[EXPERIENCE] if number in stored[CHECKPOINT]]
-        cycle = next(iter(whole or stored[EXPERIENCE] or stored[CHECKPOINT]), 0)
+    if cycle is None:  # the newest experience of a run that is training has no checkpoint yet
+        complete = [number for number in stored[EXPERIENCE] if number in stored[CHECKPOINT]]
+        cycle = next(iter(complete or stored[EXPERIENCE] or stored[CHECKPOINT]), 0)
     if not any(cycle in cycles for cycles in stored.values()):
-        kept = ", ".join(map(str, sorted({*stored[EXPERIENCE], *stored[CHECKPOINT]}))) or "nothing"
+        others = ", ".join(map(str, sorted({*stored[EXPERIENCE], *stored[CHECKPOINT]}))) or "none"
         raise ValueError(
-            f"nothing is stored of cycle {cycle} of run {run.name}: it was pruned or never made; kept: {kept}"
+            f"nothing is stored of cycle {cycle} of run {run.name}: it was pruned or never made; "
+            f"stored cycles: {others}"
         )
     newest = run.newest_checkpoint() if cycle not in stored[CHECKPOINT] else run.unit(CHECKPOINT, cycle)
     network = None
@@ -114,19 +133,16 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
         inspection.experience = read_experiences([_directories(run, EXPERIENCE, cycle)])
     if cycle in stored[TARGETS]:
         inspection.targets = read_all_targets(_directories(run, TARGETS, cycle))
-    for what, thing in (
-        (CHECKPOINT, network),
-        (EXPERIENCE, inspection.experience),
-        (TARGETS, inspection.targets),
-    ):
-        if thing is None:
-            why = "cycle 0 is the untrained start" if cycle == 0 else "it was pruned, or not made yet"
-            inspection.report.notes.append(f"The {what} of cycle {cycle} cannot be shown: {why}.")
+    parts = {"checkpoint": network, "experience": inspection.experience, "targets": inspection.targets}
+    reason = "cycle 0 is the untrained network" if cycle == 0 else "it was pruned, or not made yet"
+    inspection.report.notes += [
+        f"The {name} of cycle {cycle} cannot be shown: {reason}." for name, part in parts.items() if part is None
+    ]
     return inspection
 
 
 def _cycles_of(run: StoredRun, kind: UnitKind) -> list[int]:
-    """The cycles of which all of `kind` is stored, every shard of it, newest first."""
+    """The cycles for which every shard of `kind` is stored, newest first."""
     cycles = [set(run.cycles(part)) for part in run.kinds(kind)]
     return sorted(set.intersection(*cycles), reverse=True)
 
@@ -135,7 +151,7 @@ def _directories(run: StoredRun, kind: UnitKind, cycle: int) -> list[Path]:
     return [run.unit(part, cycle).directory for part in run.kinds(kind)]
 
 
-def _facts(inspection: Inspection) -> dict[str, str]:
+def _properties(inspection: Inspection) -> dict[str, str]:
     config, counters = inspection.metadata.config, inspection.metadata.counters
     played = (
         f"{inspection.experience.states_played:,} states of {config.lanes} lanes" if inspection.experience else "pruned"
@@ -150,105 +166,96 @@ def _facts(inspection: Inspection) -> dict[str, str]:
     }
 
 
-def _training(inspection: Inspection) -> None:
+def _add_training(inspection: Inspection) -> None:
     curves = inspection.run.tracking.curves(inspection.run.run_id, CURVES)
     pictures = []
     if SCORE_EPISODE in curves or EVALUATION_MEAN in curves:
         pictures.append(Picture("score-curve", score_curve(curves, inspection.game), "Scores against states played."))
     else:
-        inspection.report.notes.append("There are no scores to show: no episode of the run has ended yet.")
+        inspection.report.notes.append("No scores to show: no episode of the run has ended yet.")
     if LOSS_MEAN in curves and len(curves[LOSS_MEAN].values) > 1:
-        caption = "Q-values, errors and loss against states."
+        caption = "Q-values, estimation errors and loss against states played."
         pictures.append(Picture("q-value-curves", q_value_curves(curves, inspection.game), caption))
     else:
-        inspection.report.notes.append("There are no curves of Q-values to show: they begin with the second cycle.")
+        inspection.report.notes.append("No curves of Q-values to show: they begin with the second cycle.")
     try:
         evaluation = read_evaluation(inspection.run.unit(EVALUATION, inspection.cycle).directory)
         pictures.append(Picture("scores", score_histogram(evaluation), "The evaluation of this cycle's checkpoint."))
     except StorageError:
         inspection.report.notes.append(f"The checkpoint of cycle {inspection.cycle} was not evaluated.")
-    inspection.report.add("Training", "How the run came here.", pictures)
+    inspection.report.add("Training", "The run until now.", pictures)
 
 
-def _moments(inspection: Inspection, experience: Experience) -> None:
+def _add_highlights(inspection: Inspection, experience: Experience) -> None:
     highlights, missing = find_highlights(experience)
-    inspection.report.notes += [f"This cycle has no state of the kind: {name}." for name in missing]
+    inspection.report.notes += [f"This cycle has no highlight of this kind: {name}." for name in missing]
     names, game = inspection.metadata.action_names, inspection.metadata.config.game
     inspection.report.add(
-        "Moments",
-        "Consecutive states with what the network made of them when it played. The action taken is orange, the highest "
-        "Q-value bold; where they differ, the action was random. Below: what the action brought.",
+        "Highlights",
+        "Consecutive states with the Q-values that the network estimated during play. The action taken is orange, the "
+        "highest Q-value is bold; where they differ, the action was random. Below are rewards and lost lives.",
         [
-            Picture(m.name.replace(" ", "-"), highlight_strip(experience, names, m, game), _SAYINGS[m.name])
-            for m in highlights
+            Picture(
+                highlight.name.replace(" ", "-"),
+                highlight_strip(experience, names, highlight, game),
+                _HIGHLIGHT_CAPTIONS[highlight.name],
+            )
+            for highlight in highlights
         ],
     )
 
 
-_SAYINGS = {
-    "highest reward": "Expectation is high until the points are made, and falls once they are.",
-    "highest Q-value": "What the network takes for the best state of the cycle.",
-    "life lost": "The closer the loss, the less the network expects, whatever it does.",
-    "largest spread of Q-values": "Here the choice of the action matters most to the network.",
-    "smallest spread of Q-values": "Here it hardly matters: the differences may be less than the error.",
-}
-
-
-_OUTPUTS = "Each channel is bright where its filter found what it looks for; all on one scale."
-
-
-_WEIGHTS = "One square for each output channel. Red adds to it, blue takes away from it, and white is zero."
-
-
-def _sweep(inspection: Inspection, experience: Experience, targets: Targets) -> None:
+def _add_sweep(inspection: Inspection, experience: Experience, targets: Targets) -> None:
     config, pictures = inspection.metadata.config, []
     if stretch := stretch_to_a_point(experience):
         figure = sweep_figure(experience, targets, stretch, config.game, config.discount)
-        pictures.append(Picture("sweep", figure, "The reward is carried back to the states that led to it."))
+        pictures.append(Picture("sweep", figure, "The sweep carries the reward back to the states before it."))
     else:
-        inspection.report.notes.append("No point was made in this cycle, so there is no stretch that leads to one.")
+        inspection.report.notes.append("No reward was received in this cycle, so no sweep towards one can be shown.")
     pictures += [
         Picture(
-            "q-values", q_value_histogram(experience, targets, config.game), "What was expected, and what should be."
+            "q-values",
+            q_value_histogram(experience, targets, config.game),
+            "Q-values before the sweep (estimates) and after it (targets).",
         ),
         Picture(
             "estimation-errors",
             error_histogram(targets, config.game, config.error_threshold),
-            "How far the sweep moved the taken action's Q-value.",
+            "Change of the Q-value of the action taken, by the sweep.",
         ),
     ]
     inspection.report.add("The sweep", "Q-values before the backward sweep and after it.", pictures)
 
 
-def _network(inspection: Inspection, network: QNetwork, state: str | None, channel: int) -> None:
-    layers, pictures = len(convolutions(network)), []
+def _add_network(inspection: Inspection, network: QNetwork, state: str | None, channel: int) -> None:
+    layers, pictures, game = len(convolutions(network)), [], inspection.game
     if inspection.experience is not None:
         shown: np.ndarray = inspection.experience.states[_chosen_state(inspection.experience, state)]
         outputs = convolution_outputs(network, shown)
         pictures += [
-            Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, inspection.game), _OUTPUTS)
+            Picture(f"outputs-{number}", outputs_figure(shown, output, number, layers, game), _OUTPUTS_CAPTION)
             for number, output in outputs.items()
         ]
     elif state:
-        raise ValueError(f"the states of cycle {inspection.cycle} were pruned; leave out --state")
-    first = [(1, source) for source in range(inspection.metadata.config.state_channels)]
-    wanted = [*first, *((number, channel) for number in range(2, layers + 1))]
+        raise ValueError(
+            f"state is {state!r}, but the states of cycle {inspection.cycle} were pruned; leave out --state"
+        )
+    first_layer = [(1, source) for source in range(inspection.metadata.config.state_channels)]
+    later_layers = [(number, channel) for number in range(2, layers + 1)]
     pictures += [
-        Picture(f"weights-{number}-{source}", weights_figure(network, number, source, inspection.game), _WEIGHTS)
-        for number, source in wanted
+        Picture(f"weights-{number}-{source}", weights_figure(network, number, source, game), _WEIGHTS_CAPTION)
+        for number, source in first_layer + later_layers
     ]
-    inspection.report.add("The network", "What each convolution puts out for one state, and its weights.", pictures)
+    inspection.report.add("The network", "Outputs of each convolution for one state, and its weights.", pictures)
 
 
 def _chosen_state(experience: Experience, state: str | None) -> tuple[int, int]:
-    """Step and lane of the state STEP:LANE, or of the highest Q-value."""
+    """The step and the lane of the state STEP:LANE; by default of the state with the highest Q-value."""
     steps, lanes = experience.actions.shape
     if state is None:
         step, lane = divmod(int(experience.q_values.max(axis=2).argmax()), lanes)
         return step, lane
     step_text, _, lane_text = state.partition(":")
     if not (step_text.isdecimal() and lane_text.isdecimal() and int(step_text) < steps and int(lane_text) < lanes):
-        raise ValueError(
-            f"state is {state!r}; write it as STEP:LANE, with a step below {steps} and a lane below {lanes}"
-        )
+        raise ValueError(f"state is {state!r}; it must be STEP:LANE with a step below {steps} and a lane below {lanes}")
     return int(step_text), int(lane_text)

@@ -1,4 +1,4 @@
-"""Watch an agent play in a window."""
+"""Show an agent that plays, in a window."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def play_in_window(
     seed: int = 0,
     on_episode: Callable[[float, int], None] = lambda score, steps: None,
 ) -> None:
-    """Play one complete episode after the other in a window, each with the next seed, until it is closed.
+    """Play complete episodes in a window until it is closed. Each episode has the next seed.
 
     Args:
-        agent: who plays.
-        epsilon: probability of a random action; the run's evaluation_epsilon unless told otherwise.
+        agent: the agent that plays.
+        epsilon: probability of a random action; the run's `evaluation_epsilon` by default.
         game: another game with the same actions.
-        seed: of the first episode.
-        on_episode: told the score and the steps of each episode that ended.
+        seed: seed of the first episode.
+        on_episode: called with the score and the number of steps of each episode that ends.
 
     Raises:
         ValueError: an argument is out of range.
@@ -51,29 +51,29 @@ def play_in_window(
 
 
 class _Window:
-    """A window that shows pictures at the speed of play."""
+    """A window that shows `FRAMES_PER_SECOND` pictures per second."""
 
     def __init__(self, title: str) -> None:
-        instead = f"`dqn record {title} -o episode.mp4` makes a video instead"
+        instead = f"use `dqn record {title} -o episode.mp4` to make a video instead"
         try:
             import tkinter
         except ImportError:
-            raise OSError(f"this Python has no tkinter to open a window with; {instead}") from None
+            raise OSError(f"cannot open a window because this Python has no tkinter; {instead}") from None
         try:
             self._root: Any = tkinter.Tk(className="dqn")
         except tkinter.TclError as error:
-            raise OSError(f"there is no display to open a window on ({error}); {instead}") from None
-        self._gone: type[Exception] = tkinter.TclError
+            raise OSError(f"cannot open a window because there is no display ({error}); {instead}") from None
+        self._tk_error: type[Exception] = tkinter.TclError
         self._root.title(f"dqn play {title}")
         self._root.resizable(False, False)
         self._root.protocol("WM_DELETE_WINDOW", self.close)
         self._label: Any = tkinter.Label(self._root, width=WIDTH, height=HEIGHT, borderwidth=0)
         self._label.pack()
-        self._due = time.monotonic()
+        self._next_picture = time.monotonic()
         self._is_open = True
 
     def show(self, picture: Image.Image) -> bool:
-        """Show the next picture for as long as it is due; False when the window was closed."""
+        """Show `picture` and wait until the next one is due. Return False if the window was closed."""
         from PIL import ImageTk
 
         if not self._is_open:
@@ -81,15 +81,15 @@ class _Window:
 
         photo = ImageTk.PhotoImage(picture, master=self._root)
         self._label.configure(image=photo)
-        self._label.image = photo  # or it is collected, and the window stays empty
+        self._label.image = photo  # tkinter keeps no reference: without this one the picture is collected
         self._root.update()
         now = time.monotonic()
-        self._due = max(self._due + 1 / FRAMES_PER_SECOND, now)
-        time.sleep(self._due - now)
+        self._next_picture = max(self._next_picture + 1 / FRAMES_PER_SECOND, now)
+        time.sleep(self._next_picture - now)
         return self._is_open
 
     def close(self) -> None:
-        """Close the window, or do nothing if somebody has."""
+        """Close the window, if it is open."""
         self._is_open = False
-        with suppress(self._gone):
+        with suppress(self._tk_error):
             self._root.destroy()

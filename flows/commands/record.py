@@ -14,7 +14,7 @@ import numpy as np
 from dqn.plots.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, Shot, draw_shot, record_episode
 from flows.commands.agents import Agent
 
-SPAN_SHOTS = 200  # the first ones, whose Q-values say how far the bars reach
+RANGE_SHOTS = 200  # the Q-values of this many shots at the start give the range of the bars
 
 QUALITY = {"crf": "20", "preset": "veryfast"}
 
@@ -22,19 +22,19 @@ QUALITY = {"crf": "20", "preset": "veryfast"}
 def record_video(
     agent: Agent, path: Path, epsilon: float | None = None, game: str | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Play one complete episode with `agent` into an MP4 file (H.264) at `path`, and log it in MLflow.
+    """Play one complete episode, record it as an MP4 file (H.264) at `path`, and log the file in MLflow.
 
-    A file that stands there is replaced when the new one is whole.
+    An existing file is replaced only when the new one is complete.
 
     Returns:
-        The score, the steps and the path.
+        `score`, `steps` and `path`.
 
     Raises:
-        ValueError: the path is no .mp4 in a directory that exists, or an argument is out of range.
-        OSError: it cannot be written.
+        ValueError: `path` is not an .mp4 file in a directory that exists, or an argument is out of range.
+        OSError: the file cannot be written.
     """
     if path.suffix != ".mp4" or path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"cannot record to {path}; it must be a file .mp4 in a directory that exists")
+        raise ValueError(f"cannot record to {path}; it must be an .mp4 file in a directory that exists")
     protocol = agent.protocol(1, epsilon, game, seed)
     shots = record_episode(agent.learner.estimate, protocol, agent.metadata.config)
     with tempfile.NamedTemporaryFile(dir=path.absolute().parent, suffix=".mp4", delete=False) as file:
@@ -50,16 +50,16 @@ def record_video(
 
 
 def _encode(path: Path, shots: Iterable[Shot], action_names: tuple[str, ...]) -> Shot:
-    """Encode the shots; the last of them."""
-    coming = iter(shots)
-    first = list(islice(coming, SPAN_SHOTS))
-    values = np.array([shot.q_values for shot in first])
-    span = float(values.min()), float(values.max())
+    """Encode the shots and return the last one."""
+    remaining = iter(shots)
+    first = list(islice(remaining, RANGE_SHOTS))
+    q_values = np.array([shot.q_values for shot in first])
+    value_range = float(q_values.min()), float(q_values.max())
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=QUALITY)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for shot in chain(first, coming):
-            picture = av.VideoFrame.from_ndarray(draw_shot(shot, action_names, span), format="rgb24")
+        for shot in chain(first, remaining):
+            picture = av.VideoFrame.from_ndarray(draw_shot(shot, action_names, value_range), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return shot

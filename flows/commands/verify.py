@@ -1,4 +1,4 @@
-"""Verify a run: every committed unit, its metrics in MLflow, and on demand its games."""
+"""Verify a run: every committed unit, its metrics in MLflow and, if requested, its stored frames."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tasks.progress import report
 
 @dataclass
 class Verification:
-    """What was checked, and what is wrong."""
+    """Counts of what was checked and found intact, and the problems that were found."""
 
     run: str
-    digest: str = ""  # of the newest whole checkpoint: it covers all that came before it, metrics included
-    cycle: int = 0
+    digest: str = ""  # of the newest intact checkpoint; it covers all units and metrics that led to it
+    cycle: int = 0  # of that checkpoint
     units: int = 0
     bytes: int = 0
     metrics: int = 0
-    frames: int = 0
+    frames: int = 0  # states replayed
     problems: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """All fields, for JSON."""
         return vars(self)
 
 
@@ -42,7 +42,8 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
     """Check every unit of `run` against its manifest, and its metrics against MLflow.
 
     Args:
-        replay: also play the stored actions again and compare every frame.
+        run: the run to check.
+        replay: also replay the stored actions and compare every frame.
     """
     result = Verification(run.name)
     places = [(kind, cycle) for kind in run.kinds(*KINDS, EVALUATION) for cycle in sorted(run.cycles(kind))]
@@ -61,7 +62,7 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
         newest = max(checkpoints, key=lambda unit: unit.cycle)
         result.digest, result.cycle = newest.digest, newest.cycle
     else:
-        result.problems.append(f"run {run.name} has no whole checkpoint")
+        result.problems.append(f"run {run.name} has no intact checkpoint")
     _check_metrics(run, list(units.values()), result)
     if replay:
         for kind, cycle in units:
@@ -74,7 +75,7 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
 
 
 def _read(run: StoredRun, unit: Unit) -> None:
-    """Read all of a unit as what it claims to be."""
+    """Read all of a unit in the format of its kind."""
     if unit.kind == CHECKPOINT:
         run.checkpoint(unit)
     elif unit.kind.name == EXPERIENCE.name:
@@ -86,13 +87,13 @@ def _read(run: StoredRun, unit: Unit) -> None:
 
 
 def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> None:
-    """Each metric of each unit is in MLflow once, with no other value at its step.
+    """Check that each metric of each unit is in MLflow once, and that no other value is at its step.
 
-    A checkpoint has those of its cycle's experience and targets, too. One that its writer had not published yet when
-    it died is published when the run goes on.
+    Experience and targets are left out because the checkpoint of their cycle has their metrics, too. Metrics of the
+    newest unit of a kind may be missing: if the writer was killed before it published them, resuming the run does.
     """
     units = [unit for unit in units if unit.kind.name not in (EXPERIENCE.name, TARGETS.name)]
-    over = {unit.kind: unit.cycle for unit in sorted(units, key=lambda unit: unit.cycle)}
+    newest = {unit.kind: unit.cycle for unit in sorted(units, key=lambda unit: unit.cycle)}
     names = {metric.name for unit in units for metric in unit.metrics}
     points: Counter[tuple[str, int]] = Counter()
     values: dict[tuple[str, int], float] = {}
@@ -108,26 +109,26 @@ def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> N
             found = values.get((metric.name, metric.step))
             if found == metric.value:
                 result.metrics += 1
-            elif unit.cycle < over[unit.kind]:
+            elif unit.cycle < newest[unit.kind]:
                 result.problems.append(
                     f"MLflow has {found} for {metric.name} at step {metric.step}, not {metric.value}"
                 )
 
 
 def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, shard: int, result: Verification) -> None:
-    """Play the stored actions of a shard again from the checkpoint before and compare what the games show."""
+    """Replay the stored actions of a shard from the checkpoint before them, and compare every state."""
     config = checkpoint.config
-    where = config.shard_lanes(shard)
+    shard_lanes = config.shard_lanes(shard)
     lanes = Lanes(
-        GameSettings.of(config), checkpoint.histories[where], total_lanes=config.lanes, threads=config.threads
+        GameSettings.of(config), checkpoint.histories[shard_lanes], total_lanes=config.lanes, threads=config.threads
     )
     try:
         for step, actions in enumerate(experience.actions):
             report("replay", cycle, step, experience.steps)
             differing = np.flatnonzero((lanes.states != experience.states[step]).any(axis=(1, 2, 3)))
             if len(differing):
-                lane = where.start + differing[0]
-                result.problems.append(f"cycle {cycle}: step {step} of lane {lane} shows another state when replayed")
+                lane = shard_lanes.start + differing[0]
+                result.problems.append(f"cycle {cycle}: step {step} of lane {lane} differs when replayed")
                 return
             lanes.step(actions.astype(np.int64))
             result.frames += len(actions)

@@ -1,4 +1,4 @@
-"""The Prefect server that a training starts for itself."""
+"""The Prefect server that `dqn train` starts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from storage.environment import embedded_server_environment
 
 
 class EmbeddedServer(SubprocessASGIServer):
-    """Prefect's own, but as the leader of a session of its own.
+    """Prefect's embedded server in a session of its own.
 
-    Ctrl-C, and a signal to the process group, then reach the training alone, which still has to tell the server how
-    its flow run ended.
+    Ctrl-C and signals to the process group then reach only the trainer, which still has to send the final state of
+    its flow run to the server.
     """
 
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:

@@ -1,4 +1,4 @@
-"""The servers that people look at runs with, on the loopback interface."""
+"""Server processes: start, wait, check ports and stop."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from storage.errors import StorageError
 from storage.settings import Settings, without_password
 
 START_SECONDS = 180
-LEAVE_SECONDS = 30  # for what Prefect's server has still to hear
+DRAIN_SECONDS = 30  # to send the last events and log records to Prefect's server
 
-_guards: list[subprocess.Popen[bytes]] = []  # their pipes stay open as long as this process lives
+_guards: list[subprocess.Popen[bytes]] = []  # keeps their pipes open until this process ends
 
 
 def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Start a Prefect server for this process alone, unless one is configured, which then must answer.
+    """Start a Prefect server for this process, or check that the configured one answers.
 
-    `meanwhile` is done in either case.
+    Prefect stops the server when this process exits, after it has sent the last log records. If this process is
+    killed, a guard process stops the server: its `read` returns when the pipe from this process closes.
 
-    Prefect stops it at an ordinary exit, after the last of the log was sent. A guard, which notices the
-    end of this process by the pipe between them, stops it after any other: a killed trainer leaves no
-    server behind.
+    Args:
+        meanwhile: called while the server starts; it is called as well when no server has to be started.
 
     Raises:
         StorageError: the configured server does not answer.
@@ -43,7 +43,7 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
 
     from flows.server.embedded import EmbeddedServer
 
-    assert orchestration  # imported here, for two threads that import it stand in each other's way
+    assert orchestration  # imported before the thread starts, because importing it in two threads at once can fail
     if address := get_current_settings().api.url:
         _check_answers(address)
         meanwhile()
@@ -62,25 +62,25 @@ def _check_answers(address: str) -> None:
     try:
         urllib.request.urlopen(f"{without_password(address)}/health", timeout=10).close()
     except urllib.error.HTTPError:
-        pass  # that is an answer, too
+        pass  # the server answers, even if with an error
     except OSError:
         raise StorageError(f"{prefect_unreachable(address)}; start it, or unset PREFECT_API_URL") from None
 
 
 def prefect_unreachable(address: str | None) -> str:
-    """What to say of a Prefect server that does not answer."""
+    """The error message about a Prefect server that does not answer."""
     return f"the Prefect server {without_password(address or '')} does not answer"
 
 
 def exit_after_draining(status: int) -> NoReturn:
-    """Exit, as soon as Prefect's server heard of the last tasks, or is given up.
+    """Exit when Prefect's last events and log records are sent, or after `DRAIN_SECONDS`.
 
-    Prefect alone would go on trying for seconds for every task, which are hours after a day without the server.
+    By itself Prefect retries for seconds per task run, which takes hours if the server was down for a day.
     """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    deadline = time.monotonic() + LEAVE_SECONDS
+    deadline = time.monotonic() + DRAIN_SECONDS
     for worker in (EventsWorker, APILogWorker):
         drained: Any = worker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
         if drained[1]:
@@ -91,10 +91,10 @@ def exit_after_draining(status: int) -> NoReturn:
 
 
 def run_mlflow_ui(port: int | None) -> None:
-    """Serve the MLflow UI of this installation's store until interrupted.
+    """Serve the MLflow UI until interrupted, on `port` or else on the port in the settings.
 
     Raises:
-        ValueError: the port is out of range or taken.
+        ValueError: the port is out of range or in use.
         StorageError: the server did not start.
     """
     settings = Settings.from_environment()
@@ -102,11 +102,11 @@ def run_mlflow_ui(port: int | None) -> None:
         settings = settings.model_copy(update={"mlflow_port": port})
     check_port(settings.host, settings.mlflow_port, "--port")
     check_exposure(settings)
-    # A file, for a pipe that nobody reads would one day stop the server.
+    # A file, because the server blocks when a pipe that is not read is full.
     with tempfile.TemporaryFile() as log_file:
         server = start_server(mlflow_command(settings), server_environment(settings.home), log_file)
         try:
-            wait_for_server(lambda: responds(f"{settings.mlflow_address}/health"), "MLflow", server, log_file)
+            wait_for_server(lambda: answers(f"{settings.mlflow_address}/health"), "MLflow", server, log_file)
             print(f"MLflow UI: {settings.mlflow_address} (Ctrl-C stops it)", flush=True)
             server.wait()
         except KeyboardInterrupt:
@@ -116,38 +116,40 @@ def run_mlflow_ui(port: int | None) -> None:
 
 
 def mlflow_command(settings: Settings) -> list[str]:
-    """The command that serves the MLflow store of this installation."""
+    """The command that serves the MLflow store of `settings`."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
     command += ["--default-artifact-root", settings.artifacts("").as_uri(), "--workers", "1"]
-    # Without a line for each request: the log must not grow as long as somebody looks at the UI.
+    # Without a log line per request.
     command += ["--uvicorn-opts", "--log-level warning"]
     return [*command, "--host", settings.host, "--port", str(settings.mlflow_port)]
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raise a ValueError if others could reach the servers without what keeps strangers out."""
+    """Raise a ValueError if the servers would be reachable from other machines without access control."""
     if settings.is_loopback:
         return
     if settings.host in ("0.0.0.0", "::", "*"):
-        raise ValueError(f"DQN_HOST is {settings.host}; name the one address of this machine that others use")
+        raise ValueError(f"DQN_HOST is {settings.host}; it must be one address of this machine, not all of them")
     needed = {
-        PREFECT_SERVER_PASSWORD: "user:password that Prefect asks for",
+        PREFECT_SERVER_PASSWORD: "user:password that Prefect requires",
         MLFLOW_ALLOWED_HOSTS: "host names that browsers may use, such as trainer.lan:5000",
     }
     missing = [f"{name} ({what})" for name, what in needed.items() if not os.environ.get(name)]
     if missing:
-        raise ValueError(f"DQN_HOST is {settings.host}, which others can reach; set {' and '.join(missing)} first")
+        raise ValueError(
+            f"DQN_HOST is {settings.host}, which other machines can reach; set {' and '.join(missing)} first"
+        )
 
 
 def start_server(command: list[str], environment: dict[str, str], log_file: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a server as the leader of a session of its own; what it says goes to the file `log_file`."""
+    """Start a server in a session of its own; its output goes to `log_file`."""
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
     )
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """End a server that leads a session of its own, with all the processes it started."""
+    """Terminate a server and its process group, and kill them if they do not exit within 10 seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(server.pid, number)
@@ -156,7 +158,7 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
 
 
 def check_port(host: str, port: int, setting: str) -> None:
-    """Raise a ValueError unless a server can listen on `port` of `host`; `setting` chooses another."""
+    """Raise a ValueError unless a server can listen on `port` of `host`; the message names `setting`."""
     if not 1 <= port <= 65535:
         raise ValueError(f"port is {port}; it must be from 1 to 65535")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -169,18 +171,18 @@ def check_port(host: str, port: int, setting: str) -> None:
             ) from None
 
 
-def responds(address: str) -> bool:
-    """Whether an HTTP server answers there."""
+def answers(address: str) -> bool:
+    """Whether an HTTP server answers at `address` without an error."""
     with suppress(urllib.error.URLError, ConnectionError, TimeoutError), urllib.request.urlopen(address, timeout=2):
         return True
     return False
 
 
 def wait_for_server(is_up: Callable[[], bool], name: str, server: subprocess.Popen[bytes], log_file: IO[bytes]) -> None:
-    """Return as soon as the server is up.
+    """Wait until `is_up` returns True.
 
     Raises:
-        StorageError: it ended before that, or took too long.
+        StorageError: the server exited, or did not come up within `START_SECONDS`.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Mark what died without a word, so that it can go on: flow runs without a process, training runs without a writer."""
+"""Mark flow runs whose process is gone, and training runs whose writer is gone, so that they can be continued."""
 
 from __future__ import annotations
 
@@ -17,54 +17,60 @@ from flows.failure import run_failure_command
 from storage.errors import StorageError
 from storage.run_catalog import mark_dead_runs
 
-AT_WORK = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
 class Reaper:
-    """Marks what died of all that one worker has taken, and says how each goes on.
+    """Marks the flow runs of one worker whose process is gone, and the training runs whose writer is gone.
 
-    `flow_runs_at_work` tells the ids of the flow runs that have a process now.
+    `running_flow_runs` returns the ids of the flow runs that have a process now.
     """
 
-    def __init__(self, worker: str, flow_runs_at_work: Callable[[], Collection[str]]) -> None:
-        self._worker, self._at_work = worker, flow_runs_at_work
+    def __init__(self, worker: str, running_flow_runs: Callable[[], Collection[str]]) -> None:
+        self._worker, self._running_flow_runs = worker, running_flow_runs
         self._suspects: set[UUID] = set()
 
-    def reap(self, sure: bool = False) -> list[str]:
-        """Mark what died; what a person should read of it. Servers that do not answer are asked the next time.
+    def reap(self, without_worker: bool = False) -> list[str]:
+        """Mark what is gone. If a server does not answer, do nothing; the next call tries again.
 
-        A flow run without a process may be about to get one: it counts as dead when it is found so twice, or
-        at once if the caller is `sure`, because no worker is there.
+        The worker may be about to start the process of a flow run that has none. Such a flow run is therefore marked
+        only when two calls in a row find it without a process.
+
+        Args:
+            without_worker: there is no worker, so flow runs are marked at once.
+
+        Returns:
+            A line for each marked run, with the command that continues it.
         """
         lines = []
         try:
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
                 found = self._without_process()
-                lines += [_mark(run) for run in found if sure or run.id in self._suspects]
+                lines += [_mark(run) for run in found if without_worker or run.id in self._suspects]
             self._suspects = {run.id for run in found}
             lines += [
-                f"run {run.name} has died; go on with: dqn train --resume {run.run_id}" for run in mark_dead_runs()
+                f"run {run.name} was killed; resume with: dqn train --resume {run.run_id}" for run in mark_dead_runs()
             ]
         except (httpx.HTTPError, PrefectException, StorageError):
             pass
         return lines
 
     def _without_process(self) -> list[FlowRun]:
-        wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=AT_WORK)))
+        wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)))
         with get_client(sync_client=True) as client:
             runs = client.read_flow_runs(flow_run_filter=wanted)
-        at_work = self._at_work()
-        taken = [run for run in runs if run.labels.get("prefect.worker.name") == self._worker]
-        return [run for run in taken if str(run.id) not in at_work]
+        running = self._running_flow_runs()
+        own = [run for run in runs if run.labels.get("prefect.worker.name") == self._worker]
+        return [run for run in own if str(run.id) not in running]
 
 
 def _mark(run: FlowRun) -> str:
-    """Give a flow run without a process its last state, and run the user's command; what to say of it."""
-    go_on = f"go on with: prefect flow-run retry {run.id}"
+    """Set the final state of a flow run without a process, run the failure command, and return a line about it."""
+    retry = f"retry with: prefect flow-run retry {run.id}"
     cancelled = run.state is not None and run.state.is_cancelling()
-    state: State = (Cancelled if cancelled else Crashed)(message=f"Its process is gone; {go_on}")
+    state: State = (Cancelled if cancelled else Crashed)(message=f"The process is gone; {retry}")
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, state, force=True)
     if not cancelled:
         run_failure_command(None, run, state)
-    return f"flow run {run.name} has died; {go_on}"
+    return f"the process of flow run {run.name} is gone; {retry}"

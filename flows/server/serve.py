@@ -19,10 +19,10 @@ from typing import IO, TYPE_CHECKING
 import psutil
 
 from flows.server.processes import (
+    answers,
     check_exposure,
     check_port,
     mlflow_command,
-    responds,
     start_server,
     stop_server,
     wait_for_server,
@@ -36,49 +36,49 @@ if TYPE_CHECKING:
 
 POOL, WORKER = "local", "dqn"
 CHECKOUT = Path(__file__).resolve().parents[2]
-MAX_RESTARTS_PER_HOUR = 5  # of a server within an hour
+MAX_RESTARTS_PER_HOUR = 5
 STOP_SECONDS = 30
 REAP_SECONDS = 60
 
 
 @dataclass
 class Service:
-    """One of the servers, as a process that is started again when it dies."""
+    """A server or the worker, with its process, which is restarted when it exits."""
 
     name: str
     command: list[str]
     environment: dict[str, str]
     log_file: IO[bytes]
     process: subprocess.Popen[bytes] | None = None
-    starts: list[float] = field(default_factory=list)
+    start_times: list[float] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start it.
+        """Start the process.
 
         Raises:
-            StorageError: it was started too often.
+            StorageError: the process exited more than `MAX_RESTARTS_PER_HOUR` times within an hour.
         """
         now = time.monotonic()
-        self.starts = [*(began for began in self.starts if began > now - 3600), now]
-        if len(self.starts) > MAX_RESTARTS_PER_HOUR + 1:
+        self.start_times = [*(started for started in self.start_times if started > now - 3600), now]
+        if len(self.start_times) > MAX_RESTARTS_PER_HOUR + 1:
             raise StorageError(
-                f"{self.name} ended {MAX_RESTARTS_PER_HOUR + 1} times within an hour; see {self.log_file.name}"
+                f"{self.name} exited {MAX_RESTARTS_PER_HOUR + 1} times within an hour; see {self.log_file.name}"
             )
         self.process = start_server(self.command, self.environment, self.log_file)
         return self.process
 
 
 def serve_until_interrupted() -> None:
-    """Start everything, deploy prefect.yaml, and look after it until interrupted.
+    """Start the servers and the worker, register the deployments in prefect.yaml, and supervise until interrupted.
 
     Raises:
-        ValueError: a setting cannot be used, such as a port that is taken.
-        StorageError: something is served already, or a server does not start.
+        ValueError: a setting cannot be used, such as a port that is in use.
+        StorageError: another `dqn serve` has this home, or a server does not start.
     """
     settings = Settings.from_environment()
     check_exposure(settings)
     with _exclusive_lock(settings):
-        _terminate(_served_processes(settings))  # what a killed `dqn serve` left behind
+        _terminate(_served_processes(settings))  # processes that a killed `dqn serve` left behind
         check_port(settings.host, settings.prefect_port, "DQN_PREFECT_PORT")
         services = _services(settings)
         if "MLflow" in services:
@@ -111,7 +111,7 @@ def _exclusive_lock(settings: Settings) -> Iterator[None]:
 
 
 def _services(settings: Settings) -> dict[str, Service]:
-    """What to start, in order. With an MLflow server of the user's own there is none to start."""
+    """The services in the order of their start; without MLflow if the user has a server of their own."""
     prefect = [sys.executable, "-m", "prefect"]
     address = ["--host", settings.host, "--port", str(settings.prefect_port)]
     commands = {"Prefect": [*prefect, "server", "start", *address]}
@@ -130,34 +130,36 @@ def _services(settings: Settings) -> dict[str, Service]:
 
 
 def _start(services: dict[str, Service], settings: Settings) -> None:
-    """Start the servers side by side, then the worker and the deployments."""
+    """Start the servers at the same time, then the worker, then register the deployments."""
     print(f"starting {', '.join(services)}; their logs are in {settings.home / 'logs'}", flush=True)
     health = {"Prefect": f"{settings.prefect_address}/api/health", "MLflow": f"{settings.mlflow_address}/health"}
     servers = {name: services[name].start() for name in health if name in services}
     for name, server in servers.items():
-        wait_for_server(partial(responds, health[name]), name, server, services[name].log_file)
+        wait_for_server(partial(answers, health[name]), name, server, services[name].log_file)
     worker = services["worker"]
-    # Only now is Prefect imported here, with the settings that its client shall have.
+    # Prefect is imported after this line, so that its client reads these settings.
     os.environ.update({name: value for name, value in worker.environment.items() if name.startswith("PREFECT_")})
     from flows.server import work_pool
 
-    began = datetime.now(UTC)
+    started_at = datetime.now(UTC)
     work_pool.prepare(POOL, settings)
-    _print_lines(_reaper(settings).reap(sure=True))
+    _print_lines(_reaper(settings).reap(without_worker=True))
     process = worker.start()
     _deploy(worker.environment)
-    wait_for_server(lambda: work_pool.has_worker(POOL, WORKER, began), "the worker", process, worker.log_file)
+    wait_for_server(lambda: work_pool.has_worker(POOL, WORKER, started_at), "the worker", process, worker.log_file)
 
 
 def _deploy(environment: dict[str, str]) -> None:
-    """Register everything in prefect.yaml."""
+    """Register the deployments in prefect.yaml."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(
         command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise StorageError(f"the deployments in prefect.yaml were refused: {lines[-1] if lines else 'no reason given'}")
+        raise StorageError(
+            f"Prefect refused the deployments in prefect.yaml: {lines[-1] if lines else 'no reason given'}"
+        )
 
 
 def _print_addresses(settings: Settings) -> None:
@@ -168,26 +170,26 @@ def _print_addresses(settings: Settings) -> None:
         f"  source {CHECKOUT / '.venv/bin/activate'}\n"
         f"  export PREFECT_API_URL={settings.prefect_address}/api\n"
         "  prefect deployment run dqn/train -p preset=fast -p states=200000 --watch\n"
-        "Ctrl-C stops it all; what was training goes on with: prefect flow-run retry ID",
+        "Ctrl-C stops everything; continue a stopped training with: prefect flow-run retry ID",
         flush=True,
     )
 
 
 def _supervise(services: dict[str, Service], settings: Settings) -> None:
-    """Start again what dies, and mark the flow runs and trainings that died, until interrupted."""
-    reaper, reaped = _reaper(settings), time.monotonic()
+    """Restart services that exit, and mark flow runs and training runs that were killed, until interrupted."""
+    reaper, last_reap = _reaper(settings), time.monotonic()
     while True:
         for service in services.values():
             if service.process and service.process.poll() is not None:
-                print(f"{service.name} ended ({service.process.returncode}); starting it again", flush=True)
+                print(f"{service.name} exited with status {service.process.returncode}; restarting it", flush=True)
                 if service is services["worker"]:
-                    # Nobody listens to its flow runs any more, or could cancel them.
+                    # Without their worker, flow runs can no longer be cancelled.
                     _terminate([process for process in _served_processes(settings) if _flow_run_id(process)])
-                    _print_lines(reaper.reap(sure=True))
+                    _print_lines(reaper.reap(without_worker=True))
                 service.start()
-        if time.monotonic() - reaped > REAP_SECONDS:
+        if time.monotonic() - last_reap > REAP_SECONDS:
             _print_lines(reaper.reap())
-            reaped = time.monotonic()
+            last_reap = time.monotonic()
         time.sleep(1)
 
 
@@ -203,14 +205,14 @@ def _print_lines(lines: list[str]) -> None:
 
 
 def _shut_down(services: dict[str, Service], settings: Settings) -> None:
-    """End the flow runs so that they can go on later, then the worker and the servers, the last first."""
+    """Terminate the flow runs, which can be retried later, then the worker, then the servers in reverse order."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):  # the terminal may be gone
+    with suppress(OSError):  # the terminal may be closed
         print("stopping", flush=True)
     running = {name: service.process for name, service in services.items() if service.process}
-    # The worker first, stopped and then killed: it must start nothing new, and would wait before it ends. The
-    # flow runs tell their last states themselves, as long as the servers are there.
+    # The worker is stopped first, so that it starts no flow run, and killed later, because it waits before it exits.
+    # The servers stay up until the flow runs have sent their final states.
     if worker := running.pop("worker", None):
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGSTOP)
@@ -231,7 +233,7 @@ def _shut_down(services: dict[str, Service], settings: Settings) -> None:
 
 
 def _served_processes(settings: Settings) -> list[psutil.Process]:
-    """Everything that lives below a `dqn serve` of this home, flow runs of a dead worker included."""
+    """All processes below a `dqn serve` of this home, including flow runs whose worker was killed."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -241,7 +243,7 @@ def _served_processes(settings: Settings) -> list[psutil.Process]:
 
 
 def _flow_run_id(process: psutil.Process) -> str:
-    """The id of the flow run that it works at, if any."""
+    """The id of the flow run that the process executes, or an empty string."""
     with suppress(psutil.Error):
         return str(process.environ().get(PREFECT_FLOW_RUN, ""))
     return ""
@@ -254,11 +256,11 @@ def _process_group(process: psutil.Process) -> int:
 
 
 def _terminate(processes: list[psutil.Process]) -> None:
-    """SIGTERM, which lets a flow run tell its state, and SIGKILL for what does not heed it."""
-    for act in (psutil.Process.terminate, psutil.Process.kill):
+    """Send SIGTERM, on which a flow run sends its state, and SIGKILL to what is alive after `STOP_SECONDS`."""
+    for send in (psutil.Process.terminate, psutil.Process.kill):
         for process in processes:
             with suppress(psutil.Error):
-                act(process)
+                send(process)
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline and (processes := [process for process in processes if _is_alive(process)]):
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The work pool of `dqn serve`: its queues, how much runs at once, its worker."""
+"""The work pool of `dqn serve`: its queues with their concurrency limits, and its worker."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from storage.settings import Settings
 
 
 def prepare(pool: str, settings: Settings) -> None:
-    """Create the pool of the deployments and its queues, and set how many flow runs each has at once.
+    """Create the work pool and its queues, and set how many flow runs of each queue run concurrently.
 
-    A training or an evaluation keeps the cores, or the GPU, busy: so many at once, the others wait.
+    The limits exist because a training or an evaluation uses all cores, or the GPU.
     """
     asyncio.run(_prepare(pool, {"training": settings.trainings, "evaluation": 1}))
 
@@ -34,11 +34,11 @@ async def _prepare(pool: str, limits: dict[str, int]) -> None:
 
 
 def has_worker(pool: str, name: str, since: datetime) -> bool:
-    """Whether the worker of that name has reported to the pool since then."""
+    """Whether the worker `name` has sent a heartbeat to the pool since the time `since`."""
 
-    async def ask() -> bool:
+    async def check() -> bool:
         async with get_client() as client:
             workers = await client.read_workers_for_work_pool(pool)
-        return any(found.name == name and (found.last_heartbeat_time or since) > since for found in workers)
+        return any(worker.name == name and (worker.last_heartbeat_time or since) > since for worker in workers)
 
-    return asyncio.run(ask())
+    return asyncio.run(check())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from flows.server.processes import responds
+from flows.server.processes import answers
 
 SECONDS = 300  # for anything to happen, on a slow machine
 DQN = (sys.executable, "-m", "flows.cli")
@@ -63,7 +63,7 @@ class Cluster:
         port = self.prefect.rpartition(":")[2]
         self.start("prefect", sys.executable, "-m", "prefect", "server", "start", "--port", port, "--no-services")
         self.start_scheduler()
-        wait_until(lambda: responds(f"http://{self.prefect}/api/health"), "the Prefect server")
+        wait_until(lambda: answers(f"http://{self.prefect}/api/health"), "the Prefect server")
 
     def start_scheduler(self) -> None:
         host, _, port = self.scheduler.partition(":")

@@ -17,7 +17,7 @@ from socket import create_server
 import pytest
 from s3_server import BUCKET, S3Server
 
-from flows.server.processes import responds, start_server, stop_server, wait_for_server
+from flows.server.processes import answers, start_server, stop_server, wait_for_server
 
 START_SECONDS = 180
 
@@ -95,7 +95,7 @@ class MLflow:
 
     def start(self) -> None:
         self._process = start_server(self._command, self._environment, self._log)
-        wait_for_server(lambda: responds(f"{self.address}/health"), "MLflow", self._process, self._log)
+        wait_for_server(lambda: answers(f"{self.address}/health"), "MLflow", self._process, self._log)
 
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.mark.parametrize("address", ["here", "tcp://host", "tcp://:8786", "http://host:8786", "tcp://host:x"])
-def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_refuse_an_invalid_cluster_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_CLUSTER", address)
     with pytest.raises(ValueError, match=f"DQN_CLUSTER is '{address}'; it must be a Dask scheduler, such as tcp://"):
         Settings.from_environment()
 
 
-def test_without_the_setting_tasks_run_here_and_nothing_of_dask_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_runner_does_not_import_dask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DQN_CLUSTER", raising=False)
     imported = {name for name in sys.modules if name.partition(".")[0] in ("distributed", "dask", "prefect_dask")}
     with workplace() as place:
@@ -36,9 +36,7 @@ def test_without_the_setting_tasks_run_here_and_nothing_of_dask_is_imported(monk
     }
 
 
-def test_a_cluster_needs_a_prefect_server_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cluster_requires_a_prefect_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("DQN_CLUSTER", "tcp://127.0.0.1:8786")
     monkeypatch.setattr(sys, "argv", ["dqn", "train", "--shards", "2", "--set", "device=cuda"])
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(SystemExit) as stopped:
@@ -47,13 +45,13 @@ def test_a_cluster_needs_a_prefect_server_of_its_own(
     assert "DQN_CLUSTER is tcp://127.0.0.1:8786, but PREFECT_API_URL is not set" in capsys.readouterr().err
 
 
-def test_a_cluster_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_requires_prefect_dask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with temporary_settings(API), pytest.raises(ValueError, match=r"prefect-dask is not installed.*\[cluster\]"):
         check_cluster("tcp://127.0.0.1:8786")
 
 
-def test_a_scheduler_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_reports_an_unreachable_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"tcp://127.0.0.1:{closed.getsockname()[1]}"

@@ -8,7 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from flows.server.processes import responds, start_server, stop_server, wait_for_server
+from flows.server.processes import answers, start_server, stop_server, wait_for_server
 from storage.environment import server_environment
 from storage.settings import Settings
 
@@ -32,7 +32,7 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self.process = start_server(self._command, self.environment, self._log)
-        wait_for_server(lambda: responds(self._health), self._command[2], self.process, self._log)
+        wait_for_server(lambda: answers(self._health), self._command[2], self.process, self._log)
 
     def stop(self) -> None:
         """End it and all that it started."""

@@ -22,7 +22,8 @@ def new_run(name: str, game: str = "ALE/Breakout-v5") -> StoredRun:
     return create_run(requested_config("fast", {"lanes": 2, "game": game}), action_names(game), name, {})
 
 
-def test_a_comparison_tells_scores_pace_and_differences_and_is_with_every_run(run: StoredRun) -> None:
+def test_compare_logs_a_report_to_every_run(run: StoredRun) -> None:
+    """The rows have scores and pace; the report has both figures and the differing fields only."""
     other = new_run("not-played-yet")
     rows, report = compare_runs([run, other])
     first, second = rows
@@ -41,18 +42,18 @@ def test_a_comparison_tells_scores_pace_and_differences_and_is_with_every_run(ru
         assert listed == ["report.html", "scores-by-minutes.png", "scores-by-states.png"]
 
 
-def test_runs_without_any_score_are_compared_by_their_configuration() -> None:
+def test_compare_accepts_runs_without_scores() -> None:
     twins = [new_run("empty"), new_run("empty")]
     rows, report = compare_runs(twins)
     assert [row["states"] for row in rows] == [0, 0]
-    assert [row["run"] for row in rows] == [f"empty ({run.run_id[:8]})" for run in twins], "they are told apart"
-    assert "data:image" not in Path(report).read_text() and "How they differ" not in Path(report).read_text()
+    assert [row["run"] for row in rows] == [f"empty ({run.run_id[:8]})" for run in twins], "the ids tell them apart"
+    assert "data:image" not in Path(report).read_text() and "Differences" not in Path(report).read_text()
 
 
-def test_what_does_not_compare_is_told(run: StoredRun) -> None:
-    with pytest.raises(ValueError, match="compare takes 2 to 8 runs, each once"):
+def test_compare_refuses_one_run_and_different_games(run: StoredRun) -> None:
+    with pytest.raises(ValueError, match="compare takes 2 to 8 different runs"):
         compare_runs([run])
-    with pytest.raises(ValueError, match="compare takes 2 to 8 runs, each once"):
+    with pytest.raises(ValueError, match="compare takes 2 to 8 different runs"):
         compare_runs([run, run])
     with pytest.raises(ValueError, match="looked-at plays Breakout, ponged plays Pong; give runs of one game"):
         compare_runs([run, new_run("ponged", "ALE/Pong-v5")])

@@ -20,7 +20,8 @@ def run(trained_run: str, home: object) -> StoredRun:
     return open_run(trained_run)
 
 
-def test_a_run_is_evaluated_every_so_many_states_and_its_best_checkpoint_is_kept(run: StoredRun) -> None:
+def test_training_evaluates_and_keeps_the_best_checkpoint(run: StoredRun) -> None:
+    """The run is evaluated every `evaluation_states` states."""
     assert [unit.metrics[0].step for unit in evaluations(run)] == [1024, 512]
     history = run.tracking.history(run.run_id, "evaluation/mean")
     assert {point.step: point.value for point in history} == {
@@ -33,7 +34,7 @@ def test_a_run_is_evaluated_every_so_many_states_and_its_best_checkpoint_is_kept
     assert set(run.cycles(CHECKPOINT)) == {best, 3, 4}, "keep_cycles is 2"
 
 
-def test_evaluating_again_gives_the_same_to_the_last_digit(run: StoredRun) -> None:
+def test_evaluation_repeats_exactly(run: StoredRun) -> None:
     committed = run.unit(EVALUATION, run.newest_checkpoint().cycle)
     agent = open_agent(run.name, str(committed.cycle))
     again = evaluate_agent(agent)
@@ -57,12 +58,12 @@ def test_another_protocol_has_its_own_metrics_and_artifacts(run: StoredRun) -> N
     ("which", "message"),
     [("99", "no checkpoint of cycle 99; run looked-at has the checkpoints"), ("first", "it must be latest, best or")],
 )
-def test_an_unknown_checkpoint_is_told_with_those_there_are(run: StoredRun, which: str, message: str) -> None:
+def test_find_checkpoint_lists_the_existing_checkpoints(run: StoredRun, which: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_checkpoint(run, which)
 
 
-def test_an_agent_trained_on_a_gpu_plays_where_there_is_none(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agent_trained_on_a_gpu_plays_on_the_cpu(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = run.checkpoint(run.newest_checkpoint())
     on_gpu = checkpoint.config.model_copy(update={"device": "cuda", "precision": "bfloat16"})
     from flows.commands.agents import load_learner

@@ -48,7 +48,7 @@ def played(directory: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLE))
 
 
-def test_the_example_plays_with_the_files_as_the_agent_does(
+def test_example_estimates_the_q_values_of_the_agent(
     agent: Agent, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sorted(path.name for path in directory.iterdir()) == ["README.md", "config.json", "weights.safetensors"]
@@ -61,7 +61,8 @@ def test_the_example_plays_with_the_files_as_the_agent_does(
     assert np.allclose(found, expected, atol=1e-4), "to within rounding, as both are float32"
 
 
-def test_the_example_has_twenty_lines_and_takes_nothing_from_this_package() -> None:
+def test_example_is_short_and_independent() -> None:
+    """It has at most twenty lines and imports nothing from this package."""
     lines = [line for line in EXAMPLE.read_text().splitlines()[1:] if line]
     assert len(lines) <= 20
     assert {line.split()[1].partition(".")[0] for line in lines if line.startswith(("import ", "from "))} == {
@@ -74,7 +75,7 @@ def test_the_example_has_twenty_lines_and_takes_nothing_from_this_package() -> N
     }
 
 
-def test_an_export_holds_the_checkpoint_and_a_change_of_it_is_noticed(agent: Agent, directory: Path) -> None:
+def test_export_holds_the_checkpoint_and_detects_changes(agent: Agent, directory: Path) -> None:
     exported = read_export(directory)
     assert (exported.run_id, exported.checkpoint, exported.metadata) == (
         agent.run.run_id,
@@ -99,7 +100,7 @@ def test_an_export_holds_the_checkpoint_and_a_change_of_it_is_noticed(agent: Age
         read_export(directory)
 
 
-def test_nothing_is_exported_over_something_or_into_nowhere(agent: Agent, tmp_path: Path) -> None:
+def test_export_refuses_an_existing_or_missing_directory(agent: Agent, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     for place in (tmp_path / "full", tmp_path / "full" / "mine", tmp_path / "missing" / "agent"):
@@ -108,9 +109,10 @@ def test_nothing_is_exported_over_something_or_into_nowhere(agent: Agent, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-def test_the_champion_is_the_best_by_one_protocol_and_plays_as_its_checkpoint_does(
+def test_share_registers_a_champion_equal_to_its_checkpoint(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The champion gives the same scores, video, export and predictions as the checkpoint."""
     first = share_agent(agent)
     assert first["champion"] and first["before"] is None
     again = share_agent(agent)
@@ -133,7 +135,8 @@ def test_the_champion_is_the_best_by_one_protocol_and_plays_as_its_checkpoint_do
     assert "## Scores" in version.description and "mean" in version.description
 
 
-def test_a_worse_one_or_one_by_another_protocol_does_not_become_champion_unless_asked(agent: Agent) -> None:
+def test_share_promotes_by_score_under_one_protocol(agent: Agent) -> None:
+    """A lower score or another protocol does not replace the champion; `replace` does."""
     client = agent.run.tracking.client
     champion = share_agent(agent, replace=True)["model"]
     number = champion.rpartition("/")[2]
@@ -152,7 +155,7 @@ def test_a_worse_one_or_one_by_another_protocol_does_not_become_champion_unless_
     number = result["model"].rpartition("/")[2]
     client.set_model_version_tag("Breakout", number, "dqn.protocol", json.dumps(wanted, sort_keys=True))
     options = "--game ALE/Breakout-v5 --episodes 2 --epsilon 0.5 --seed 4"
-    with pytest.raises(ValueError, match=f"by another protocol; do so with `.*{options}`, or share with --replace"):
+    with pytest.raises(ValueError, match=f"by another protocol; run `.*{options}` first, or use --replace"):
         share_agent(agent)
     evaluate_agent(agent, episodes=2, epsilon=0.5, seed=4)
     assert share_agent(agent)["before"]["model"] == result["model"]
@@ -164,9 +167,11 @@ def test_a_worse_one_or_one_by_another_protocol_does_not_become_champion_unless_
         share_agent(other)
 
 
-def test_what_was_never_evaluated_is_not_shared() -> None:
+def test_share_refuses_an_agent_without_evaluation() -> None:
     run = create_run(requested_config("fast", {"lanes": 2}), action_names("ALE/Breakout-v5"), "unproven", {})
-    with pytest.raises(ValueError, match="unproven was not evaluated at cycle 0; `dqn evaluate unproven"):
+    with pytest.raises(
+        ValueError, match="unproven was not evaluated at cycle 0; evaluate it with `dqn evaluate unproven"
+    ):
         share_agent(open_agent(run.name))
 
 
@@ -180,7 +185,7 @@ def test_what_was_never_evaluated_is_not_shared() -> None:
         ("models:/Breakout/latest", "names no model"),
     ],
 )
-def test_a_model_that_is_not_there_is_told(address: str, message: str) -> None:
+def test_open_agent_names_an_unknown_model(address: str, message: str) -> None:
     assert address.startswith(SCHEME)
     with pytest.raises(ValueError, match=message):
         open_agent(address)

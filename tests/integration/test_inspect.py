@@ -21,7 +21,8 @@ def run(trained_run: str, home: object) -> StoredRun:
     return open_run(trained_run)
 
 
-def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: StoredRun) -> None:
+def test_inspect_logs_a_report_and_its_pictures(run: StoredRun) -> None:
+    """The report holds its pictures, and each is an artifact of its own."""
     report = Path(inspect_run(run, state="1:2", channel=3))
     text = report.read_text()
     listed = set((run.artifacts / "inspection" / "00004").names())
@@ -34,18 +35,18 @@ def test_the_report_holds_its_pictures_and_they_are_in_mlflow_one_by_one(run: St
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cycle": 99}, "nothing is stored of cycle 99 of run looked-at: it was pruned or never made; kept: "),
-        ({"state": "5"}, "write it as STEP:LANE, with a step below 32 and a lane below 8"),
+        ({"cycle": 99}, "nothing is stored of cycle 99 of run looked-at: it was pruned or never made; stored cycles: "),
+        ({"state": "5"}, "it must be STEP:LANE with a step below 32 and a lane below 8"),
         ({"state": "32:0"}, "state is '32:0'"),
         ({"channel": 32}, "it must be from 0 to 15, the input channels of convolution 2"),
     ],
 )
-def test_what_is_not_there_is_told(run: StoredRun, options: dict[str, object], message: str) -> None:
+def test_inspect_refuses_what_does_not_exist(run: StoredRun, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         inspect_run(run, **options)
 
 
-def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
+def test_inspect_names_what_was_pruned_and_shows_the_rest(run: StoredRun) -> None:
     for kind in (EXPERIENCE, TARGETS):
         run.store(kind).discard(3)
     text = Path(inspect_run(run, 3)).read_text()
@@ -55,7 +56,7 @@ def test_what_was_pruned_is_said_and_the_rest_is_shown(run: StoredRun) -> None:
         inspect_run(run, 3, state="0:0")
 
 
-def test_a_run_that_has_just_begun_has_no_empty_pictures() -> None:
+def test_inspect_of_a_new_run_has_no_empty_pictures() -> None:
     begun = create_run(requested_config("fast", {"lanes": 2}), action_names("ALE/Breakout-v5"), "just-begun", {})
     begun.tracking.client.log_metric(begun.run_id, "loss/mean", 0.5, step=4096)
     text = Path(inspect_run(begun)).read_text()
@@ -63,7 +64,8 @@ def test_a_run_that_has_just_begun_has_no_empty_pictures() -> None:
     assert 'alt="weights-1-0"' in text and "-curve" not in text
 
 
-def test_moments_are_where_they_were_put_and_never_in_a_truncated_row() -> None:
+def test_highlights_are_found_outside_truncated_rows() -> None:
+    """The experience has one state of each kind at a known place."""
     experience = Experience.empty(12, 2, 3)
     experience.q_values[..., 1] = 0.5
     experience.q_values[4, 1] = [7, 2, 2]

@@ -17,7 +17,7 @@ def pictures(notebook: nbformat.NotebookNode) -> list[str]:
     return [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
 
 
-def test_the_notebook_runs_from_start_to_end(trained_run: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs_from_start_to_end(trained_run: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_TUTORIAL_RUN", trained_run)
     monkeypatch.setenv("DQN_TUTORIAL_EPISODES", "2")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -36,7 +36,7 @@ def test_the_notebook_runs_from_start_to_end(trained_run: str, home: Path, monke
     assert "2 episodes of looked-at (cycle 4" in text
 
 
-def test_the_notebook_is_kept_with_small_pictures_and_without_errors() -> None:
+def test_notebook_has_small_pictures_and_no_errors() -> None:
     notebook = nbformat.read(NOTEBOOK, 4)
     kept = pictures(notebook)
     assert len(kept) >= 10 and sum(map(len, kept)) * 3 / 4 < 600_000

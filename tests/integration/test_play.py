@@ -17,10 +17,10 @@ from flows.commands.play import play_in_window
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def test_without_a_display_it_says_what_to_use_instead(trained_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_play_without_a_display_suggests_record(trained_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(OSError, match=r"`dqn record looked-at -o episode.mp4` makes a video instead") as told:
+    with pytest.raises(OSError, match=r"use `dqn record looked-at -o episode.mp4` to make a video instead") as told:
         play_in_window(open_agent(trained_run))
     assert "\n" not in str(told.value)
 
@@ -42,7 +42,7 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             server.terminate()
 
 
-def test_a_window_shows_episodes_until_it_is_closed(
+def test_play_shows_episodes_until_the_window_is_closed(
     trained_run: str, display: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import flows.commands.play

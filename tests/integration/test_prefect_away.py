@@ -75,7 +75,8 @@ def run_named(name: str) -> StoredRun:
     return open_run(open_tracking().find_run(name).info.run_id)
 
 
-def test_a_training_outlives_its_prefect_server(server: Server) -> None:
+def test_training_continues_without_its_prefect_server(server: Server) -> None:
+    """The server is killed during training: it comes back two cycles later, or never, or does not run at the start."""
     home = server.settings.home
     training = start_training(server, "back")
     wait_for_cycle(home, 2, training, others=0)

@@ -13,7 +13,8 @@ from flows.commands.record import record_video
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def test_a_video_has_a_frame_for_each_step_and_plays_in_browsers(trained_run: str, tmp_path: Path) -> None:
+def test_video_has_a_frame_per_step_and_plays_in_browsers(trained_run: str, tmp_path: Path) -> None:
+    """Browsers play H.264 with yuv420p."""
     agent = open_agent(trained_run)
     result = record_video(agent, tmp_path / "episode.mp4", epsilon=1.0)
     with av.open(str(tmp_path / "episode.mp4")) as video:
@@ -27,13 +28,13 @@ def test_a_video_has_a_frame_for_each_step_and_plays_in_browsers(trained_run: st
 
 
 @pytest.mark.parametrize("name", ["episode.avi", "missing/episode.mp4", "folder.mp4"])
-def test_a_place_that_cannot_be_is_told_before_playing(trained_run: str, tmp_path: Path, name: str) -> None:
+def test_record_refuses_an_invalid_path_before_playing(trained_run: str, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(ValueError, match=r"cannot record to .*\.mp4 in a directory that exists"):
+    with pytest.raises(ValueError, match=r"cannot record to .*; it must be an \.mp4 file in a directory that exists"):
         record_video(open_agent(trained_run), tmp_path / name)
 
 
-def test_a_failure_leaves_the_old_video(trained_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_failure_leaves_the_old_video(trained_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "episode.mp4"
     path.write_bytes(b"old")
 

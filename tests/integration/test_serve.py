@@ -48,7 +48,7 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
         ("dqn-inspect/inspect", {}, "'run' is a required property"),
     ],
 )
-def test_a_wrong_value_is_refused_before_anything_runs(
+def test_server_refuses_invalid_parameters(
     operated: Operated, deployment: str, parameters: dict[str, Any], message: str
 ) -> None:
     answer = operated.ask(deployment, **parameters)
@@ -57,7 +57,7 @@ def test_a_wrong_value_is_refused_before_anything_runs(
     assert len(answer.text) < 300
 
 
-def test_every_parameter_is_described_in_the_form(operated: Operated) -> None:
+def test_deployments_describe_every_parameter(operated: Operated) -> None:
     for name in ("dqn/train", "dqn-evaluate/evaluate", "dqn-evaluate/nightly", "dqn-inspect/inspect"):
         schema = operated.deployment(name)["parameter_openapi_schema"]
         assert schema["properties"]
@@ -65,7 +65,7 @@ def test_every_parameter_is_described_in_the_form(operated: Operated) -> None:
             assert len(field.get("description", "")) > 15, f"{name} {parameter}"
 
 
-def test_serving_twice_is_told_in_one_line(operated: Operated) -> None:
+def test_second_serve_of_a_home_is_refused(operated: Operated) -> None:
     command = [sys.executable, "-m", "flows.cli", "serve"]
     second = subprocess.run(command, env=operated.environment, capture_output=True, text=True, check=False)
     assert second.returncode == 1
@@ -74,7 +74,7 @@ def test_serving_twice_is_told_in_one_line(operated: Operated) -> None:
     assert f"by process {operated.process.pid} since" in second.stderr
 
 
-def test_the_nightly_evaluation_is_scheduled_as_soon_as_it_is_turned_on(operated: Operated) -> None:
+def test_nightly_evaluation_is_scheduled_when_activated(operated: Operated) -> None:
     nightly = operated.deployment("dqn-evaluate/nightly")
     (schedule,) = nightly["schedules"]
     assert not schedule["active"]
@@ -87,9 +87,10 @@ def test_the_nightly_evaluation_is_scheduled_as_soon_as_it_is_turned_on(operated
     operated.answer("PATCH", turn, {"active": False})
 
 
-def test_a_killed_flow_process_is_retried_and_gives_what_an_undisturbed_one_gives(
+def test_killed_flow_process_is_retried_with_equal_result(
     operated: Operated, prefect_server: None, shared_home: Path
 ) -> None:
+    """The retried flow run gives the checkpoint and the metrics of an undisturbed run."""
     flow_run = operated.run("dqn/train", cycles=CYCLES, name="killed", overrides=FIELDS)
     run = wait_for_run("killed", 2)
     process = operated.flow_process(flow_run)
@@ -97,7 +98,7 @@ def test_a_killed_flow_process_is_retried_and_gives_what_an_undisturbed_one_give
     process.kill()
     assert operated.final(flow_run) == "CRASHED"
     assert newest(run, CHECKPOINT) < CYCLES
-    operated.wait_for_line(flow_run, f"go on with: prefect flow-run retry {flow_run}")
+    operated.wait_for_line(flow_run, f"retry with: prefect flow-run retry {flow_run}")
     wait_until(operated.told.exists, "the command for failures")
     assert operated.told.read_text() == f"{flow_run} Crashed\n"
 
@@ -114,7 +115,7 @@ def test_a_killed_flow_process_is_retried_and_gives_what_an_undisturbed_one_give
     assert open_tracking().find_run("killed").info.status == "FINISHED"
 
 
-def test_what_the_user_interfaces_show_of_it(operated: Operated) -> None:
+def test_mlflow_and_prefect_link_the_training(operated: Operated) -> None:
     run = run_named("killed")
     found = run.tracking.get_run(run.run_id)
     flow_run = found.data.tags["prefect.flow_run_id"]
@@ -132,7 +133,7 @@ def test_what_the_user_interfaces_show_of_it(operated: Operated) -> None:
     assert {f"collect-episodes-{CYCLES:05d}", f"update-q-values-{CYCLES:05d}", f"optimize-{CYCLES:05d}"} <= tasks
 
 
-def test_sigterm_ends_it_all_and_leaves_no_process(operated: Operated) -> None:
+def test_serve_leaves_no_process_after_sigterm(operated: Operated) -> None:
     started = operated.processes()
     assert len(started) >= 3
     assert operated.stop() == 0

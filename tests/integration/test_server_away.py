@@ -64,7 +64,7 @@ def metrics(run: StoredRun) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
 
 
-def test_work_goes_on_and_metrics_arrive_once_when_the_server_is_back(
+def test_metrics_are_logged_once_after_mlflow_restarts(
     server: Server, undisturbed: StoredRun, before_sweep: dict[int, Callable[[], None]]
 ) -> None:
     before_sweep |= {2: server.kill, 4: server.start}
@@ -76,9 +76,10 @@ def test_work_goes_on_and_metrics_arrive_once_when_the_server_is_back(
     assert not list(server.settings.unpublished(run.run_id).iterdir())
 
 
-def test_a_server_that_stays_away_is_told_in_one_line_and_the_run_goes_on_later(
+def test_training_fails_in_one_line_while_mlflow_is_down(
     server: Server, undisturbed: StoredRun, before_sweep: dict[int, Callable[[], None]]
 ) -> None:
+    """It can be resumed when the server is back, with the result of an undisturbed run."""
     before_sweep[2] = server.kill
     with pytest.raises(StorageError, match=r"^the MLflow server http://.* does not answer .*MLFLOW_TRACKING_URI$"):
         train(cycles=3, name="late", overrides=CONFIG)

@@ -31,7 +31,8 @@ def history(run: StoredRun, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points)
 
 
-def test_two_cycles_and_a_third_by_resuming_are_three_in_one_go(small: dict[str, object]) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(small: dict[str, object]) -> None:
+    """Two cycles and a third one after a resume give the bytes of three cycles in one flow run."""
     parts = trained(cycles=2, seed=3, name="parts", overrides=small)
     assert parts.newest_checkpoint().cycle == 2
     trained(resume="parts", cycles=3)
@@ -47,7 +48,7 @@ def test_two_cycles_and_a_third_by_resuming_are_three_in_one_go(small: dict[str,
     assert checkpoint_bytes(other, 3) != checkpoint_bytes(whole, 3)
 
 
-def test_zarr_mlflow_and_prefect_show_what_was_done(small: dict[str, object]) -> None:
+def test_training_is_visible_in_zarr_mlflow_and_prefect(small: dict[str, object]) -> None:
     run = trained(cycles=3, name="shown", overrides={**small, "keep_cycles": 2})
 
     group = zarr.open_group(run.unit(EXPERIENCE, 3).directory / "experience.zarr", mode="r")
@@ -100,7 +101,7 @@ def test_committed_experience_is_not_played_again(small: dict[str, object], monk
     assert history(run, "q_values/after_mean") == history(whole, "q_values/after_mean")
 
 
-def test_the_tutorial_recipe_runs_on_its_own_game(home: Path) -> None:
+def test_tutorial_preset_runs_on_its_own_game(home: Path) -> None:
     small = {"lanes": 4, "replay_states": 1280, "batch_size": 32, "max_epochs": 1}
     run = trained(preset="tutorial", cycles=2, name="tutorial", overrides=small)
     checkpoint = run.checkpoint(run.newest_checkpoint())
@@ -109,7 +110,7 @@ def test_the_tutorial_recipe_runs_on_its_own_game(home: Path) -> None:
     assert sum(weights.numel() for weights in checkpoint.weights.values()) > 38e6
 
 
-def test_a_flow_run_that_is_tried_again_goes_on_with_its_own_run(small: dict[str, object]) -> None:
+def test_retried_flow_run_continues_its_own_run(small: dict[str, object]) -> None:
     from prefect import flow
 
     import flows.train

@@ -68,10 +68,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["export", "latest"], "Missing option '--out'"),
         (["export", "latest", "-o", "missing/agent"], "cannot export to missing/agent"),
         (["share", "nothing"], "no run 'nothing'"),
-        (["share", "models:/Breakout@champion"], "models:/Breakout@champion is shared already; give a run"),
+        (["share", "models:/Breakout@champion"], "models:/Breakout@champion is registered already; give a run"),
         (["share", "latest"], "was not evaluated yet; `dqn evaluate for-the-commands` does it"),
         (["compare"], "Missing argument 'RUN RUN ...'"),
-        (["compare", "latest"], "compare takes 2 to 8 runs, each once"),
+        (["compare", "latest"], "compare takes 2 to 8 different runs"),
         (["compare", "latest", "nothing"], "no run 'nothing'"),
         (["inspect", "nothing"], "no run 'nothing'"),
         (["inspect", "latest", "--cycle", "3"], "nothing is stored of cycle 3"),
@@ -79,7 +79,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["fly"], "No such command"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_status_2(
+def test_command_reports_a_mistake_in_one_line_with_status_2(
     arguments: list[str],
     message: str,
     a_run: str,
@@ -94,7 +94,7 @@ def test_a_mistake_is_told_in_one_line_with_status_2(
     assert message in said.err
 
 
-def test_a_home_that_cannot_be_written_is_named_with_status_1(
+def test_command_names_a_home_that_it_cannot_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
@@ -105,7 +105,7 @@ def test_a_home_that_cannot_be_written_is_named_with_status_1(
     assert said.count("\n") == 1
 
 
-def test_an_mlflow_server_that_does_not_answer_is_named_at_once(
+def test_command_names_an_unreachable_mlflow_server(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as closed:
@@ -118,7 +118,7 @@ def test_an_mlflow_server_that_does_not_answer_is_named_at_once(
     assert said.count("\n") == 1
 
 
-def test_parameters_that_the_flow_refuses_fail_with_status_2(
+def test_train_reports_parameters_that_the_flow_refuses(
     prefect_server: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prefect checks the length of a name; its error has the reason after the first line."""
@@ -149,7 +149,7 @@ def test_help_shows_the_defaults(
     assert re.findall(r"\[default: \(?(.*?)\)?\]", capsys.readouterr().out) == defaults
 
 
-def test_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"dqn {dqn.__version__}\n"
 
@@ -168,7 +168,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_runs_are_listed(a_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_lists_the_runs(a_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "runs", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert a_run in [row["id"] for row in rows]
@@ -176,7 +176,7 @@ def test_runs_are_listed(a_run: str, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert a_run[:8] in capsys.readouterr().out
 
 
-def test_evaluation_is_repeatable(
+def test_evaluate_prints_the_same_scores_twice(
     a_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = []
@@ -190,7 +190,11 @@ def test_evaluation_is_repeatable(
     assert "2 episodes of " in capsys.readouterr().out
 
 
-def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[str, object], home: Path) -> None:
+def test_train_refuses_a_second_trainer_of_a_run(small: dict[str, object], home: Path) -> None:
+    """A second trainer exits with status 1. After the first is killed, a third one resumes the run; SIGTERM stops it.
+
+    No Prefect server is left.
+    """
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
     first = trainer("--name", "held", "--cycles", "100000", *settings)
     try:
@@ -217,7 +221,7 @@ def test_a_second_trainer_is_refused_and_a_killed_one_blocks_nobody(small: dict[
     assert those_left(servers) == []
 
 
-def test_stopped_in_mid_play_the_last_it_says_is_how_to_go_on(home: Path) -> None:
+def test_train_stopped_in_play_prints_how_to_resume(home: Path) -> None:
     endless = ("--set", "lanes=4", "--set", "replay_states=200000", "--set", "lane_groups=2")
     process = trainer("--name", "long", *endless)
     deadline = time.monotonic() + 120
@@ -231,7 +235,7 @@ def test_stopped_in_mid_play_the_last_it_says_is_how_to_go_on(home: Path) -> Non
     assert said.splitlines()[-1] == f"stopped; resume with: dqn train --resume {run_id}"
 
 
-def test_the_ui_answers_on_loopback_and_stops(home: Path, a_run: str) -> None:
+def test_ui_serves_on_loopback_until_sigterm(home: Path, a_run: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -53,7 +53,7 @@ def verified(capsys: pytest.CaptureFixture[str], run: StoredRun, *options: str) 
     return status, json.loads(said.out), said.err
 
 
-def test_a_whole_run_is_told_with_its_digest(run: StoredRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_prints_the_digest_of_an_intact_run(run: StoredRun, capsys: pytest.CaptureFixture[str]) -> None:
     status, told, errors = verified(capsys, run, "--replay")
     assert (status, errors, told["problems"]) == (0, "", [])
     newest = run.newest_checkpoint()
@@ -64,9 +64,7 @@ def test_a_whole_run_is_told_with_its_digest(run: StoredRun, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("kind", [*KINDS, EVALUATION], ids=str)
-def test_a_damaged_file_is_named_with_status_1(
-    run: StoredRun, kind: UnitKind, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_names_a_damaged_file(run: StoredRun, kind: UnitKind, capsys: pytest.CaptureFixture[str]) -> None:
     unit = run.unit(kind, run.cycles(kind)[0])
     path = unit.directory / max(unit.files)
     data = bytearray(path.read_bytes())
@@ -87,9 +85,10 @@ def test_a_damaged_file_is_named_with_status_1(
     ],
     ids=["doubled", "missing", "changed"],
 )
-def test_a_metric_that_mlflow_has_not_exactly_once_is_named(
+def test_verify_names_a_wrong_metric(
     run: StoredRun, change: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each metric must be in MLflow once, with the committed value."""
     cycle = run.cycles(TARGETS)[1]
     step = run.unit(TARGETS, cycle).metrics[0].step
     where = f"key = 'q_values/after_mean' and step = {step} and run_uuid = '{run.run_id}'"
@@ -102,9 +101,7 @@ def test_a_metric_that_mlflow_has_not_exactly_once_is_named(
     assert problem in found and f"q_values/after_mean at step {step}" in found
 
 
-def test_a_frame_that_the_stored_actions_do_not_show_is_named(
-    run: StoredRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_replay_names_a_differing_frame(run: StoredRun, capsys: pytest.CaptureFixture[str]) -> None:
     cycle = run.cycles(EXPERIENCE)[0]
     unit = run.unit(EXPERIENCE, cycle)
     experience = read_experience(unit.directory)
@@ -115,4 +112,4 @@ def test_a_frame_that_the_stored_actions_do_not_show_is_named(
     assert verified(capsys, run)[0] == 0
     status, told, _ = verified(capsys, run, "--replay")
     assert status == 1
-    assert told["problems"] == [f"cycle {cycle}: step 17 of lane 3 shows another state when replayed"]
+    assert told["problems"] == [f"cycle {cycle}: step 17 of lane 3 differs when replayed"]

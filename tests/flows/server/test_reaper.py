@@ -41,9 +41,10 @@ def state_of(client: SyncPrefectClient, run: FlowRun) -> State:
     return state
 
 
-def test_what_died_is_marked_once_it_was_found_so_twice_and_says_how_it_goes_on(
+def test_reaper_marks_flow_runs_at_the_second_call(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Only flow runs of its own worker, without a process, in two calls in a row."""
     monkeypatch.setenv("DQN_ON_FAILURE", f'echo "$DQN_FLOW_RUN $DQN_STATE" >> {tmp_path / "told"}')
     died, cancelled, starting = (taken(client, state) for state in (Running(), Running(), Pending()))
     client.set_flow_run_state(cancelled.id, Cancelling(), force=True)
@@ -52,37 +53,37 @@ def test_what_died_is_marked_once_it_was_found_so_twice_and_says_how_it_goes_on(
     waiting, done = taken(client, Scheduled()), taken(client, Completed())
     at_work = {str(alive.id)}
     reaper = Reaper("ours", lambda: at_work)
-    assert not [line for line in reaper.reap() if line.startswith("flow run")]
+    assert not [line for line in reaper.reap() if line.startswith("the process of flow run")]
     at_work.add(str(starting.id))
     said = reaper.reap()
-    assert sum(line.startswith("flow run") for line in said) == 2, said
-    assert f"flow run {died.name} has died; go on with: prefect flow-run retry {died.id}" in said
+    assert sum(line.startswith("the process of flow run") for line in said) == 2, said
+    assert f"the process of flow run {died.name} is gone; retry with: prefect flow-run retry {died.id}" in said
     crashed = state_of(client, died)
     assert crashed.type == StateType.CRASHED
-    assert crashed.message == f"Its process is gone; go on with: prefect flow-run retry {died.id}"
+    assert crashed.message == f"The process is gone; retry with: prefect flow-run retry {died.id}"
     assert state_of(client, cancelled).type == StateType.CANCELLED
     left = {run.id: state_of(client, run).type.name for run in (alive, starting, theirs, waiting, done)}
     assert list(left.values()) == ["RUNNING", "PENDING", "RUNNING", "SCHEDULED", "COMPLETED"]
     assert (tmp_path / "told").read_text() == f"{died.id} Crashed\n"
 
 
-def test_without_a_worker_nobody_waits_for_what_is_starting(client: SyncPrefectClient) -> None:
+def test_reaper_without_worker_marks_flow_runs_at_once(client: SyncPrefectClient) -> None:
     starting = taken(client, Pending(), worker="dead")
-    assert [line for line in Reaper("dead", set).reap(sure=True) if str(starting.id) in line]
+    assert [line for line in Reaper("dead", set).reap(without_worker=True) if str(starting.id) in line]
     assert state_of(client, starting).type == StateType.CRASHED
 
 
-def test_a_training_run_without_a_writer_is_marked_as_killed(small: dict[str, object]) -> None:
+def test_reaper_marks_a_training_run_without_writer_as_killed(small: dict[str, object]) -> None:
     from dqn.envs.games import action_names
     from flows.parameters import requested_config
 
     config = requested_config("fast", small)
     run = create_run(config, action_names(config.game), "left-running", {})
-    assert f"run left-running has died; go on with: dqn train --resume {run.run_id}" in Reaper("ours", set).reap()
+    assert f"run left-running was killed; resume with: dqn train --resume {run.run_id}" in Reaper("ours", set).reap()
     assert open_tracking().get_run(run.run_id).info.status == "KILLED"
 
 
-def test_a_server_that_is_away_is_asked_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reaper_does_nothing_while_the_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
     def away(self: object) -> None:
