@@ -1,4 +1,9 @@
+import json
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 from storage.environment import NO_TELEMETRY
 
@@ -9,12 +14,6 @@ AWS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "ENDPOINT_URL", "R
 PLACES = ("DQN_HOME", "DQN_REPLAY", "DQN_CLUSTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
 for name in (*PLACES, *(f"AWS_{name}" for name in AWS)):
     os.environ.pop(name, None)
-
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import pytest
 
 SMALL = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
 

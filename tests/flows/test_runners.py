@@ -1,4 +1,4 @@
-"""What is told in one line before a cluster is used; `make cluster-test` uses one."""
+"""Errors about a Dask cluster that cannot be used; `make cluster-test` uses a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real servers in processes of their own, which can be killed and started again."""
+"""Real servers in processes of their own, which tests can kill and restart."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from storage.settings import Settings
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens now."""
+    """A free port of the loopback interface."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
 
 class Server:
-    """A server; `health` is the address that answers when it is up."""
+    """A server process; `health` is the URL that answers when it is up."""
 
     def __init__(self, settings: Settings, command: list[str], health: str, **environment: str) -> None:
         self.settings = settings
@@ -30,18 +30,18 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         self.process = start_server(self._command, self.environment, self._log)
         wait_for_server(lambda: answers(self._health), self._command[2], self.process, self._log)
 
     def stop(self) -> None:
-        """End it and all that it started."""
+        """Terminate the process and its children."""
         assert self.process is not None
         stop_server(self.process)
         self._log.close()
 
     def kill(self) -> None:
-        """SIGKILL to it and all that it started."""
+        """Kill the process and its children."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

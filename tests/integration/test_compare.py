@@ -1,4 +1,4 @@
-"""Comparison of real runs, one of which has nothing to show yet."""
+"""Comparison of real runs, one of which has no scores yet."""
 
 from pathlib import Path
 

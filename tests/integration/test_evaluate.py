@@ -1,4 +1,4 @@
-"""Evaluation of a real run: while it trains and afterwards."""
+"""Evaluation of a real run, during training and afterwards."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_another_protocol_has_its_own_metrics_and_artifacts(run: StoredRun) -> N
     found = run.tracking.get_run(run.run_id).data.metrics
     assert found["evaluation/Breakout-2x1-seed7/mean"] == result["mean"]
     own = run.tracking.history(run.run_id, "evaluation/mean")
-    assert len(own) == 2, "the curve of the run's own protocol is left alone"
+    assert len(own) == 2, "the curve of the run's own protocol does not change"
     listed = set((run.artifacts / "figures").names())
     cycle = f"{run.newest_checkpoint().cycle:05d}.png"
     assert {f"evaluation-{cycle}", f"evaluation-Breakout-2x1-seed7-{cycle}"} <= listed

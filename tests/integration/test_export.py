@@ -1,4 +1,4 @@
-"""Agents given away: as files that another program plays with, and through MLflow's model registry."""
+"""Agents that are exported as files or registered in MLflow."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_example_estimates_the_q_values_of_the_agent(
     left = played(directory, monkeypatch)
     assert capsys.readouterr().out.startswith("an episode with a score of ")
     state = np.stack([left["frame"].numpy(), left["trace"].trunc().numpy()], axis=-1).astype(np.uint8)
-    assert state[..., 0].std() > 10, "it sees the game"
+    assert state[..., 0].std() > 10, "the state shows the game"
     expected = agent.learner.average_network(torch.from_numpy(state[None]))[0].detach().numpy()
     found = left["out"][-1][0].detach().numpy()
     assert np.allclose(found, expected, atol=1e-4), "to within rounding, as both are float32"

@@ -1,4 +1,4 @@
-"""Inspection of a real run, and of one whose experience is gone."""
+"""Inspection of a real run, and of a run whose experience was pruned."""
 
 from pathlib import Path
 
@@ -76,15 +76,15 @@ def test_highlights_are_found_outside_truncated_rows() -> None:
     experience.life_lost[2, 1] = True
     experience.episode[:5, 1] = 8
     highlights, missing = find_highlights(experience)
-    at = {moment.name: (moment.step, moment.lane) for moment in highlights}
+    at = {highlight.name: (highlight.step, highlight.lane) for highlight in highlights}
     assert missing == []
     assert at["highest reward"] == (10, 1) and at["life lost"] == (2, 1)
     assert at["highest Q-value"] == at["largest spread of Q-values"] == (4, 1)
     assert at["smallest spread of Q-values"] == (6, 0)
-    highest = next(moment for moment in highlights if moment.name == "highest Q-value")
-    assert highest.steps == range(5), "another episode begins after it, so more is shown of what came before"
-    reward = next(moment for moment in highlights if moment.name == "highest reward")
-    assert reward.steps == range(5, 12), "neither the episode before it nor what was not played yet"
+    highest = next(highlight for highlight in highlights if highlight.name == "highest Q-value")
+    assert highest.steps == range(5), "another episode begins after it, so more steps before it are shown"
+    reward = next(highlight for highlight in highlights if highlight.name == "highest reward")
+    assert reward.steps == range(5, 12), "neither the episode before it nor steps after the end"
     stretch = stretch_to_a_point(experience)
     assert stretch is not None and stretch.steps == range(5, 12)
     experience.rewards[:] = np.minimum(experience.rewards, 0)

@@ -1,4 +1,4 @@
-"""All that can die below `make serve`, killed one after the other, and the one action that goes on each time."""
+"""Every process below `make serve` is killed once, and one action of the user continues the training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_queue_runs_two_trainings_and_resumes_a_cancelled_one(
     assert operated.final(cancelled) == "CANCELLED"
     assert status("cancelled") == "KILLED"
     operated.wait_for_line(cancelled, f"retry with: prefect flow-run retry {cancelled}")
-    assert not operated.told.exists(), "a cancellation is no failure"
+    assert not operated.failures.exists(), "a cancellation is no failure"
 
     further = newest(run, CHECKPOINT) + 2
     resumed = operated.run("dqn/train", resume="cancelled", cycles=further)
@@ -69,7 +69,7 @@ def test_killed_worker_leaves_a_flow_run_to_retry(operated: Operated) -> None:
     wait_until(lambda: operated.flow_process(flow_run) is None, "the end of the flow process")
     operated.prefect("flow-run", "retry", flow_run)
     assert operated.final(flow_run) == "COMPLETED"
-    wait_until(lambda: status("worker") == "FINISHED", "the flow run that it was handed over to")
+    wait_until(lambda: status("worker") == "FINISHED", "the next flow run of the training")
     assert newest(run, CHECKPOINT) == CYCLES
     trainings = operated.of_deployment(operated.deployment("dqn/train")["id"])
     assert {"train worker", f"train {run.run_id}"} <= {one["name"] for one in trainings}
@@ -104,7 +104,7 @@ def test_evaluation_runs_beside_a_training(operated: Operated) -> None:
     assert {run.info.status for run in open_tracking().runs()} == {"FINISHED"}
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here, Debian's package of that name")
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed (Debian package chromium)")
 def test_both_uis_show_a_training_in_a_browser(operated: Operated, tmp_path: Path) -> None:
     flow_run = operated.run("dqn/train", cycles=2, name="drawn", overrides=FIELDS)
     assert operated.final(flow_run) == "COMPLETED"
@@ -122,4 +122,4 @@ def test_both_uis_show_a_training_in_a_browser(operated: Operated, tmp_path: Pat
             [*command, f"--screenshot={picture}", address], capture_output=True, text=True, timeout=120
         )
         assert words in done.stdout, address
-        assert picture.stat().st_size > 20_000, "more than an empty page"
+        assert picture.stat().st_size > 20_000, "the page is not empty"

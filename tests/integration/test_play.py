@@ -1,4 +1,4 @@
-"""The window of `dqn play`, on a virtual display where there is one, and without any."""
+"""The window of `dqn play`, on a virtual display and without a display."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ pytestmark = pytest.mark.usefixtures("home")
 def test_play_without_a_display_suggests_record(trained_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(OSError, match=r"use `dqn record looked-at -o episode.mp4` to make a video instead") as told:
+    with pytest.raises(OSError, match=r"use `dqn record looked-at -o episode.mp4` to make a video instead") as raised:
         play_in_window(open_agent(trained_run))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.fixture
 def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not shutil.which("Xvfb"):
-        pytest.skip("there is no Xvfb here")
+        pytest.skip("Xvfb is not installed")
     read, write = os.pipe()
     options = ["-displayfd", str(write), "-screen", "0", "1280x720x24", "-nolisten", "tcp"]
     with subprocess.Popen(["Xvfb", *options], pass_fds=[write], stderr=subprocess.DEVNULL) as server:
@@ -54,7 +54,7 @@ def test_play_shows_episodes_until_the_window_is_closed(
     def shown(window: flows.commands.play._Window, picture: Image.Image) -> bool:
         windows.append(window._label.winfo_ismapped())
         if len(episodes) == 2:
-            window._root.after(0, window.close)  # as if somebody clicked
+            window._root.after(0, window.close)  # as the close button does
         return bool(show(window, picture))
 
     monkeypatch.setattr(flows.commands.play._Window, "show", shown)

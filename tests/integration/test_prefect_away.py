@@ -1,4 +1,4 @@
-"""A Prefect server that goes away while a run trains, and comes back or not."""
+"""A Prefect server that is killed while a run trains, and is restarted or not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         f"{settings.prefect_address}/api/health",
         PREFECT_SERVER_DATABASE_CONNECTION_URL=database,
         PREFECT_API_URL=f"{settings.prefect_address}/api",
-        PREFECT_CLIENT_MAX_RETRIES="1",  # a minute otherwise, for each thing that is asked
+        PREFECT_CLIENT_MAX_RETRIES="1",  # otherwise the client retries each request for a minute
     )
     server.start()
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def start_training(server: Server, name: str) -> subprocess.Popen[str]:
 
 
 def wait_for_cycle(home: Path, cycle: int, training: subprocess.Popen[str], others: int) -> None:
-    """Until the run that is trained now has the checkpoint of that cycle."""
+    """Wait until the run in training has the checkpoint of `cycle`; `others` counts the checkpoints of other runs."""
 
     def is_there() -> bool:
         return len(list(home.glob("artifacts/*/*/artifacts/checkpoints/[0-9]*"))) >= others + cycle + 1
@@ -83,28 +83,28 @@ def test_training_continues_without_its_prefect_server(server: Server) -> None:
     server.kill()
     wait_for_cycle(home, 4, training, others=0)  # two cycles later
     server.start()
-    said = training.communicate(timeout=120)[1]
-    assert training.returncode == 0, said
+    error = training.communicate(timeout=120)[1]
+    assert training.returncode == 0, error
     back = run_named("back")
     assert states(server, "flow_runs", "train back") == {"COMPLETED": 1}
-    deadline = time.monotonic() + 30  # for the server to write down what it was told
+    deadline = time.monotonic() + 30  # for the server to record the events
     while (found := states(server, "task_runs")) != {"COMPLETED": 3 * CYCLES} and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert found == {"COMPLETED": 3 * CYCLES}, "each task is there once"
+    assert found == {"COMPLETED": 3 * CYCLES}, "each task is recorded once"
 
     training = start_training(server, "away")
     wait_for_cycle(home, 2, training, others=CYCLES + 1)
     server.kill()
     began = time.monotonic()
-    said = training.communicate(timeout=180)[1]
+    error = training.communicate(timeout=180)[1]
     away = run_named("away")
-    assert training.returncode == 1, said
-    told = [line for line in said.splitlines() if line.startswith("dqn: ")]
-    assert told == [
+    assert training.returncode == 1, error
+    lines = [line for line in error.splitlines() if line.startswith("dqn: ")]
+    assert lines == [
         f"dqn: the Prefect server {server.settings.prefect_address}/api does not answer; "
         f"every finished cycle is stored; resume with: dqn train --resume {away.run_id}"
-    ], said
-    assert all(line.startswith(("cycle ", "dqn: ")) for line in said.splitlines()), said
+    ], error
+    assert all(line.startswith(("cycle ", "dqn: ")) for line in error.splitlines()), error
     assert time.monotonic() - began < 120
     assert away.newest_checkpoint().digest == back.newest_checkpoint().digest
     assert away.newest_checkpoint().cycle == CYCLES

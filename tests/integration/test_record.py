@@ -1,4 +1,4 @@
-"""Videos of episodes, decoded again."""
+"""Recorded videos, which are decoded again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a person does below `make serve`: start trainings, watch, kill, cancel, retry, resume, and stop it all.
+"""Flow runs below `make serve`: start, watch, kill and retry them, and stop everything.
 
-One `dqn serve` is shared by the whole module, for it takes long to start; the last test stops it.
+All tests of the module share one `dqn serve`, because it takes long to start; the last test stops it.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def test_killed_flow_process_is_retried_with_equal_result(
     assert operated.final(flow_run) == "CRASHED"
     assert newest(run, CHECKPOINT) < CYCLES
     operated.wait_for_line(flow_run, f"retry with: prefect flow-run retry {flow_run}")
-    wait_until(operated.told.exists, "the command for failures")
-    assert operated.told.read_text() == f"{flow_run} Crashed\n"
+    wait_until(operated.failures.exists, "the command for failures")
+    assert operated.failures.read_text() == f"{flow_run} Crashed\n"
 
-    operated.wait_for_line(flow_run, "Check whether the flow run")  # the last that the worker says of it
+    operated.wait_for_line(flow_run, "Check whether the flow run")  # the last line that the worker logs about it
     operated.prefect("flow-run", "retry", flow_run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(shared_home))
@@ -110,8 +110,8 @@ def test_killed_flow_process_is_retried_with_equal_result(
         wanted, steps = digest(undisturbed, CYCLES), metric_steps(undisturbed)
     assert operated.final(flow_run) == "COMPLETED"
     assert digest(run, CYCLES) == wanted
-    assert metric_steps(run) == steps, "every point once"
-    assert [found.info.run_name for found in open_tracking().runs()] == ["killed"], "no stray run"
+    assert metric_steps(run) == steps, "each point is logged once"
+    assert [found.info.run_name for found in open_tracking().runs()] == ["killed"], "no other run"
     assert open_tracking().find_run("killed").info.status == "FINISHED"
 
 

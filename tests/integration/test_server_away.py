@@ -1,4 +1,4 @@
-"""An MLflow server that goes away while a run trains, and comes back or not."""
+"""An MLflow server that is killed while a run trains, and is restarted or not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(server.settings.home))
         patch.setenv("MLFLOW_TRACKING_URI", server.settings.mlflow_address)
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # for the monitor of the machine's load, which only waits
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # for MLflow's monitor of the machine's load
         yield server
     server.stop()
 
@@ -42,25 +42,25 @@ def undisturbed(server: Server, prefect_server: None) -> StoredRun:
 
 @pytest.fixture
 def before_sweep(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None]]:
-    """What happens in which cycle, between play and sweep."""
-    happens: dict[int, Callable[[], None]] = {}
+    """Actions by cycle; each runs between play and sweep."""
+    actions: dict[int, Callable[[], None]] = {}
     sweep = flows.train.update_q_values
 
     def watched(run_id: str, experience: UnitReference) -> Any:
-        if experience.cycle in happens:
-            happens.pop(experience.cycle)()
+        if experience.cycle in actions:
+            actions.pop(experience.cycle)()
         return sweep(run_id, experience)
 
     monkeypatch.setattr(flows.train, "update_q_values", watched)
-    return happens
+    return actions
 
 
 def metrics(run: StoredRun) -> dict[str, list[tuple[int, float]]]:
-    """Every point of every metric but those of time."""
-    names = [
-        name for name in run.tracking.get_run(run.run_id).data.metrics if not name.startswith(("speed/", "system/"))
-    ]
-    histories = {name: run.tracking.history(run.run_id, name) for name in names}
+    """Every point of every metric that does not depend on time."""
+    logged = run.tracking.get_run(run.run_id).data.metrics
+    histories = {
+        name: run.tracking.history(run.run_id, name) for name in logged if not name.startswith(("speed/", "system/"))
+    }
     return {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
 
 

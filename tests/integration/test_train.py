@@ -1,4 +1,4 @@
-"""The whole pipeline on the real game, through Prefect with its embedded server."""
+"""The whole pipeline on a real game, with Prefect's embedded server."""
 
 from pathlib import Path
 from typing import Any

@@ -87,11 +87,11 @@ def test_command_reports_a_mistake_in_one_line_with_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, *arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("dqn: ")
-    assert said.err.count("\n") == 1
-    assert message in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("dqn: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
 
 
 def test_command_names_a_home_that_it_cannot_write(
@@ -100,9 +100,9 @@ def test_command_names_a_home_that_it_cannot_write(
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("DQN_HOME", str(tmp_path / "file" / "home"))
     assert run(monkeypatch, "runs") == 1
-    said = capsys.readouterr().err
-    assert str(tmp_path / "file" / "home") in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file" / "home") in error
+    assert error.count("\n") == 1
 
 
 def test_command_names_an_unreachable_mlflow_server(
@@ -113,9 +113,9 @@ def test_command_names_an_unreachable_mlflow_server(
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert run(monkeypatch, "runs") == 1
-    said = capsys.readouterr().err
-    assert address in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert address in error
+    assert error.count("\n") == 1
 
 
 def test_train_reports_parameters_that_the_flow_refuses(
@@ -199,7 +199,7 @@ def test_train_refuses_a_second_trainer_of_a_run(small: dict[str, object], home:
     first = trainer("--name", "held", "--cycles", "100000", *settings)
     try:
         wait_for_cycle(first)
-        servers = servers_of(first)
+        servers = servers_below(first)
         second = subprocess.run([*DQN, "train", "--resume", "held"], capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert f"process {first.pid} on " in second.stderr
@@ -209,16 +209,16 @@ def test_train_refuses_a_second_trainer_of_a_run(small: dict[str, object], home:
         first.communicate()
     third = trainer("--resume", "held", "--cycles", "100000")
     wait_for_cycle(third)
-    servers += servers_of(third)
-    os.killpg(third.pid, signal.SIGTERM)  # as systemd and `timeout` do: to all that it has started, too
-    _, said = third.communicate(timeout=60)
+    servers += servers_below(third)
+    os.killpg(third.pid, signal.SIGTERM)  # to the whole process group, as systemd and `timeout` do
+    _, error = third.communicate(timeout=60)
     assert third.returncode == 128 + signal.SIGTERM
     run_id = open_tracking().find_run("held").info.run_id
-    assert f"dqn train --resume {run_id}" in said
-    assert "Traceback" not in said
+    assert f"dqn train --resume {run_id}" in error
+    assert "Traceback" not in error
     assert open_tracking().get_run(run_id).info.status == "KILLED"
     assert not open_run(run_id).is_held()
-    assert those_left(servers) == []
+    assert still_alive(servers) == []
 
 
 def test_train_stopped_in_play_prints_how_to_resume(home: Path) -> None:
@@ -228,11 +228,11 @@ def test_train_stopped_in_play_prints_how_to_resume(home: Path) -> None:
     while not list(home.glob("staging/*/experience-*")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)  # where a shell runs these tests in the background, SIGINT is ignored
-    _, said = process.communicate(timeout=60)
+    process.send_signal(signal.SIGTERM)  # not SIGINT, which a background process of a shell ignores
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     run_id = open_tracking().find_run("long").info.run_id
-    assert said.splitlines()[-1] == f"stopped; resume with: dqn train --resume {run_id}"
+    assert error.splitlines()[-1] == f"stopped; resume with: dqn train --resume {run_id}"
 
 
 def test_ui_serves_on_loopback_until_sigterm(home: Path, a_run: str) -> None:
@@ -247,7 +247,7 @@ def test_ui_serves_on_loopback_until_sigterm(home: Path, a_run: str) -> None:
         taken = subprocess.run([*DQN, "ui", "--port", str(port)], capture_output=True, text=True, check=False)
         assert taken.returncode == 2
         assert f"port {port} cannot be used on 127.0.0.1" in taken.stderr
-        ui.send_signal(signal.SIGTERM)  # a shell in the background has SIGINT ignored
+        ui.send_signal(signal.SIGTERM)  # not SIGINT, which a background process of a shell ignores
         assert ui.wait(timeout=30) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -266,18 +266,17 @@ def a_run(shared_home: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _in_home(home: Path) -> None:
-    """Every command here works in the tests' home."""
+    """Every command uses the home of the tests."""
 
 
 def trainer(*arguments: str) -> subprocess.Popen[str]:
-    # A shell in the background would leave Ctrl-C ignored.
     return subprocess.Popen(
         [*DQN, "train", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
         env=dict(os.environ),
-        start_new_session=True,  # its own process group, to which a signal can be sent
+        start_new_session=True,  # a process group to which a signal can be sent
     )
 
 
@@ -289,25 +288,25 @@ def wait_for_cycle(process: subprocess.Popen[str]) -> None:
     raise AssertionError("the trainer ended before its first cycle")
 
 
-def servers_of(trainer: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The Prefect servers that a living trainer has started."""
+def servers_below(trainer: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The Prefect servers that a running trainer has started."""
     below = psutil.Process(trainer.pid).children(recursive=True)
     servers = [process for process in below if "uvicorn" in process.cmdline()]
     assert servers, f"no server below the trainer, only {below}"
     return servers
 
 
-def those_left(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that do not end within a minute; one that nobody has waited for has ended."""
+def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """The processes that do not exit within a minute. A zombie counts as exited."""
     deadline = time.monotonic() + 60
-    while left := [process for process in processes if lives(process)]:
+    while left := [process for process in processes if is_alive(process)]:
         if time.monotonic() > deadline:
             return left
         time.sleep(0.1)
     return []
 
 
-def lives(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

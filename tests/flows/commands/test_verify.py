@@ -1,4 +1,4 @@
-"""`dqn verify`: what it says of a whole run, and of one with which something is wrong."""
+"""`dqn verify` of an intact run, and of runs with damage."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.usefixtures("home")
 
 @pytest.fixture
 def run(home: Path, trained_run: str) -> Iterator[StoredRun]:
-    """A run to do harm to: afterwards it is as it was before."""
+    """A run that a test may damage; it is restored afterwards."""
     run = open_run(trained_run)
-    places = [run.replay.directory, run.artifacts.directory]
-    kept = [Path(shutil.copytree(place, home / f"kept{number}")) for number, place in enumerate(places)]
+    directories = [run.replay.directory, run.artifacts.directory]
+    copies = [Path(shutil.copytree(path, home / f"copy{number}")) for number, path in enumerate(directories)]
     with closing(sqlite3.connect(home / "mlflow.db")) as store, closing(sqlite3.connect(":memory:")) as backup:
         store.backup(backup)
         yield run
-        backup.backup(store)  # in place: MLflow has it open
-    for place, copy in zip(places, kept, strict=True):
-        shutil.rmtree(place)
-        copy.rename(place)
+        backup.backup(store)  # written into the same file, because MLflow has it open
+    for directory, copy in zip(directories, copies, strict=True):
+        shutil.rmtree(directory)
+        copy.rename(directory)
 
 
 def verify(*options: str) -> int:
@@ -47,18 +47,18 @@ def verify(*options: str) -> int:
 
 
 def verified(capsys: pytest.CaptureFixture[str], run: StoredRun, *options: str) -> tuple[int, dict[str, Any], str]:
-    """Exit status, what was printed as JSON, and the errors."""
+    """The exit status, the printed JSON, and stderr."""
     status = verify(run.run_id, "--json", *options)
-    said = capsys.readouterr()
-    return status, json.loads(said.out), said.err
+    output = capsys.readouterr()
+    return status, json.loads(output.out), output.err
 
 
 def test_verify_prints_the_digest_of_an_intact_run(run: StoredRun, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told, errors = verified(capsys, run, "--replay")
-    assert (status, errors, told["problems"]) == (0, "", [])
+    status, result, errors = verified(capsys, run, "--replay")
+    assert (status, errors, result["problems"]) == (0, "", [])
     newest = run.newest_checkpoint()
-    assert (told["digest"], told["cycle"]) == (newest.digest, newest.cycle)
-    assert told["frames"] == len(run.cycles(EXPERIENCE)) * 256
+    assert (result["digest"], result["cycle"]) == (newest.digest, newest.cycle)
+    assert result["frames"] == len(run.cycles(EXPERIENCE)) * 256
     assert verify(run.name) == 0
     assert newest.digest in capsys.readouterr().out
 
@@ -70,9 +70,9 @@ def test_verify_names_a_damaged_file(run: StoredRun, kind: UnitKind, capsys: pyt
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    status, told, errors = verified(capsys, run)
+    status, result, errors = verified(capsys, run)
     assert status == 1
-    assert [problem for problem in told["problems"] if str(path) in problem]
+    assert [problem for problem in result["problems"] if str(path) in problem]
     assert str(path) in errors and "Traceback" not in errors
 
 
@@ -95,9 +95,9 @@ def test_verify_names_a_wrong_metric(
     with closing(sqlite3.connect(run.settings.home / "mlflow.db")) as store:
         assert store.execute(change.format(where)).rowcount == 1
         store.commit()
-    status, told, _ = verified(capsys, run)
+    status, result, _ = verified(capsys, run)
     assert status == 1
-    (found,) = told["problems"]
+    (found,) = result["problems"]
     assert problem in found and f"q_values/after_mean at step {step}" in found
 
 
@@ -106,10 +106,10 @@ def test_verify_replay_names_a_differing_frame(run: StoredRun, capsys: pytest.Ca
     unit = run.unit(EXPERIENCE, cycle)
     experience = read_experience(unit.directory)
     experience.states[17, 3, 50, 40, 0] ^= 1
-    with run.commit(EXPERIENCE, cycle, unit.inputs) as draft:  # with a manifest that is in order
+    with run.commit(EXPERIENCE, cycle, unit.inputs) as draft:  # with a valid manifest
         write_experience(draft.directory, experience)
         draft.metrics += unit.metrics
     assert verified(capsys, run)[0] == 0
-    status, told, _ = verified(capsys, run, "--replay")
+    status, result, _ = verified(capsys, run, "--replay")
     assert status == 1
-    assert told["problems"] == [f"cycle {cycle}: step 17 of lane 3 differs when replayed"]
+    assert result["problems"] == [f"cycle {cycle}: step 17 of lane 3 differs when replayed"]

@@ -1,4 +1,4 @@
-"""Flow runs whose process is gone, as the server remembers them after a worker died with everything it had started."""
+"""Flow runs whose process is gone, as the server has them after the worker and all its processes were killed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def client() -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def taken(client: SyncPrefectClient, state: State, worker: str = "ours") -> FlowRun:
-    """A flow run in that state, as `worker` leaves it."""
+def flow_run_of(client: SyncPrefectClient, state: State, worker: str = "ours") -> FlowRun:
+    """Create a flow run of `worker` in `state`."""
 
     @flow(name="reaped")
     def reaped() -> None: ...
@@ -45,30 +45,30 @@ def test_reaper_marks_flow_runs_at_the_second_call(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only flow runs of its own worker, without a process, in two calls in a row."""
-    monkeypatch.setenv("DQN_ON_FAILURE", f'echo "$DQN_FLOW_RUN $DQN_STATE" >> {tmp_path / "told"}')
-    died, cancelled, starting = (taken(client, state) for state in (Running(), Running(), Pending()))
+    monkeypatch.setenv("DQN_ON_FAILURE", f'echo "$DQN_FLOW_RUN $DQN_STATE" >> {tmp_path / "failures"}')
+    killed, cancelled, starting = (flow_run_of(client, state) for state in (Running(), Running(), Pending()))
     client.set_flow_run_state(cancelled.id, Cancelling(), force=True)
-    alive = taken(client, Running())
-    theirs = taken(client, Running(), worker="another machine's")
-    waiting, done = taken(client, Scheduled()), taken(client, Completed())
-    at_work = {str(alive.id)}
-    reaper = Reaper("ours", lambda: at_work)
+    alive = flow_run_of(client, Running())
+    theirs = flow_run_of(client, Running(), worker="another machine's")
+    waiting, done = flow_run_of(client, Scheduled()), flow_run_of(client, Completed())
+    running = {str(alive.id)}
+    reaper = Reaper("ours", lambda: running)
     assert not [line for line in reaper.reap() if line.startswith("the process of flow run")]
-    at_work.add(str(starting.id))
-    said = reaper.reap()
-    assert sum(line.startswith("the process of flow run") for line in said) == 2, said
-    assert f"the process of flow run {died.name} is gone; retry with: prefect flow-run retry {died.id}" in said
-    crashed = state_of(client, died)
+    running.add(str(starting.id))
+    lines = reaper.reap()
+    assert sum(line.startswith("the process of flow run") for line in lines) == 2, lines
+    assert f"the process of flow run {killed.name} is gone; retry with: prefect flow-run retry {killed.id}" in lines
+    crashed = state_of(client, killed)
     assert crashed.type == StateType.CRASHED
-    assert crashed.message == f"The process is gone; retry with: prefect flow-run retry {died.id}"
+    assert crashed.message == f"The process is gone; retry with: prefect flow-run retry {killed.id}"
     assert state_of(client, cancelled).type == StateType.CANCELLED
     left = {run.id: state_of(client, run).type.name for run in (alive, starting, theirs, waiting, done)}
     assert list(left.values()) == ["RUNNING", "PENDING", "RUNNING", "SCHEDULED", "COMPLETED"]
-    assert (tmp_path / "told").read_text() == f"{died.id} Crashed\n"
+    assert (tmp_path / "failures").read_text() == f"{killed.id} Crashed\n"
 
 
 def test_reaper_without_worker_marks_flow_runs_at_once(client: SyncPrefectClient) -> None:
-    starting = taken(client, Pending(), worker="dead")
+    starting = flow_run_of(client, Pending(), worker="dead")
     assert [line for line in Reaper("dead", set).reap(without_worker=True) if str(starting.id) in line]
     assert state_of(client, starting).type == StateType.CRASHED
 
@@ -86,8 +86,8 @@ def test_reaper_marks_a_training_run_without_writer_as_killed(small: dict[str, o
 def test_reaper_does_nothing_while_the_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
-    def away(self: object) -> None:
+    def fail(self: object) -> None:
         raise httpx.ConnectError("refused")
 
-    monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", lambda *_, **__: away(None))
+    monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", lambda *_, **__: fail(None))
     assert Reaper("ours", set).reap() == []
