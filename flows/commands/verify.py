@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,17 +47,7 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
         replay: also replay the stored actions and compare every frame.
     """
     result = Verification(run.name)
-    places = [(kind, cycle) for kind in run.kinds(*KINDS, EVALUATION) for cycle in sorted(run.cycles(kind))]
-    units: dict[tuple[UnitKind, int], Unit] = {}
-    for number, (kind, cycle) in enumerate(places):
-        report("verify", cycle, number, len(places))
-        try:
-            units[kind, cycle] = unit = run.unit(kind, cycle, from_cache=False)
-            _read(run, unit)
-            result.units += 1
-            result.bytes += unit.bytes
-        except StorageError as error:
-            result.problems.append(str(error))
+    units = _check_units(run, result)
     checkpoints = [unit for (kind, _), unit in units.items() if kind == CHECKPOINT]
     if checkpoints:
         newest = max(checkpoints, key=lambda unit: unit.cycle)
@@ -65,13 +56,34 @@ def verify_run(run: StoredRun, *, replay: bool = False) -> Verification:
         result.problems.append(f"run {run.name} has no intact checkpoint")
     _check_metrics(run, list(units.values()), result)
     if replay:
-        for kind, cycle in units:
-            shards = run.kinds(EXPERIENCE)
-            if kind in shards and (CHECKPOINT, cycle - 1) in units:
-                checkpoint = run.checkpoint(units[CHECKPOINT, cycle - 1])
-                experience = read_experience(units[kind, cycle].directory)
-                _check_frames(checkpoint, experience, cycle, shards.index(kind), result)
+        _replay(run, units, result)
     return result
+
+
+def _check_units(run: StoredRun, result: Verification) -> dict[tuple[UnitKind, int], Unit]:
+    """Verify and read every unit, and return the units that match their manifests, by kind and cycle."""
+    names = [(kind, cycle) for kind in run.kinds(*KINDS, EVALUATION) for cycle in sorted(run.cycles(kind))]
+    units: dict[tuple[UnitKind, int], Unit] = {}
+    for number, (kind, cycle) in enumerate(names):
+        report("verify", cycle, number, len(names))
+        try:
+            units[kind, cycle] = unit = run.unit(kind, cycle, from_cache=False)
+            _read(run, unit)
+            result.units += 1
+            result.bytes += unit.bytes
+        except StorageError as error:
+            result.problems.append(str(error))
+    return units
+
+
+def _replay(run: StoredRun, units: Mapping[tuple[UnitKind, int], Unit], result: Verification) -> None:
+    """Replay all experience of which the checkpoint before it is stored."""
+    shards = run.kinds(EXPERIENCE)
+    for kind, cycle in units:
+        if kind in shards and (CHECKPOINT, cycle - 1) in units:
+            checkpoint = run.checkpoint(units[CHECKPOINT, cycle - 1])
+            experience = read_experience(units[kind, cycle].directory)
+            _check_frames(checkpoint, experience, cycle, shards.index(kind), result)
 
 
 def _read(run: StoredRun, unit: Unit) -> None:
