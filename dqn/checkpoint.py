@@ -1,4 +1,4 @@
-"""All that a run is after a cycle: from it and the configuration, the rest of the run follows."""
+"""The complete state of a run after a cycle, which determines the rest of the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Counters:
-    """What a run has done so far."""
+    """Totals of a run so far."""
 
     cycle: Count = 0
     states: Count = 0
@@ -30,25 +30,25 @@ class Counters:
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """The small part of a checkpoint: what the run is, and how far it is."""
+    """The small part of a checkpoint: configuration, actions, totals and recent scores."""
 
     config: TrainConfig
     action_names: tuple[str, ...]
     counters: Counters = Counters()
-    recent_scores: tuple[float, ...] = ()  # of the last 100 finished episodes, oldest first
+    recent_scores: tuple[float, ...] = ()  # of the last RECENT_EPISODES finished episodes, oldest first
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run between two cycles. Random draws need no state: each has its key.
+    """The state of a run between two cycles. Random draws have no state, because each one comes from its key.
 
-    One that was just made shares tensors with its learner, and holds only until that is trained again.
+    A checkpoint that was made from a learner shares tensors with it, so it is valid until the learner is trained again.
     """
 
     metadata: CheckpointMetadata
     histories: list[LaneHistory]
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]  # "<index of the weight>.<name>": state of the optimizer; `trained`: what it steps
+    weights: dict[str, Tensor]  # both as in LearnerState
+    optimizer: dict[str, Tensor]
 
     @property
     def config(self) -> TrainConfig:
@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint:
-    """The state of a new run of a resolved configuration."""
+    """The state of a new run of a resolved configuration, before its first cycle."""
     learner = Learner(config, len(action_names), torch.device("cpu"))
     return Checkpoint(
         CheckpointMetadata(config, tuple(action_names)), first_histories(config.lanes), *learner.state_dict()
@@ -65,10 +65,10 @@ def first_checkpoint(config: TrainConfig, action_names: list[str]) -> Checkpoint
 
 
 def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
-    """The learner that `checkpoint` was made from.
+    """A learner on `device` with the weights and the optimizer state of `checkpoint`.
 
     Raises:
-        ValueError: the weights are not those of the configuration's network.
+        ValueError: the weights have other names or shapes than those of the configuration's network.
     """
     learner = Learner(checkpoint.config, len(checkpoint.metadata.action_names), device)
     learner.load_state_dict(LearnerState(checkpoint.weights, checkpoint.optimizer))
@@ -76,7 +76,7 @@ def restore_learner(checkpoint: Checkpoint, device: torch.device) -> Learner:
 
 
 def histories_as_arrays(histories: list[LaneHistory]) -> dict[str, np.ndarray]:
-    """Lane histories as flat arrays: one (L,) for each field, and all actions one after the other."""
+    """Histories of L lanes as flat arrays: one (L,) for each field, and the actions of all lanes concatenated."""
     return {
         "episode": np.array([history.episode for history in histories], np.int64),
         "seeded_episode": np.array([history.seeded_episode for history in histories], np.int64),
@@ -91,11 +91,13 @@ def histories_from_arrays(arrays: dict[str, np.ndarray]) -> list[LaneHistory]:
     """The inverse of `histories_as_arrays`.
 
     Raises:
-        ValueError: the arrays do not fit together.
+        ValueError: the lengths of the arrays do not match.
     """
     lengths, played = arrays["lengths"], arrays["actions"]
     if played.dtype != np.uint8 or (lengths < 0).any() or lengths.sum() != len(played):
-        raise ValueError("the lanes' actions do not fit their lengths")
+        raise ValueError(
+            f"the lanes' actions are {len(played)} numbers of {played.dtype}; uint8 and the sum of lengths are expected"
+        )
     actions = np.split(arrays["actions"], np.cumsum(arrays["lengths"])[:-1])
     names = ("episode", "seeded_episode", "score", "steps")
     return [

@@ -225,20 +225,25 @@ class TrainConfig(BaseModel):
     def _check_ranges(self) -> TrainConfig:
         epsilon, fraction = self.epsilon, self.replay_fraction
         if max(epsilon.start, epsilon.end) > 1:
-            raise ValueError(f"epsilon is {epsilon}; a probability is at most 1")
+            raise ValueError(f"epsilon is {epsilon}; a probability can be at most 1")
         if not (min(fraction.start, fraction.end) > 0 and max(fraction.start, fraction.end) <= 1):
-            raise ValueError(f"replay_fraction is {fraction}; it must stay above 0 and at most 1")
+            raise ValueError(f"replay_fraction is {fraction}; both ends must be above 0 and at most 1")
         if self.compiled == "yes" and self.dropout:
-            raise ValueError("compiled is yes, but dropout is drawn on the CPU, which cannot be compiled; use no")
+            raise ValueError("compiled is yes, but dropout cannot be compiled; use compiled=no or dropout=0")
         if self.optimizer_processes > self.batch_size:
-            raise ValueError(f"optimizer_processes is {self.optimizer_processes}; a batch has {self.batch_size} states")
+            raise ValueError(
+                f"optimizer_processes is {self.optimizer_processes}; "
+                f"it can be at most batch_size, which is {self.batch_size}"
+            )
         if self.shards > self.lanes:
-            raise ValueError(f"shards is {self.shards}; there are only {self.lanes} lanes")
+            raise ValueError(f"shards is {self.shards}; it can be at most lanes, which is {self.lanes}")
         if self.lane_groups > self.lanes // self.shards:
-            there = f"there are only {self.lanes} lanes" + (f" in {self.shards} shards" if self.shards > 1 else "")
-            raise ValueError(f"lane_groups is {self.lane_groups}; {there}")
+            most = "lanes / shards" if self.shards > 1 else "lanes"
+            raise ValueError(
+                f"lane_groups is {self.lane_groups}; it can be at most {most}, which is {self.lanes // self.shards}"
+            )
         if self.midgame_lanes >= self.lanes:
-            raise ValueError(f"midgame_lanes is {self.midgame_lanes}; it must stay below lanes, which is {self.lanes}")
+            raise ValueError(f"midgame_lanes is {self.midgame_lanes}; it must be below lanes, which is {self.lanes}")
         return self
 
     @property

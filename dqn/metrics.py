@@ -1,4 +1,4 @@
-"""What people look at: each cycle's figures, as (name, step, value) with states played as the step."""
+"""Metrics of a cycle, as (name, step, value) where the step is the number of states played."""
 
 from __future__ import annotations
 
@@ -63,26 +63,26 @@ def speed_metric(task: str) -> str:
 
 
 class Metric(NamedTuple):
-    """One point of one curve."""
+    """One value of one metric."""
 
     name: str
-    step: int
+    step: int  # states played by the run
     value: float
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of a run; all arrays (N,)."""
+    """N values of one metric of a run; both arrays (N,)."""
 
-    states: np.ndarray  # played when the value was taken, ascending
+    states: np.ndarray  # states played by the run, ascending
     values: np.ndarray
 
 
 def minutes_at_work(times_ms: np.ndarray) -> np.ndarray:
-    """Minutes of work until each of the ascending times (N,), in milliseconds, since the first of them.
+    """Minutes of work between the first and each of the ascending times (N,), which are in milliseconds.
 
-    A gap of over a minute that is also over ten times as long as the median one is the pause between an
-    interruption and its resume, and counts as a median one.
+    A gap of over a minute that is also over ten times the median gap is a pause between an interruption and its
+    resume. It counts as one median gap.
     """
     gaps = np.diff(times_ms) / 60_000
     typical = float(np.median(gaps)) if len(gaps) else 0.0
@@ -93,7 +93,15 @@ def minutes_at_work(times_ms: np.ndarray) -> np.ndarray:
 def score_metrics(
     recent_scores: tuple[float, ...], finished: list[FinishedEpisode]
 ) -> tuple[list[Metric], tuple[float, ...]]:
-    """Score of every finished episode with the running means of 30 and 100, and the scores to carry on."""
+    """Metrics of the finished episodes, and the scores for the next call.
+
+    Args:
+        recent_scores: the last scores before these episodes, at most RECENT_EPISODES, oldest first.
+        finished: episodes in the order in which they finished.
+
+    Returns:
+        Score, running means and length of each episode, and the updated `recent_scores`.
+    """
     scores, metrics = list(recent_scores), []
     for episode in finished:
         scores = [*scores, episode.score][-RECENT_EPISODES:]
@@ -107,7 +115,10 @@ def score_metrics(
 
 
 def play_metrics(config: TrainConfig, experience: Experience, states: int) -> list[Metric]:
-    """Schedules at the start of a cycle, and how often something happened in it."""
+    """Values of the schedules at the start of a cycle, and shares of its states in which something happened.
+
+    `states` is the number of states played before the cycle.
+    """
     after = states + experience.states_played
     scheduled = [Metric(schedule_metric(name), after, value) for name, value in config.scheduled(states).items()]
     shares = {
@@ -119,7 +130,10 @@ def play_metrics(config: TrainConfig, experience: Experience, states: int) -> li
 
 
 def sweep_metrics(config: TrainConfig, experience: Experience, targets: Targets, states: int) -> list[Metric]:
-    """Q-values before and after the sweep, what it changed, and how many errors are high."""
+    """Statistics of the Q-values before and after the sweep and of their changes, and of the estimation errors.
+
+    `states` is the number of states played before the cycle.
+    """
     after = states + experience.states_played
     tables = {
         "before": experience.q_values,
@@ -140,7 +154,7 @@ def sweep_metrics(config: TrainConfig, experience: Experience, targets: Targets,
 
 
 def optimization_metrics(result: OptimizationResult, counters: Counters) -> list[Metric]:
-    """Loss over an optimization run, how long it was, and what the run has done after it."""
+    """Losses and length of an optimization run, and the totals of the training run after it."""
     states, tail = counters.states, result.losses[-LOSS_WINDOW:]
     return [
         Metric(COUNTER_STATES, states, counters.states),

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 
 
 class LinearSchedule(BaseModel):
-    """A value that goes from `start` to `end` over the first `states` states played, and stays there.
+    """A value that changes linearly from `start` to `end` over the first `states` states, and then stays at `end`.
 
-    Written as text it is `start:end:states`, or one number for a constant: `1:0.1:1000000`, `0.5`.
-    Source: the linear control signal of the tutorial, which uses one for every scheduled parameter.
+    As text it is `start:end:states`, or one number for a constant: `1:0.1:1000000`, `0.5`.
+    Source: LinearControlSignal of the tutorial.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -37,13 +37,13 @@ class LinearSchedule(BaseModel):
         return str(self)
 
     def at(self, states: int) -> float:
-        """The value after `states` states were played.
+        """The value after `states` states.
 
         Raises:
             ValueError: `states` is negative.
         """
         if states < 0:
-            raise ValueError(f"states is {states}; a schedule starts at 0 states played")
+            raise ValueError(f"states is {states}; it must be at least 0")
         if states >= self.states:
             return self.end
         return states * ((self.end - self.start) / self.states) + self.start
@@ -55,5 +55,5 @@ class LinearSchedule(BaseModel):
 
 
 def _text(value: float) -> str:
-    """The shortest text that reads back as `value`."""
+    """A short text that is parsed as exactly `value`."""
     return f"{value:.12g}" if float(f"{value:.12g}") == value else repr(value)

@@ -1,4 +1,4 @@
-"""Several calls at the same time, each in a thread of its own."""
+"""Several calls at the same time, each in its own thread."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import torch
 
 
 def run_in_threads(calls: Sequence[Callable[[Event], None]], most: int, torch_threads: int) -> None:
-    """Make the calls, at most `most` of them at a time, and wait for all.
+    """Run the calls, at most `most` of them at a time, and wait for all.
 
-    Each is told by an event that another one failed, or that this thread was interrupted, and returns soon then.
-    Each computes with `torch_threads` of torch.
+    Args:
+        calls: each takes an event, which is set when another call has failed or this thread was interrupted, and must
+            return soon after that.
+        most: highest number of threads.
+        torch_threads: number of torch's threads in each call.
 
     Raises:
-        Exception: what the first of the calls that failed has raised.
+        Exception: the exception of the first call, in the order of `calls`, that failed.
     """
     stopped, threads = Event(), torch.get_num_threads()
     with ThreadPoolExecutor(most, initializer=torch.set_num_threads, initargs=(torch_threads,)) as pool:
         try:
             made = [pool.submit(call, stopped) for call in calls]
             wait(made, return_when=FIRST_EXCEPTION)
-        finally:  # one failed, or this thread was interrupted, or all are done
+        finally:  # a call failed, this thread was interrupted, or all calls are done
             stopped.set()
-    torch.set_num_threads(threads)  # some libraries know but one number for all threads
+    torch.set_num_threads(threads)  # some libraries have one number for all threads
     for call in made:
         call.result()

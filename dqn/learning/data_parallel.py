@@ -1,7 +1,7 @@
-"""An optimization run in several processes of one machine, each with a GPU of its own or a share of the cores.
+"""Data-parallel optimization in several processes of one machine, each with its own GPU or a share of the cores.
 
-Every process holds the whole learner and takes its part of every batch. The gradients of the parts are averaged over
-all of them before the step (torch.distributed: NCCL between GPUs, Gloo between CPUs), so that all take the same step.
+Every process has the whole learner and computes its part of every batch. The gradients are averaged over all processes
+before the step (torch.distributed: NCCL between GPUs, Gloo between CPUs), so that all processes take the same step.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from dqn.learning.learner import Learner, LearnerState
 from dqn.learning.optimization import OptimizationResult, Report, train_on
 from dqn.learning.replay import ReplayMemory
 
-START_SECONDS = 120  # for all processes to find each other
+START_SECONDS = 120  # time limit for the start of all processes
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 class _Result(NamedTuple):
-    """What a process returns from an optimization run."""
+    """What a process sends at the end of an optimization run."""
 
     weights_digest: str
     optimization: OptimizationResult
-    trained: LearnerState | None  # of the first process only, because all have the same
+    trained: LearnerState | None  # only from the first process, because it is the same in all
 
 
 class PartLearner(Learner):
-    """A learner that is given its part of every batch, and takes the step of the whole one."""
+    """A learner that computes its part of every batch, and takes the step of the whole batch."""
 
     def train_batch(
         self, states: Tensor, targets: Tensor, actions: Tensor, dropout_draws: torch.Generator | None = None
     ) -> Tensor:
-        """Take the optimizer step of a batch of which this process has a part; returns the loss of the whole batch."""
+        """As `Learner.train_batch`, given this process's part of a batch. Returns the loss of the whole batch."""
         loss, gradients = self.loss_and_gradients(states, targets, actions, dropout_draws)
         loss, gradients = averaged(loss, gradients, len(states))
         self.apply_gradients(gradients)
@@ -56,7 +56,13 @@ class PartLearner(Learner):
 
 
 def averaged(loss: Tensor, gradients: Sequence[Tensor], states: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The mean loss and the mean gradients, in float32, of all processes, by the states of their parts."""
+    """Mean loss and gradients of all processes in float32, weighted by the number of states in each part.
+
+    Args:
+        loss: mean loss of this process's part, a scalar.
+        gradients: gradients of that loss.
+        states: number of states in the part.
+    """
     parts = [gradient.reshape(-1).float() for gradient in (*gradients, loss, torch.ones_like(loss))]
     total = torch.cat(parts) * states
     torch.distributed.all_reduce(total)
@@ -65,26 +71,28 @@ def averaged(loss: Tensor, gradients: Sequence[Tensor], states: int) -> tuple[Te
 
 
 class Processes:
-    """Processes that wait for optimization runs of one configuration; they end with this one, however it ends."""
+    """Processes that perform the optimization runs of one configuration. They end when the current process ends."""
 
     def __init__(self, config: TrainConfig, actions: int) -> None:
-        """Start as many as the configuration wants.
+        """Start `optimizer_processes` processes for networks with that many actions.
 
         Raises:
-            ValueError: this process may not start any.
+            ValueError: the current process is a daemon, which cannot start processes.
         """
         if multiprocessing.current_process().daemon:
             raise ValueError(
-                f"optimizer_processes is {config.optimizer_processes}, but this process may not start others; start "
-                "the Dask worker that optimizes with --no-nanny"
+                f"optimizer_processes is {config.optimizer_processes}, but a daemon process cannot start processes; "
+                "start the Dask worker that optimizes with --no-nanny"
             )
         self._about = (config, actions)
         context = torch.multiprocessing.get_context("spawn")
         self._processes, self._connections = [], []
-        self._meeting = tempfile.TemporaryDirectory()  # by a file, for torch's other way is a port open to everyone
+        self._folder = (
+            tempfile.TemporaryDirectory()
+        )  # of the file store; torch's alternative is a port that is open to all
         for rank in range(config.optimizer_processes):
             ours, theirs = context.Pipe()
-            arguments = (rank, config, actions, str(Path(self._meeting.name, "store")), theirs, os.getpid())
+            arguments = (rank, config, actions, str(Path(self._folder.name, "store")), theirs, os.getpid())
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -92,7 +100,7 @@ class Processes:
             self._connections.append(ours)
 
     def are_for(self, config: TrainConfig, actions: int) -> bool:
-        """Whether they are alive, and of this configuration."""
+        """Whether all processes are alive and were started with this configuration and number of actions."""
         return self._about == (config, actions) and all(process.is_alive() for process in self._processes)
 
     def train_on(
@@ -103,18 +111,18 @@ class Processes:
         scheduled: dict[str, float],
         on_batch: Report = lambda done, batches: None,
     ) -> OptimizationResult:
-        """As `dqn.learning.optimization.train_on`; the learner is left as all processes have trained it.
+        """As `dqn.learning.optimization.train_on`, with each batch divided among the processes.
 
-        The memory is in the host's memory once, however many processes there are.
+        The replay memory is in shared memory, once for all processes. After an error all processes are ended.
 
         Raises:
-            ChildProcessError: one of the processes failed or died; all were ended.
-            RuntimeError: they came to different weights.
+            ChildProcessError: a process failed or died.
+            RuntimeError: the processes computed different weights.
         """
         state = _cloned(learner.state_dict())
         try:
             for connection in self._connections:
-                with suppress(BrokenPipeError):  # the process is dead, which is told below
+                with suppress(BrokenPipeError):  # the process is dead, which `_results` raises
                     connection.send((state, memory, cycle, scheduled))
             results = self._results(on_batch)
         except BaseException:
@@ -123,7 +131,7 @@ class Processes:
         digests = {result.weights_digest for result in results}
         if len(digests) > 1:
             self.close()
-            raise RuntimeError(f"the {len(results)} processes that optimize came to different weights in cycle {cycle}")
+            raise RuntimeError(f"the {len(results)} optimizer processes computed different weights in cycle {cycle}")
         trained = results[0].trained
         assert trained is not None
         learner.load_state_dict(trained)
@@ -151,7 +159,7 @@ class Processes:
         return [results[rank] for rank in sorted(results)]
 
     def _failure(self, rank: int, how: str) -> ChildProcessError:
-        return ChildProcessError(f"process {rank + 1} of the {len(self._processes)} that optimize {how}")
+        return ChildProcessError(f"optimizer process {rank + 1} of {len(self._processes)} {how}")
 
     def close(self) -> None:
         """End the processes."""
@@ -160,14 +168,14 @@ class Processes:
             process.kill()
         for process in self._processes:
             process.join()
-        self._meeting.cleanup()
+        self._folder.cleanup()
 
 
 def _serve(rank: int, config: TrainConfig, actions: int, store: str, connection: Connection, parent: int) -> None:
-    """What a process does: one optimization run after the other, until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent that is interrupted
+    """Main function of a process: perform optimization runs until the parent process has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C interrupts the parent, which ends this process
     try:
-        _meet(rank, config, store)
+        _join_group(rank, config, store)
         device = torch.device("cuda", rank) if config.device == "cuda" else torch.device("cpu")
         share = config.model_copy(update={"threads": max(1, config.threads // config.optimizer_processes)})
         torch.set_num_threads(share.threads)
@@ -175,15 +183,15 @@ def _serve(rank: int, config: TrainConfig, actions: int, store: str, connection:
         while True:
             _train(rank, learner, connection, parent)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        sys.exit(1)  # the parent is gone
+        sys.exit(1)  # the parent has ended
     except (RuntimeError, ValueError, OSError) as error:
         with suppress(BrokenPipeError):
             connection.send(("failed", str(error).strip().splitlines()[0]))
         sys.exit(1)
 
 
-def _meet(rank: int, config: TrainConfig, store: str) -> None:
-    """Join the group of all processes, on the loopback interface."""
+def _join_group(rank: int, config: TrainConfig, store: str) -> None:
+    """Join the process group, on the loopback interface."""
     os.environ.update(_LOOPBACK)
     if config.device == "cuda":
         torch.cuda.set_device(rank)
@@ -198,7 +206,7 @@ def _meet(rank: int, config: TrainConfig, store: str) -> None:
 
 
 def _train(rank: int, learner: PartLearner, connection: Connection, parent: int) -> None:
-    """One optimization run as the parent wants it; the first process tells how far it is, and returns the learner."""
+    """Perform one optimization run that the parent sends. The first process reports progress and the trained state."""
 
     def on_batch(done: int, batches: int) -> None:
         if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""Optimizers by name, and TensorFlow's RMSProp, which torch does not have."""
+"""Optimizers by name, and TensorFlow's variant of RMSProp, which torch does not have."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dqn.config import TrainConfig
 
 
 class TensorFlowRMSprop(torch.optim.Optimizer):
-    """RMSProp as `tf.train.RMSPropOptimizer` computes it.
+    """RMSProp by the formula of `tf.train.RMSPropOptimizer`.
 
     gradient ← gradient + weight_decay · weight
     mean_square ← decay · mean_square + (1 - decay) · gradient², starting at 1
     weight ← weight - learning_rate · gradient / sqrt(mean_square + epsilon)
 
-    torch's own starts at 0 and adds epsilon outside the root.
+    torch.optim.RMSprop starts at 0 and adds epsilon outside the root.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients at hand."""
+        """Take one step with the gradients in `weight.grad`; weights without a gradient stay."""
         assert closure is None
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -54,11 +54,11 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
 
 
 def make_optimizer(config: TrainConfig, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The configuration's optimizer over `weights`; its learning rate is set before each run."""
+    """The optimizer of a configuration for `weights`. Its learning rate is set before each optimization run."""
     if config.optimizer == "rmsprop":
         return TensorFlowRMSprop(weights, weight_decay=config.l2)
     if config.optimizer == "adam":
-        # For the GPU in one kernel; the CPU has dqn.learning.fused_step. RAdam knows no such kernel.
+        # Fused into one kernel on a GPU. The CPU uses dqn.learning.fused_step, and torch has no fused RAdam.
         gpu = config.device == "cuda"
         return torch.optim.Adam(weights, weight_decay=config.l2, fused=gpu, foreach=not gpu)
     return torch.optim.RAdam(weights, foreach=True, weight_decay=config.l2)

@@ -1,4 +1,4 @@
-"""The replay memory that an optimization run trains from."""
+"""The replay memory of an optimization run, and the batches drawn from it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from dqn.envs.experience import Experience, Targets
 
-_ESTIMATED_STATES = 1_024  # at a time
+_ESTIMATED_STATES = 1_024  # in one forward pass
 
 
 @dataclass(frozen=True)
 class ReplayMemory:
-    """`N` states with what the network should estimate for them, lanes and steps forgotten."""
+    """N states with their targets, regardless of lanes and steps."""
 
     states: Tensor  # (N, 105, 80, C) uint8
     q_values: Tensor  # (N, A) float32: targets
     actions: Tensor  # (N,) int64: actions taken
-    estimation_errors: np.ndarray  # (N,) float32: how far the sweep moved the taken action's value
+    estimation_errors: np.ndarray  # (N,) float32: by how much the sweep changed the Q-value of the action taken
 
     @classmethod
     def of(cls, experience: Experience, targets: Targets) -> ReplayMemory:
-        """All states of an experience with their targets, on the CPU; the states are not copied."""
+        """All states of an experience with their targets, on the CPU. The states are not copied."""
         count = experience.states_played
         return cls(
             states=torch.from_numpy(experience.states.reshape(count, *experience.states.shape[2:])),
@@ -35,7 +35,7 @@ class ReplayMemory:
         )
 
     def on(self, device: torch.device) -> ReplayMemory:
-        """This memory on `device`, if that has room for twice as much; else as it is."""
+        """A copy on `device` if that is a GPU with twice the free memory; otherwise this memory itself."""
         if device.type != "cuda" or _free_memory(device) < 2 * self.states.nbytes:
             return self
         states, q_values, actions = (each.to(device) for each in (self.states, self.q_values, self.actions))
@@ -45,26 +45,31 @@ class ReplayMemory:
         return len(self.states)
 
     def batch(self, chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """States, targets and actions of the chosen indices, as tensors on `device`."""
+        """States, targets and actions at the indices `chosen` (B,) int64, as tensors on `device`."""
         index = torch.from_numpy(chosen).to(self.states.device, non_blocking=True)
         picked = [each.index_select(0, index) for each in (self.states, self.q_values, self.actions)]
-        if self.states.device.type != device.type:  # from pinned memory the GPU fetches them while it computes
+        if self.states.device.type != device.type:  # copies from pinned memory overlap with the GPU's computation
             picked = [each.pin_memory().to(device, non_blocking=True) for each in picked]
         states, q_values, actions = picked
         return states, q_values, actions
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that torch can allocate on a GPU: what the driver has free, and what torch's own cache has unused."""
+    """Number of bytes that torch can allocate on a GPU: free in the driver, or unused in torch's cache."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def reestimated(experience: Experience, steps: int, estimate: Callable[[np.ndarray], np.ndarray]) -> Experience:
-    """`experience` with estimates made now for its first `steps` steps, in place of those from when it was played.
+    """`experience` with new estimates for its first `steps` steps, in place of those from when it was played.
 
-    Swept again it gives the returns as the present network sees them.
-    Source: Daley and Amato 2019, Reconciling λ-Returns with Experience Replay, whose cache this is.
+    A sweep of the result gives the returns by the estimates of the present network.
+    Source: the cache of Daley and Amato 2019, Reconciling λ-Returns with Experience Replay.
+
+    Args:
+        experience: of one or more cycles; it is not changed.
+        steps: number of steps to estimate.
+        estimate: maps states (N, 105, 80, C) uint8 to Q-values (N, A) float32.
     """
     q_values = experience.q_values.copy()
     size = max(1, _ESTIMATED_STATES // q_values.shape[1])
@@ -76,10 +81,10 @@ def reestimated(experience: Experience, steps: int, estimate: Callable[[np.ndarr
 
 
 def cut_at_starts(experience: Experience) -> Experience:
-    """`experience` of several cycles with lanes cut off where they went on in mid-game, between two of the cycles.
+    """`experience` of several cycles, truncated where a lane was restarted in mid-game between two cycles.
 
-    What stands there is bootstrapped from, as at a time limit: the next row is another episode, although this one did
-    not end.
+    There the next row belongs to another episode, although this episode did not end. Marking the step as truncated
+    makes the sweep bootstrap from it.
     """
     ended = experience.life_lost | experience.terminated | experience.truncated
     truncated = experience.truncated.copy()
@@ -88,7 +93,7 @@ def cut_at_starts(experience: Experience) -> Experience:
 
 
 def shuffled_batches(states: int, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Batches of indices below `states` without end: each epoch shuffled anew, its ragged rest left out."""
+    """Endless batches of indices below `states`. Each epoch is shuffled, and its incomplete last batch is left out."""
     batch_size = min(batch_size, states)
     while True:
         order = generator.permutation(states)
@@ -99,13 +104,18 @@ def shuffled_batches(states: int, batch_size: int, generator: np.random.Generato
 def balanced_batches(
     estimation_errors: np.ndarray, threshold: float, batch_size: int, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Batches of indices without end, in which high estimation errors have at least half the places.
+    """Endless batches of indices, of which at least half have high estimation errors.
 
-    Their share is max(share of the memory, 0.5), rounded down to whole states; the others have the
-    rest. Drawn without replacement within a batch; a group with too few states gives what it has and
-    the other fills its places.
+    The share of high errors in a batch is max(their share of the memory, 0.5), rounded down to whole states. States
+    are drawn without replacement within a batch. If one group has too few states, the other group fills the batch.
 
     Source: the tutorial's replay memory.
+
+    Args:
+        estimation_errors: (N,) float32.
+        threshold: errors of at least this are high.
+        batch_size: number of states in a batch; the batch has N states if that is less.
+        generator: makes the draws.
     """
     is_high = high_errors(estimation_errors, threshold)
     high, low = np.flatnonzero(is_high), np.flatnonzero(~is_high)
@@ -120,13 +130,19 @@ def balanced_batches(
 
 
 def high_errors(estimation_errors: np.ndarray, threshold: float) -> np.ndarray:
-    """Which estimation errors are high: those not below the threshold."""
+    """Mask of the estimation errors that are high: those of at least `threshold`."""
     high: np.ndarray = estimation_errors >= threshold
     return high
 
 
 def balanced_sizes(high: int, low: int, batch_size: int) -> tuple[int, int]:
-    """Places in a batch for `high` states with high errors and `low` others, by `balanced_batches`."""
+    """Number of states with high and with low errors in a batch of `balanced_batches`.
+
+    Args:
+        high: number of states with high errors in the memory.
+        low: number of the other states in the memory.
+        batch_size: number of states in a batch.
+    """
     batch_size = min(batch_size, high + low)
     share = max(high / (high + low), 0.5)
     high_size = min(int(share * batch_size), high)

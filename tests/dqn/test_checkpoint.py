@@ -34,7 +34,7 @@ def cpu_config(**overrides: Any) -> TrainConfig:
 
 def checkpoint_of(learner: Learner) -> Checkpoint:
     weights, optimizer = learner.state_dict()
-    # As if written to a file: nothing that the learner does later reaches it.
+    # Copied, as if written to a file, so that the learner does not change it later.
     weights, optimizer = ({name: one.clone() for name, one in each.items()} for each in (weights, optimizer))
     metadata = CheckpointMetadata(learner.config, ("NOOP", "LEFT", "RIGHT"))
     return Checkpoint(metadata, first_histories(learner.config.lanes), weights, optimizer)
@@ -56,7 +56,7 @@ def assert_equal_learners(first: Learner, second: Learner) -> None:
         ("radam", "bfloat16", 0.9),
     ],
 )
-def test_restored_learner_trains_on_as_the_one_it_was_made_from(
+def test_restored_learner_trains_as_the_original(
     optimizer: str, precision: str, ema_decay: float, toy_memory: MakeMemory
 ) -> None:
     memory = toy_memory(4)
@@ -70,14 +70,14 @@ def test_restored_learner_trains_on_as_the_one_it_was_made_from(
     results = [train_on(one, memory, 2, config.scheduled(0)) for one in (learner, restored)]
     assert np.array_equal(results[0].losses, results[1].losses)
     assert_equal_learners(learner, restored)
-    # Without the optimizer's state it would have gone another way.
+    # Without the optimizer's state the result is another one.
     forgetful = restore_learner(replace(checkpoint, optimizer={}), CPU)
     train_on(forgetful, memory, 2, config.scheduled(0))
     weights, other = learner.state_dict().weights, forgetful.state_dict().weights
     assert any(not torch.equal(weights[name], other[name]) for name in weights)
 
 
-def test_learner_that_was_never_trained_is_restored_too(toy_memory: MakeMemory) -> None:
+def test_untrained_learner_is_restored(toy_memory: MakeMemory) -> None:
     config = cpu_config()
     checkpoint = first_checkpoint(config, ["NOOP", "LEFT", "RIGHT"])
     restored, fresh = restore_learner(checkpoint, CPU), Learner(config, 3, CPU)
@@ -97,7 +97,7 @@ def test_first_checkpoint_has_played_nothing() -> None:
     assert first_checkpoint(cpu_config(ema_decay=0), ["A", "B"]).optimizer == {}
 
 
-def test_weights_do_not_change_when_the_restored_learner_trains(toy_memory: MakeMemory) -> None:
+def test_checkpoint_is_not_changed_by_restored_learner(toy_memory: MakeMemory) -> None:
     config = cpu_config()
     checkpoint = first_checkpoint(config, ["A", "B", "C"])
     before = {name: weight.clone() for name, weight in checkpoint.weights.items()}
@@ -115,7 +115,7 @@ def test_weights_of_another_network_are_refused() -> None:
 @pytest.mark.parametrize(
     "lengths", [[0, 0, 0], [3, 1, 2], [0, 4, 0], [5, 0, 0], [0, 0, 5], [7]], ids=lambda lengths: str(lengths)
 )
-def test_histories_survive_as_arrays(lengths: list[int]) -> None:
+def test_histories_round_trip_as_arrays(lengths: list[int]) -> None:
     draws = np.random.default_rng(0)
     histories = [
         LaneHistory(40 + lane, 10 + lane, draws.integers(18, size=length).astype(np.uint8), 1.5 * lane, 9 * length)
@@ -128,7 +128,7 @@ def test_histories_survive_as_arrays(lengths: list[int]) -> None:
         assert replace(ours, actions=None) == replace(theirs, actions=None)
 
 
-def test_histories_become_flat_arrays_of_their_lanes() -> None:
+def test_histories_as_arrays_are_flat() -> None:
     arrays = histories_as_arrays([LaneHistory(5, 3, np.array([1, 2], np.uint8), 2.5, 7), *first_histories(1)])
     assert {name: value.tolist() for name, value in arrays.items()} == {
         "episode": [5, 0],

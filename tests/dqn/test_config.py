@@ -25,23 +25,23 @@ from dqn.schedules import LinearSchedule
         ("max_grad_norm", "0", 0.0),
     ],
 )
-def test_field_is_overridden_by_its_text(name: str, text: str, value: object) -> None:
+def test_override_by_text_is_parsed(name: str, text: str, value: object) -> None:
     config = make_config("fast", {name: text})
     assert getattr(config, name) == value and type(getattr(config, name)) is type(value)
     assert config.model_copy(update={name: getattr(TrainConfig(), name)}) == TrainConfig()
 
 
-def test_overrides_go_over_the_preset() -> None:
+def test_overrides_replace_preset_values() -> None:
     config = make_config("tutorial", {"discount": 0.9})
     assert config.discount == 0.9
     assert config.model_copy(update={"discount": 0.97}) == make_config("tutorial")
 
 
-def test_fast_is_the_default() -> None:
+def test_default_preset_is_fast() -> None:
     assert make_config() == make_config("fast") == TrainConfig()
 
 
-def test_tutorial_preset_is_the_tutorials_recipe() -> None:
+def test_tutorial_preset_has_the_tutorials_values() -> None:
     expected = {
         "game": "Breakout-v0",
         "replay_states": 200_000,
@@ -78,13 +78,13 @@ def test_tutorial_preset_is_the_tutorials_recipe() -> None:
         ("qqq", "unknown field 'qqq'"),
     ],
 )
-def test_unknown_field_is_answered_with_the_nearest(name: str, hint: str) -> None:
+def test_unknown_field_is_refused_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ValueError, match="unknown field") as caught:
         make_config("fast", {name: 1})
     assert repr(name) in str(caught.value) and hint in str(caught.value)
 
 
-def test_unknown_preset_is_answered_with_the_known_ones() -> None:
+def test_unknown_preset_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match="unknown preset 'fsat'; choose one of: fast, tutorial"):
         make_config("fsat")
 
@@ -135,7 +135,7 @@ def test_unknown_preset_is_answered_with_the_known_ones() -> None:
         ("game", 3),
     ],
 )
-def test_value_out_of_range_is_one_line_with_the_field_and_the_value(name: str, value: Any) -> None:
+def test_invalid_value_is_refused_in_one_line(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name) as caught:
         make_config("fast", {name: value})
     message = str(caught.value)
@@ -145,21 +145,21 @@ def test_value_out_of_range_is_one_line_with_the_field_and_the_value(name: str, 
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_configuration_survives_json(preset: str) -> None:
+def test_configuration_round_trips_as_json(preset: str) -> None:
     overrides = {"seed": 2**63 - 1, "epsilon": "0.3:0.007:123457", "discount": 1 / 3, "device": "cpu", "threads": 3}
     for config in (make_config(preset), make_config(preset, overrides)):
         text = json.dumps(config.model_dump(mode="json"))
         assert TrainConfig.model_validate(json.loads(text)) == config
 
 
-def test_configuration_cannot_be_changed_or_extended() -> None:
+def test_configuration_is_frozen_and_closed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         make_config().seed = 3
     with pytest.raises(ValidationError, match="extra"):
         TrainConfig.model_validate({"sed": 3})
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_every_field_has_a_description() -> None:
     assert [name for name, field in TrainConfig.model_fields.items() if not field.description] == []
 
 
@@ -174,12 +174,12 @@ def test_every_field_says_what_it_is() -> None:
         (100, 64, "1", 0, 2),
     ],
 )
-def test_steps_of_a_cycle(replay_states: int, lanes: int, fraction: str, states: int, steps: int) -> None:
+def test_cycle_steps_by_hand(replay_states: int, lanes: int, fraction: str, states: int, steps: int) -> None:
     config = make_config("fast", {"replay_states": replay_states, "lanes": lanes, "replay_fraction": fraction})
     assert config.cycle_steps(states) == steps
 
 
-def test_scheduled_has_every_schedule_at_its_value() -> None:
+def test_scheduled_has_every_schedule() -> None:
     scheduled = make_config("tutorial").scheduled(500_000)
     assert scheduled == pytest.approx(
         {
@@ -196,5 +196,5 @@ def test_scheduled_has_every_schedule_at_its_value() -> None:
     ("name", "hint"),
     [("gama", "; did you mean Gamma?"), ("GAMMA", "; did you mean Gamma?"), ("xyz", "")],
 )
-def test_nearest_ignores_case_and_stays_silent_when_nothing_is_near(name: str, hint: str) -> None:
+def test_nearest_ignores_case(name: str, hint: str) -> None:
     assert nearest(name, ["Gamma", "Delta"]) == hint

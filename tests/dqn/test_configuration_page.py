@@ -1,4 +1,4 @@
-"""docs/configuration.md says what the code says. `python -m tests.dqn.test_configuration_page` writes it anew."""
+"""docs/configuration.md is generated from the code by `python -m tests.dqn.test_configuration_page`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,67 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 INTRODUCTION = """# Configuration
 
-Every field of `TrainConfig` (`dqn/config.py`), with its value in both presets. `dqn train --set FIELD=VALUE` replaces
-one, in Prefect the parameter `overrides` does. A schedule is one number, or `start:end:states`: it goes from start to
-end over so many states played, and stays there.
+All fields of `TrainConfig` (`dqn/config.py`), with their values in both presets; one value means that both presets have
+it. Replace a value by `dqn train --set FIELD=VALUE`, or in Prefect by the parameter `overrides`. A schedule is one
+number, or `start:end:states`: the value changes linearly from start to end over that number of states and then stays at
+end. [Choices that no preset makes](#choices-that-no-preset-makes) lists what the other values are for.
 """
+
+CHOICES_INTRODUCTION = """
+What each choice is for, and whether a training to the end of its learning rate schedule has used it. Results are in
+[recipes.md](recipes.md) and [results.md](results.md); the studies are in `benchmarks/learning.py`. Tests check each
+choice against its formula.
+"""
+
+NOT_TRIED = "not tried in a full training"
+
+# A field, or one of its values, that neither preset uses: what it is for, and whether it was tried in a full training.
+CHOICES = {
+    "network=nature": ("Comparison with published DQN results.", "studies `nature`, `nature-one-epoch`"),
+    "network=nips": ("A third less time for a state than `nature`.", f"{NOT_TRIED}; one run of 1.6 million states"),
+    "network=small": ("A smaller network, an exercise of the tutorial; short runs and tests.", NOT_TRIED),
+    "sweep=ebu": ("The tutorial's sweep with a diffusion factor.", NOT_TRIED),
+    "sweep=watkins": ("λ-returns that are cut at actions which are not greedy.", NOT_TRIED),
+    "optimizer=adam": ("The most common optimizer, also for comparison with published results.", NOT_TRIED),
+    "max_epochs=2": ("More optimizer steps for each state.", "studies `two-epochs`, `nature`, `pong`, `qbert`"),
+    "reward_clip=0": (
+        "Unclipped rewards, an exercise of the tutorial.",
+        f"{NOT_TRIED}; `reward_clip=10` for 1.6 million states",
+    ),
+    "rescale_values": ("Unclipped rewards of different sizes in one loss.", NOT_TRIED),
+    "adapt_learning_rate": ("A learning rate that follows the loss; requires two epochs.", NOT_TRIED),
+    "l2": ("Regularization.", NOT_TRIED),
+    "dropout": ("Regularization.", NOT_TRIED),
+    "frame_stack": ("States of stacked frames, as in published DQN results.", NOT_TRIED),
+    "full_action_set": ("One set of actions for all games.", NOT_TRIED),
+    "noop_max": ("Random starts of episodes, as in published DQN results.", NOT_TRIED),
+    "midgame_lanes": ("Starts from saved states, an exercise of the tutorial.", NOT_TRIED),
+    "replay_cycles": ("A replay memory of several cycles.", f"{NOT_TRIED}; 8 cycles for 0.41 million states"),
+    "shards": ("Playing on several machines of a cluster.", NOT_TRIED),
+    "optimizer_processes": ("Optimization on several GPUs.", NOT_TRIED),
+    "play_device=cpu": ("Playing on machines of a cluster without a GPU.", NOT_TRIED),
+}
 
 
 def page() -> str:
-    """The page, from the code."""
+    """The text of the page."""
     fast, tutorial = make_config("fast"), make_config("tutorial")
     lines = [INTRODUCTION.rstrip()]
     for title, names in groups():
-        lines += ["", f"## {title}", "", "| field | value | `fast` | `tutorial` | meaning |", "|---|---|---|---|---|"]
+        lines += ["", f"## {title}", "", "| field | values | `fast`; `tutorial` | meaning |", "|---|---|---|---|"]
         for name in names:
             field = TrainConfig.model_fields[name]
-            values = [text_of(getattr(config, name)) for config in (fast, tutorial)]
-            values[1] = "same" if values[0] == values[1] else values[1]
+            values = dict.fromkeys(text_of(getattr(config, name)) for config in (fast, tutorial))
             meaning = str(field.description).replace("|", r"\|")
-            lines.append(f"| `{name}` | {allowed(field)} | {values[0]} | {values[1]} | {meaning} |")
+            lines.append(f"| `{name}` | {allowed(field)} | {'; '.join(values)} | {meaning} |")
+    lines += ["", "## Choices that no preset makes", CHOICES_INTRODUCTION]
+    lines += ["| choice | what it is for | full training |", "|---|---|---|"]
+    lines += [f"| `{choice}` | {purpose} | {tried} |" for choice, (purpose, tried) in CHOICES.items()]
     return "\n".join(lines) + "\n"
 
 
 def groups() -> Iterator[tuple[str, list[str]]]:
-    """The comments that group the fields, with the names below each."""
+    """The headings that group the fields in the class, with the names of the fields below each."""
     title, names = "", []
     for line in inspect.getsource(TrainConfig).splitlines():
         if found := re.match(r"    # (.+)", line):
@@ -52,7 +90,7 @@ def groups() -> Iterator[tuple[str, list[str]]]:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What kind of value a field takes, and its limits."""
+    """The type of a field's value, and its limits."""
     kind: Any = field.annotation
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))
@@ -63,22 +101,35 @@ def allowed(field: FieldInfo) -> str:
 
 
 def vars_of(limit: Any) -> list[str]:
-    """The number in a limit."""
+    """The number of a limit, as text."""
     (number,) = (getattr(limit, name) for name in ("ge", "gt", "le", "lt") if hasattr(limit, name))
     return ["2^63" if number == 2**63 else f"{number:,}"]
 
 
 def text_of(value: object) -> str:
-    """A value as one writes it."""
+    """A value as it is written on the command line."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def test_every_field_stands_on_the_page_as_the_code_has_it() -> None:
-    assert PAGE.read_text() == page(), "write it anew: python -m tests.dqn.test_configuration_page"
+def test_configuration_page_matches_the_code() -> None:
+    assert PAGE.read_text() == page(), "run: python -m tests.dqn.test_configuration_page"
 
 
-def test_every_field_has_a_group() -> None:
+def test_every_field_is_in_a_group() -> None:
     assert [name for _, names in groups() for name in names] == list(TrainConfig.model_fields)
+
+
+def test_choices_of_the_page_are_valid_and_not_defaults() -> None:
+    """A choice without a value is a field that both presets leave at its default."""
+    presets = [make_config("fast"), make_config("tutorial")]
+    for choice in CHOICES:
+        name, _, value = choice.partition("=")
+        assert name in TrainConfig.model_fields
+        if value:
+            chosen = getattr(make_config("fast", {name: value}), name)
+            assert chosen not in [getattr(config, name) for config in presets]
+        else:
+            assert {getattr(config, name) for config in presets} == {TrainConfig.model_fields[name].default}
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from dqn.field_names import ADVICE, OTHER_NAMES, RENAMED
 CALLED = {**OTHER_NAMES, **RENAMED}
 
 
-def test_field_names_are_explained_once() -> None:
+def test_other_names_are_unique_and_lead_to_fields() -> None:
     assert set(CALLED.values()) <= set(TrainConfig.model_fields)
     assert not (set(CALLED) | set(ADVICE)) & set(TrainConfig.model_fields)
     assert not set(CALLED) & set(ADVICE)
 
 
 @pytest.mark.parametrize(("name", "field"), CALLED.items())
-def test_other_field_name_is_answered_with_ours(name: str, field: str) -> None:
+def test_other_name_is_answered_with_ours(name: str, field: str) -> None:
     for written in (name, name.upper(), name.replace("_", "-")):
         with pytest.raises(ValueError, match="unknown field") as caught:
             make_config("fast", {written: 1})
@@ -25,7 +25,7 @@ def test_other_field_name_is_answered_with_ours(name: str, field: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "advice"), ADVICE.items())
-def test_field_name_without_equivalent_is_advised(name: str, advice: str) -> None:
+def test_name_without_equivalent_is_answered_with_advice(name: str, advice: str) -> None:
     with pytest.raises(ValueError, match="unknown field") as caught:
         make_config("fast", {name: 1})
     assert str(caught.value) == f"unknown field {name!r}; {advice}"

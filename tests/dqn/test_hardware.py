@@ -13,7 +13,7 @@ from dqn.config import make_config
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend to be a machine with or without a CUDA device, and with or without fast bfloat16."""
+    """Simulate a machine with or without a CUDA device, and with or without fast bfloat16."""
 
     def pretend(*, cuda: bool, fast_bfloat16: bool, cores: int = 6, compiler: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -35,12 +35,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         (False, True, {}, "cpu", "bfloat16"),
         (True, True, {}, "cuda", "bfloat16"),
         (True, False, {}, "cuda", "float32"),
-        (True, True, {"device": "cpu"}, "cpu", "float32"),  # what the CPU can do decides, not the GPU
+        (True, True, {"device": "cpu"}, "cpu", "float32"),  # the precision depends on the device that is used
         (True, True, {"device": "cuda", "precision": "float32"}, "cuda", "float32"),
         (False, True, {"precision": "bfloat16"}, "cpu", "bfloat16"),
     ],
 )
-def test_auto_is_replaced_by_what_the_machine_has(
+def test_resolve_chooses_device_and_precision(
     cuda: bool, fast_bfloat16: bool, asked: dict[str, str], device: str, precision: str, machine: Any
 ) -> None:
     machine(cuda=cuda, fast_bfloat16=fast_bfloat16)
@@ -49,12 +49,12 @@ def test_auto_is_replaced_by_what_the_machine_has(
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(0, 6), (2, 2), (64, 64)])
-def test_threads_are_one_for_each_core_unless_asked_for(asked: int, threads: int, machine: Any) -> None:
+def test_resolve_uses_one_thread_per_core(asked: int, threads: int, machine: Any) -> None:
     machine(cuda=False, fast_bfloat16=False, cores=6)
     assert hardware.resolve(make_config("fast", {"threads": asked})).threads == threads
 
 
-def test_everything_else_stays_and_resolving_again_changes_nothing(machine: Any) -> None:
+def test_resolve_changes_only_auto_fields(machine: Any) -> None:
     machine(cuda=False, fast_bfloat16=False)
     config = make_config("tutorial", {"seed": 3})
     resolved = hardware.resolve(config)
@@ -68,18 +68,16 @@ def test_everything_else_stays_and_resolving_again_changes_nothing(machine: Any)
     ("asked", "missing"),
     [
         ({"device": "cuda", "precision": "float32"}, "torch finds no CUDA device"),
-        ({"device": "cpu", "precision": "bfloat16"}, "emulate"),
+        ({"device": "cpu", "precision": "bfloat16"}, "emulates it"),
         ({"device": "cpu", "precision": "float32", "compiled": "yes"}, "no C\\+\\+ compiler"),
     ],
 )
-def test_what_the_machine_lacks_is_neither_begun_nor_gone_on_with(
-    asked: dict[str, str], missing: str, machine: Any
-) -> None:
+def test_missing_hardware_is_refused(asked: dict[str, str], missing: str, machine: Any) -> None:
     machine(cuda=False, fast_bfloat16=False, compiler=False)
     config = make_config("fast", {"threads": 1, **asked})
     with pytest.raises(ValueError, match=f"{missing}.*use another value or auto"):
         hardware.resolve(config)
-    with pytest.raises(ValueError, match=f"cannot go on here as it began: .*{missing}.*start a new run"):
+    with pytest.raises(ValueError, match=f"cannot be resumed on this machine: .*{missing}.*start a new run"):
         hardware.prepare(config)
     played = hardware.playable(config)
     assert (played.device, played.precision, played.compiled) == ("cpu", "float32", "no")
@@ -89,28 +87,28 @@ def test_what_the_machine_lacks_is_neither_begun_nor_gone_on_with(
 @pytest.mark.parametrize(
     ("cuda", "compiler", "compiled"), [(True, True, "yes"), (True, False, "no"), (False, True, "no")]
 )
-def test_a_gpu_gets_a_compiled_step_where_there_is_a_compiler(
+def test_resolve_compiles_on_gpu_with_compiler(
     cuda: bool, compiler: bool, compiled: str, machine: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine(cuda=cuda, fast_bfloat16=True, compiler=compiler)
     assert hardware.resolve(make_config("fast")).compiled == compiled
-    assert len(caplog.messages) == (cuda and not compiler), "it says so, once"
+    assert len(caplog.messages) == (cuda and not compiler), "one warning"
     assert hardware.resolve(make_config("fast", {"dropout": 0.1})).compiled == "no"
 
 
-def test_more_threads_than_cores_are_told(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_prepare_warns_about_more_threads_than_cores(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
     machine(cuda=False, fast_bfloat16=False, cores=1)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         for _ in range(2):
             hardware.prepare(make_config("fast", {"device": "cpu", "precision": "float32", "threads": 3}))
-        assert caplog.messages == ["this run computes with 3 threads and there are 1 cores: it is slower"]
+        assert caplog.messages == ["this run uses 3 threads, but there are 1 cores, so it is slower"]
     finally:
         torch.set_num_threads(before)
 
 
-def test_prepare_sets_the_threads_and_names_the_device() -> None:
+def test_prepare_sets_threads_and_returns_device() -> None:
     before = torch.get_num_threads()
     try:
         device = hardware.prepare(make_config("fast", {"device": "cpu", "precision": "float32", "threads": 3}))
@@ -123,9 +121,7 @@ def test_prepare_sets_the_threads_and_names_the_device() -> None:
     ("cores", "lanes", "cuda", "groups"),
     [(2, 64, False, 2), (1, 64, False, 1), (8, 64, False, 4), (2, 16, False, 1), (16, 256, True, 4), (2, 4, True, 1)],
 )
-def test_groups_of_lanes_keep_the_cores_busy_but_are_not_too_small(
-    machine: Any, cores: int, lanes: int, cuda: bool, groups: int
-) -> None:
+def test_resolve_chooses_lane_groups(machine: Any, cores: int, lanes: int, cuda: bool, groups: int) -> None:
     machine(cuda=cuda, fast_bfloat16=False, cores=cores)
     assert hardware.resolve(make_config("fast", {"lanes": lanes})).lane_groups == groups
     assert hardware.resolve(make_config("fast", {"lanes": lanes, "lane_groups": 1})).lane_groups == 1
@@ -134,22 +130,22 @@ def test_groups_of_lanes_keep_the_cores_busy_but_are_not_too_small(
 @pytest.mark.parametrize(
     ("lanes", "groups", "sizes"), [(64, 2, [32, 32]), (7, 2, [4, 3]), (5, 4, [2, 2, 1]), (1, 1, [1])]
 )
-def test_groups_are_all_lanes_in_order(lanes: int, groups: int, sizes: list[int]) -> None:
+def test_groups_cover_all_lanes_in_order(lanes: int, groups: int, sizes: list[int]) -> None:
     slices = make_config("fast", {"lanes": lanes, "lane_groups": groups}).groups()
     assert [each.stop - each.start for each in slices] == sizes
     assert [lane for each in slices for lane in range(lanes)[each]] == list(range(lanes))
 
 
-def test_every_process_that_optimizes_needs_a_gpu_of_its_own(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_optimizer_process_requires_a_gpu(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(cuda=True, fast_bfloat16=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert hardware.resolve(make_config("fast", {"optimizer_processes": 2})).device == "cuda"
-    with pytest.raises(ValueError, match="optimizer_processes is 3, and torch finds 2 CUDA devices; use another value"):
+    with pytest.raises(ValueError, match="optimizer_processes is 3, but torch finds 2 CUDA devices; use another value"):
         hardware.resolve(make_config("fast", {"optimizer_processes": 3}))
     assert hardware.resolve(make_config("fast", {"optimizer_processes": 3, "device": "cpu"})).device == "cpu"
 
 
-def test_groups_of_lanes_are_of_a_shard(machine: Any) -> None:
+def test_lane_groups_are_per_shard(machine: Any) -> None:
     machine(cuda=False, fast_bfloat16=False, cores=8)
     config = hardware.resolve(make_config("fast", {"lanes": 64, "shards": 2}))
     assert config.lane_groups == 2 and [len(config.groups(shard)) for shard in (0, 1)] == [2, 2]
@@ -173,7 +169,7 @@ def test_prepare_sets_up_cuda(tf32: bool, precision: str, machine: Any) -> None:
 
 
 @pytest.mark.usefixtures("torch_flags")
-def test_prepare_for_the_cpu_leaves_cuda_alone() -> None:
+def test_prepare_for_cpu_keeps_cuda_settings() -> None:
     torch.backends.cudnn.allow_tf32 = True
     hardware.prepare(make_config("fast", {"device": "cpu", "precision": "float32", "threads": torch.get_num_threads()}))
     assert torch.backends.cudnn.allow_tf32

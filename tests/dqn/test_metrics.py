@@ -16,7 +16,7 @@ def by_name(metrics: list[Metric]) -> dict[str, float]:
     return {metric.name: metric.value for metric in metrics}
 
 
-def test_every_finished_episode_is_a_point_with_its_running_means() -> None:
+def test_score_metrics_of_finished_episodes() -> None:
     finished = [FinishedEpisode(5, states=70, score=4.0, steps=9), FinishedEpisode(3, states=90, score=10.0, steps=20)]
     metrics, scores = score_metrics((1.0,), finished)
     assert metrics == [
@@ -32,7 +32,7 @@ def test_every_finished_episode_is_a_point_with_its_running_means() -> None:
     assert scores == (1, 4, 10)
 
 
-def test_means_are_of_the_last_30_and_100_episodes() -> None:
+def test_score_means_are_over_30_and_100_episodes() -> None:
     finished = [FinishedEpisode(0, states=5, score=200.0, steps=1)]
     metrics, scores = score_metrics(tuple(float(score) for score in range(100)), finished)
     assert by_name(metrics)["score/mean_30"] == np.mean([*range(71, 100), 200])
@@ -40,11 +40,11 @@ def test_means_are_of_the_last_30_and_100_episodes() -> None:
     assert len(scores) == 100 and scores[0] == 1 and scores[-1] == 200
 
 
-def test_without_a_finished_episode_there_is_no_point() -> None:
+def test_score_metrics_without_finished_episode() -> None:
     assert score_metrics((1.0, 2.0), []) == ([], (1.0, 2.0))
 
 
-def test_play_tells_schedules_at_its_start_and_shares_at_its_end() -> None:
+def test_play_metrics_have_schedules_and_shares() -> None:
     experience = Experience.empty(2, 5, 3, with_states=False)
     experience.life_lost[0, :2] = True
     experience.terminated[1, 0] = experience.truncated[1, 1] = experience.terminated[0, 4] = True
@@ -63,7 +63,7 @@ def test_play_tells_schedules_at_its_start_and_shares_at_its_end() -> None:
     assert [values[f"share/{name}"] for name in ("life_lost", "episode_ended", "rewarded")] == [0.2, 0.3, 0.2]
 
 
-def test_sweep_tells_q_values_before_after_and_what_changed() -> None:
+def test_sweep_metrics_have_q_value_statistics() -> None:
     experience = Experience.empty(2, 1, 2, with_states=False)
     experience.q_values[:, 0] = [[0, 2], [4, 6]]
     targets = Targets(experience.q_values + np.float32(1), np.array([[0.05], [0.35]], np.float32))
@@ -89,7 +89,7 @@ def test_sweep_tells_q_values_before_after_and_what_changed() -> None:
     assert values == pytest.approx(expected)
 
 
-def test_optimization_tells_its_losses_and_the_counters_after_it() -> None:
+def test_optimization_metrics_have_losses_and_counters() -> None:
     losses = np.concatenate([np.full(50, 9), np.full(100, 3)]).astype(np.float32)
     metrics = optimization_metrics(OptimizationResult(losses, 1.5, 300), Counters(2, 640, 7, 1234))
     assert {metric.step for metric in metrics} == {640}
@@ -111,9 +111,9 @@ def test_optimization_tells_its_losses_and_the_counters_after_it() -> None:
         ([0], [0]),
         ([0, 30], [0, 0.5]),
         ([0, 30, 60, 90, 3690, 3720], [0, 0.5, 1, 1.5, 2, 2.5]),  # an hour's pause counts as one more cycle
-        ([0, 3, 6, 9, 39, 42], [0, 0.05, 0.1, 0.15, 0.65, 0.7]),  # half a minute is an evaluation, or a short pause
+        ([0, 3, 6, 9, 39, 42], [0, 0.05, 0.1, 0.15, 0.65, 0.7]),  # half a minute can be an evaluation, so it counts
         ([0, 600, 1200, 4200], [0, 10, 20, 70]),  # cycles become longer
     ],
 )
-def test_minutes_at_work_leave_out_pauses(seconds: list[float], minutes: list[float]) -> None:
+def test_minutes_at_work_exclude_pauses(seconds: list[float], minutes: list[float]) -> None:
     assert np.allclose(minutes_at_work(np.array(seconds) * 1000.0), minutes)

@@ -21,7 +21,7 @@ KEYS = [
 ]
 
 
-def test_same_key_same_draws() -> None:
+def test_same_key_gives_same_draws() -> None:
     for key in KEYS:
         assert generator(*key).random(5).tolist() == generator(*key).random(5).tolist()
         assert torch.equal(
@@ -29,18 +29,18 @@ def test_same_key_same_draws() -> None:
         )
 
 
-def test_different_keys_different_draws() -> None:
+def test_different_keys_give_different_draws() -> None:
     assert len({tuple(generator(*key).random(3)) for key in KEYS}) == len(KEYS)
     assert len({tuple(torch.rand(3, generator=torch_generator(*key)).tolist()) for key in KEYS}) == len(KEYS)
 
 
-def test_draws_are_these_on_every_machine() -> None:
-    # Changing them changes what every stored run would do next.
+def test_draws_are_fixed() -> None:
+    # Other draws would change how every stored run continues.
     assert generator(7, "policy", 3).integers(1000, size=5).tolist() == [886, 70, 413, 289, 238]
     assert episode_seeds(7, np.array([0, 1, 1000])).tolist() == [1514770055, 1339945205, 111179635]
 
 
-def test_global_generators_are_left_alone() -> None:
+def test_global_generators_are_not_advanced() -> None:
     before = np.random.get_state()[1].tolist(), torch.random.get_rng_state()  # noqa: NPY002
     generator(0, "policy").random(5)
     torch.rand(5, generator=torch_generator(0, "weights"))
@@ -49,13 +49,13 @@ def test_global_generators_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (5,), (2, 3)])
-def test_episode_seeds_keep_the_shape_and_fit_the_emulator(shape: tuple[int, ...]) -> None:
+def test_episode_seeds_have_shape_and_range(shape: tuple[int, ...]) -> None:
     seeds = episode_seeds(3, np.arange(np.prod(shape)).reshape(shape))
     assert seeds.shape == shape and seeds.dtype == np.int64
     assert ((seeds >= 0) & (seeds < 2**31)).all()
 
 
-def test_episode_seed_depends_on_run_and_episode_alone() -> None:
+def test_episode_seed_depends_on_run_and_episode() -> None:
     seeds = episode_seeds(3, np.arange(200))
     assert len(set(seeds.tolist())) == 200
     assert episode_seeds(3, np.array([17, 3])).tolist() == [seeds[17], seeds[3]]

@@ -83,15 +83,15 @@ def test_play_device_cpu_plays_for_a_gpu() -> None:
     checkpoint = UnitReference.of(run.unit(CHECKPOINT, 0))
     experience, targets = play_and_sweep(run, checkpoint)
     assert experience[0].cycle == targets[0].cycle == 1
-    with pytest.raises(ValueError, match="device is cuda, and torch finds no CUDA device"):
+    with pytest.raises(ValueError, match="device is cuda, but torch finds no CUDA device"):
         optimize.fn(run.run_id, checkpoint, experience, targets)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shards": 9}, "shards is 9; there are only 4 lanes"),
-        ({"shards": 2, "lane_groups": 3}, "lane_groups is 3; there are only 4 lanes in 2 shards"),
+        ({"shards": 9}, "shards is 9; it can be at most lanes, which is 4"),
+        ({"shards": 2, "lane_groups": 3}, "lane_groups is 3; it can be at most lanes / shards, which is 2"),
     ],
 )
 def test_too_many_shards_or_groups_are_refused(settings: dict[str, int], message: str) -> None:

@@ -1,8 +1,9 @@
-"""Two processes with half of every batch each train what one does with the whole."""
+"""Two processes that each train on half of every batch compute what one process does on whole batches."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -54,16 +55,18 @@ def weights(of: Learner) -> torch.Tensor:
     return torch.cat([weight.detach().flatten() for weight in of.online_network.parameters()])
 
 
-def test_two_processes_do_what_one_does_with_the_whole_batch(processes: Processes, memory: ReplayMemory) -> None:
+def test_two_processes_train_as_one(processes: Processes, memory: ReplayMemory) -> None:
     one, two = learner(), learner()
     before = weights(two).clone()
-    told: list[tuple[int, int]] = []
-    for cycle in (1, 2):  # the second goes on with the optimizer's state of the first
+    reported: list[tuple[int, int]] = []
+    for cycle in (1, 2):  # the second cycle starts with the optimizer's state of the first
         expected = train_on(one, memory, cycle, SCHEDULED)
-        found = processes.train_on(two, memory, cycle, SCHEDULED, lambda done, batches: told.append((done, batches)))
+        found = processes.train_on(
+            two, memory, cycle, SCHEDULED, lambda done, batches: reported.append((done, batches))
+        )
         assert (found.epochs, found.states_trained) == (expected.epochs, expected.states_trained)
         np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-4)
-    assert told[:5] == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)], "batches of 8 and 7 states"
+    assert reported[:5] == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)], "batches of 8 and 7 states"
     assert (weights(two) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-3, atol=1e-5)
     averages = [list(each.average_network.parameters()) for each in (two, one)]
@@ -72,30 +75,30 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(processes: Processe
     assert processes.are_for(config(), 3) and not processes.are_for(config(seed=1), 3)
 
 
-def test_different_weights_are_noticed(
+def test_processes_with_different_weights_are_refused(
     processes: Processes, memory: ReplayMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = OptimizationResult(np.zeros(1, np.float32), 1.0, 1)
     monkeypatch.setattr(processes, "_results", lambda on_batch: [_Result(each, result, None) for each in "ab"])
     monkeypatch.setattr(processes, "_connections", [])
     monkeypatch.setattr(processes, "close", lambda: None)
-    with pytest.raises(RuntimeError, match="the 2 processes that optimize came to different weights in cycle 3"):
+    with pytest.raises(RuntimeError, match="the 2 optimizer processes computed different weights in cycle 3"):
         processes.train_on(learner(), memory, 3, SCHEDULED)
 
 
-def test_one_dies_and_all_end_in_one_line(processes: Processes, memory: ReplayMemory) -> None:
+def test_killed_process_ends_all_with_one_line(processes: Processes, memory: ReplayMemory) -> None:
     children = [process.pid for process in processes._processes]
 
     def kill(done: int, batches: int) -> None:
         os.kill(children[1], signal.SIGKILL)
 
-    with pytest.raises(ChildProcessError) as told:
+    with pytest.raises(ChildProcessError) as caught:
         processes.train_on(learner(), memory, 1, {**SCHEDULED, "max_epochs": 1_000.0}, kill)
-    assert "of the 2 that optimize" in str(told.value) and "\n" not in str(told.value)
+    assert re.fullmatch(r"optimizer process \d of 2 .*", str(caught.value))
     assert not processes.are_for(config(), 3) and not any(map(psutil.pid_exists, children))
 
 
-def test_a_process_that_may_not_start_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_daemon_process_cannot_start_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_parallel.multiprocessing, "current_process", lambda: psutil.Popen)
     monkeypatch.setattr(psutil.Popen, "daemon", True, raising=False)
     with pytest.raises(ValueError, match="start the Dask worker that optimizes with --no-nanny"):
@@ -103,15 +106,15 @@ def test_a_process_that_may_not_start_others_says_so(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("torch_flags")
-def test_a_process_on_a_gpu_sets_up_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_process_sets_up_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = False, True
     monkeypatch.setattr(data_parallel, "_LOOPBACK", {})
     monkeypatch.setattr(torch.cuda, "set_device", lambda rank: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **settings: None)
-    data_parallel._meet(1, config(device="cuda"), "store")
+    data_parallel._join_group(1, config(device="cuda"), "store")
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.allow_tf32
 
 
-def test_there_are_not_more_processes_than_states_in_a_batch() -> None:
-    with pytest.raises(ValueError, match="optimizer_processes is 16; a batch has 15 states"):
+def test_more_processes_than_batch_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer_processes is 16; it can be at most batch_size, which is 15"):
         config(optimizer_processes=16)

@@ -24,7 +24,7 @@ def weights_of(seed: int) -> list[Tensor]:
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "radam"])
-def test_step_is_the_optimizers_own(name: str, l2: float, low: bool, threads: int) -> None:
+def test_fused_step_equals_the_optimizers_step(name: str, l2: float, low: bool, threads: int) -> None:
     dtype = torch.bfloat16 if low else torch.float32
     weights, theirs = weights_of(0), weights_of(0)
     copies = [weight.to(dtype) for weight in weights] if low else weights
@@ -33,7 +33,7 @@ def test_step_is_the_optimizers_own(name: str, l2: float, low: bool, threads: in
     step = FusedStep(optimizer, copies, threads)
     for seed in range(1, 12):
         gradients = [gradient.to(dtype) for gradient in weights_of(seed)]
-        gradients[0] = gradients[0].contiguous()  # in another order of memory than the weight
+        gradients[0] = gradients[0].contiguous()  # another memory layout than the weight's
         for weight, gradient in zip(theirs, gradients, strict=True):
             weight.grad = gradient.float() * 0.5
         for group in (*optimizer.param_groups, *reference.param_groups):
@@ -50,7 +50,7 @@ def test_step_is_the_optimizers_own(name: str, l2: float, low: bool, threads: in
             torch.testing.assert_close(tensor, torchs[index][key], rtol=1e-5, atol=1e-6)
 
 
-def test_threads_do_not_change_a_bit() -> None:
+def test_fused_step_is_independent_of_threads() -> None:
     results = []
     for threads in (1, 2, 5):
         weights = weights_of(0)
@@ -62,7 +62,7 @@ def test_threads_do_not_change_a_bit() -> None:
         assert all(torch.equal(weight, other) for weight, other in zip(results[0], others, strict=True))
 
 
-def test_it_goes_on_from_a_state_that_was_loaded() -> None:
+def test_fused_step_continues_from_loaded_state() -> None:
     weights = weights_of(0)
     optimizer = make_optimizer(make_config("fast"), weights)
     step = FusedStep(optimizer, weights, 2)
@@ -77,7 +77,7 @@ def test_it_goes_on_from_a_state_that_was_loaded() -> None:
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.5, 1e9])
-def test_gradients_are_scaled_as_torch_clips_them(limit: float) -> None:
+def test_gradient_scale_equals_torch_clipping(limit: float) -> None:
     gradients = weights_of(0)
     scale = gradient_scale(gradients, limit)
     clipped = [torch.zeros_like(gradient) for gradient in gradients]

@@ -24,17 +24,17 @@ def some_states(count: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def tutorial() -> QNetwork:
-    return build(4, "tutorial")  # shared: making 38.6 million draws takes seconds
+    return build(4, "tutorial")  # shared, because 38.6 million draws take seconds
 
 
-def test_tutorial_network_has_its_38_6_million_parameters(tutorial: QNetwork) -> None:
+def test_tutorial_network_has_38_6_million_parameters(tutorial: QNetwork) -> None:
     layers = [layer for layer in tutorial.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     parameters = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
     assert parameters == [304, 4_640, 18_496, 35_390_464, 1_049_600, 1_049_600, 1_049_600, 4_100]
     assert sum(weight.numel() for weight in tutorial.parameters()) == 38_566_804
 
 
-def test_tutorial_convolutions_halve_the_screen_as_tensorflow_does(tutorial: QNetwork) -> None:
+def test_tutorial_convolutions_have_the_tutorials_sizes(tutorial: QNetwork) -> None:
     shapes, features = [], some_states(1).permute(0, 3, 1, 2).float()
     for layer in tutorial.convolutions:
         features = layer(features)
@@ -43,15 +43,15 @@ def test_tutorial_convolutions_halve_the_screen_as_tensorflow_does(tutorial: QNe
     assert shapes == [(16, 53, 40), (32, 27, 20), (64, 27, 20)]
 
 
-# TensorFlow's "same" puts the odd row or column of zeros after the image, torch's own before and after alike.
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 39), (52, 0), (52, 39), (20, 30)])
-def test_tutorial_padding_lies_where_tensorflow_puts_it(tutorial: QNetwork, row: int, column: int) -> None:
+def test_tutorial_padding_equals_tensorflow_same(tutorial: QNetwork, row: int, column: int) -> None:
+    """TensorFlow's "same" adds the odd row or column of zeros after the image; torch's adds equally at both ends."""
     image = some_states(1)[0].permute(2, 0, 1).float()
     first = next(layer for layer in tutorial.convolutions if isinstance(layer, nn.Conv2d))
     window = torch.zeros(2, 3, 3)
     for y in range(3):
         for x in range(3):
-            at = 2 * row + y - 1, 2 * column + x  # a row of zeros above, no column of them at the left
+            at = 2 * row + y - 1, 2 * column + x  # one row of zeros above, no column of zeros at the left
             if 0 <= at[0] < 105 and 0 <= at[1] < 80:
                 window[:, y, x] = image[:, at[0], at[1]]
     expected = (first.weight * window).sum((1, 2, 3)) + first.bias
@@ -60,26 +60,26 @@ def test_tutorial_padding_lies_where_tensorflow_puts_it(tutorial: QNetwork, row:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_tutorial_weights_are_truncated_normals_and_biases_zero(tutorial: QNetwork) -> None:
+def test_tutorial_weights_are_truncated_normal(tutorial: QNetwork) -> None:
     for name, weight in tutorial.named_parameters():
         if name.endswith("bias"):
             assert not weight.any(), name
         else:
             assert weight.abs().max() <= 0.04 + 1e-6, name
     large = tutorial.dense[0].weight
-    # Cutting a normal of 0.02 at two standard deviations leaves 0.88 of them.
+    # A normal distribution that is truncated at two standard deviations has 0.88 of its standard deviation.
     assert large.std().item() == pytest.approx(0.0176, rel=0.01)
     assert large.mean().item() == pytest.approx(0, abs=1e-4)
     assert large.abs().max() > 0.0399
 
 
-def test_nature_network_has_the_layers_of_mnih_and_others() -> None:
+def test_nature_network_has_the_published_layers() -> None:
     network = build(6, network="nature", normalize=False)
     shapes = [tuple(weight.shape) for name, weight in network.named_parameters() if name.endswith("weight")]
     assert shapes == [(32, 2, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 9 * 6), (6, 512)]
 
 
-def test_residual_network_is_two_sections_of_impala() -> None:
+def test_residual_network_has_two_impala_sections() -> None:
     network = build(4, normalize=False)
     shapes = [tuple(weight.shape) for name, weight in network.named_parameters() if name.endswith("weight")]
     first, second = [(16, 2, 4, 4), *[(16, 16, 3, 3)] * 2], [(32, 16, 3, 3), *[(32, 32, 3, 3)] * 2]
@@ -93,7 +93,7 @@ def test_residual_network_is_two_sections_of_impala() -> None:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_residual_block_adds_to_its_input(normalize: bool) -> None:
+def test_residual_block_adds_to_its_input(normalize: bool) -> None:
     network = build(normalize=normalize)
     block = next(layer for layer in network.convolutions if isinstance(layer, ResidualBlock))
     features = torch.randn(2, 16, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -108,7 +108,7 @@ def test_a_residual_block_adds_to_its_input(normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [(51, 39), (26, 20), (3, 4)])
-def test_the_pool_of_a_gpu_is_the_pool_of_a_processor(size: tuple[int, int]) -> None:
+def test_gpu_max_pool_equals_torch_max_pool(size: tuple[int, int]) -> None:
     draws = torch.Generator().manual_seed(0)
     features = torch.randn(3, 16, *size, generator=draws, requires_grad=True)
     pooled, expected = highest_of_neighbours(features), nn.functional.max_pool2d(features, 3, 2, 1)
@@ -118,7 +118,7 @@ def test_the_pool_of_a_gpu_is_the_pool_of_a_processor(size: tuple[int, int]) -> 
     torch.testing.assert_close(*gradients)
 
 
-def test_small_network_is_strided_3_by_3_with_a_million_parameters() -> None:
+def test_small_network_has_a_million_parameters() -> None:
     network = build(4, network="small", normalize=False)
     layers = [layer for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
     assert [(layer.kernel_size, layer.stride) for layer in layers] == [((3, 3), (s, s)) for s in (3, 2, 2)]
@@ -129,10 +129,10 @@ def test_small_network_is_strided_3_by_3_with_a_million_parameters() -> None:
     with torch.no_grad():
         found = network.convolutions[0](features)
         plain = nn.functional.conv2d(features / 255, layers[0].weight, layers[0].bias, stride=3)
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)  # although it is computed over blocks of pixels
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)  # PixelConvolution computes over blocks of pixels
 
 
-def test_normalization_stands_before_every_hidden_relu() -> None:
+def test_normalization_precedes_every_hidden_relu() -> None:
     network = build(normalize=True)
     layers = [layer for layer in network.modules() if not list(layer.children())]
     before = [layers[at - 1] for at, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
@@ -142,7 +142,7 @@ def test_normalization_stands_before_every_hidden_relu() -> None:
 
 
 @pytest.mark.parametrize("preset", ["fast", "tutorial"])
-def test_states_become_one_value_for_each_action(preset: str, tutorial: QNetwork) -> None:
+def test_network_estimates_one_q_value_per_action(preset: str, tutorial: QNetwork) -> None:
     network = tutorial if preset == "tutorial" else build(4)
     with torch.no_grad():
         q_values = network(some_states(2))
@@ -160,7 +160,8 @@ def test_scaled_input_is_divided_by_255() -> None:
 
 
 @pytest.mark.parametrize("network", ["nature", "residual", "tutorial"])
-def test_same_seed_same_weights_whatever_the_global_generator(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initial_weights_depend_only_on_the_seed(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws from the global generator have no effect."""
     # The tutorial's first dense layer has 35 million weights, which take seconds to draw.
     monkeypatch.setattr(networks, "_linear", lambda inputs, outputs: nn.Linear(8, 8))
     first = build(network=network, seed=5).state_dict()
@@ -171,7 +172,7 @@ def test_same_seed_same_weights_whatever_the_global_generator(network: str, monk
     assert weights and not any(torch.equal(first[name], other[name]) for name in weights)
 
 
-def test_weights_without_truncation_are_scaled_to_their_inputs() -> None:
+def test_initial_weights_are_scaled_to_their_inputs() -> None:
     network = build(normalize=False)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -180,7 +181,7 @@ def test_weights_without_truncation_are_scaled_to_their_inputs() -> None:
             assert not layer.bias.any()
 
 
-def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+def test_dropout_keeps_the_mean() -> None:
     outputs = torch.full((200, 500), 3.0)
     dropped = dropped_out(outputs, 0.25, torch.Generator().manual_seed(0))
     torch.testing.assert_close(dropped[dropped != 0], torch.tensor(4.0).expand(int((dropped != 0).sum())))
@@ -189,11 +190,11 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     assert torch.equal(outputs, dropped_out(outputs, 0.0, torch.Generator().manual_seed(0)))
 
 
-def test_dropout_is_on_hidden_dense_layers_alone() -> None:
+def test_dropout_applies_only_to_hidden_dense_layers() -> None:
     network = build(4, "tutorial", network="small", dropout=0.999999)
     with torch.no_grad():
         found = network(some_states(3), torch.Generator().manual_seed(0))
-    assert torch.equal(found, network.dense[-1].bias.expand(3, 4)), "but the last layer's own bias all is dropped"
+    assert torch.equal(found, network.dense[-1].bias.expand(3, 4)), "all outputs before the last layer are dropped"
 
 
 @pytest.mark.parametrize(
@@ -204,14 +205,14 @@ def test_dropout_is_on_hidden_dense_layers_alone() -> None:
         ("action-taken", 0.5 * (4 + 0.25) / 2),
     ],
 )
-def test_loss_is_its_formula(kind: str, expected: float) -> None:
+def test_q_loss_by_hand(kind: str, expected: float) -> None:
     targets = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     q_values = targets + torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     assert q_loss(q_values, targets, torch.tensor([1, 0]), kind).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("kind", "moved"), [("all-actions", [True, True]), ("action-taken", [False, True])])
-def test_loss_moves_the_actions_it_counts(kind: str, moved: list[bool]) -> None:
+def test_q_loss_has_gradients_for_its_actions(kind: str, moved: list[bool]) -> None:
     q_values = torch.zeros(1, 2, requires_grad=True)
     q_loss(q_values, torch.ones(1, 2), torch.tensor([1]), kind).backward()
     assert q_values.grad is not None and (q_values.grad[0] != 0).tolist() == moved
@@ -221,13 +222,11 @@ def test_loss_moves_the_actions_it_counts(kind: str, moved: list[bool]) -> None:
     ("network", "expected"),
     [
         ("nature", {1: (32, 25, 19), 2: (64, 11, 8), 3: (64, 9, 6)}),
-        # Of each block the last convolution is added to the block's input, and at the end a ReLU comes after that.
+        # The second convolution of each block has no ReLU of its own, except that a ReLU follows the last block.
         ("residual", {**dict.fromkeys((1, 2), (16, 26, 20)), **dict.fromkeys((4, 5, 6), (32, 13, 10))}),
     ],
 )
-def test_outputs_are_known_by_the_number_of_their_convolution(
-    network: str, expected: dict[int, tuple[int, ...]]
-) -> None:
+def test_convolution_outputs_are_numbered_by_layer(network: str, expected: dict[int, tuple[int, ...]]) -> None:
     built = build(network=network)
     outputs = convolution_outputs(built, some_states(1)[0].numpy())
     assert {number: each.shape for number, each in outputs.items()} == expected

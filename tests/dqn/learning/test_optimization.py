@@ -29,7 +29,7 @@ def weights_of(learner: Learner) -> torch.Tensor:
 
 
 class ScriptedLearner:
-    """Trains nothing: loses what the script says, batch by batch."""
+    """Does not train; returns a given loss for each batch."""
 
     device = CPU
 
@@ -61,23 +61,23 @@ def tiny_memory(states: int) -> ReplayMemory:
     )
 
 
-# 20 states in batches of 5: an epoch is 4 batches. The mean is over 100 losses, zeros before the first.
+# 20 states in batches of 5: an epoch is 4 batches. The mean is over 100 losses, with zeros before the first.
 @pytest.mark.parametrize(
     ("loss", "limit", "min_epochs", "max_epochs", "batches"),
     [
         (lambda batch: 1.0, 0.0, 1, 3, 12),  # no limit: all epochs
         (lambda batch: 1.0, 0.0, 1, 2.6, 10),
         (lambda batch: 1.0, 0.0, 1, 0.1, 1),  # at least one batch
-        (lambda batch: 1.0, 0.5, 1, 50, 6),  # low from the start, for the history starts as zeros
+        (lambda batch: 1.0, 0.5, 1, 50, 6),  # low from the start, because the history starts as zeros
         (lambda batch: 1.0, 0.5, 3, 50, 14),
         (lambda batch: 1.0, 0.5, 0, 50, 2),
-        (lambda batch: 1.0, 0.5, 9, 2, 8),  # the maximum wins
+        (lambda batch: 1.0, 0.5, 9, 2, 8),  # max_epochs takes precedence
         (lambda batch: 8.4, 0.5, 1, 6, 24),  # 6 batches of 8.4 are a mean of 0.504: not below
         (lambda batch: 8.3, 0.5, 1, 6, 6),
-        (lambda batch: 10.0 * (batch <= 10), 0.5, 1, 50, 106),  # the high ones leave the last 100 one by one
+        (lambda batch: 10.0 * (batch <= 10), 0.5, 1, 50, 106),  # the high losses leave the window one by one
     ],
 )
-def test_run_stops_between_min_and_max_epochs_when_the_mean_loss_is_low(
+def test_train_on_stops_at_loss_limit_or_max_epochs(
     loss: Callable[[int], float], limit: float, min_epochs: float, max_epochs: float, batches: int
 ) -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=5, min_epochs=min_epochs), loss)
@@ -89,16 +89,16 @@ def test_run_stops_between_min_and_max_epochs_when_the_mean_loss_is_low(
     np.testing.assert_allclose(result.losses, [loss(batch) for batch in range(1, batches + 1)])
 
 
-def test_run_takes_the_scheduled_learning_rate_and_tells_its_progress() -> None:
+def test_train_on_sets_learning_rate_and_reports() -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=5), lambda batch: 1.0)
-    told = []
+    reported = []
     scheduled = {"learning_rate": 0.03, "max_epochs": 2, "loss_limit": 0}
-    train_on(learner, tiny_memory(10), 1, scheduled, on_batch=lambda done, batches: told.append((done, batches)))
+    train_on(learner, tiny_memory(10), 1, scheduled, on_batch=lambda done, batches: reported.append((done, batches)))
     assert learner.learning_rate == 0.03
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert reported == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-# Epochs of 4 batches: after the second one, and each after it, the rate follows the mean loss.
+# Epochs of 4 batches. The learning rate is adapted to the mean loss after the second and each later epoch.
 @pytest.mark.parametrize(
     ("epochs", "rates"),
     [
@@ -107,14 +107,14 @@ def test_run_takes_the_scheduled_learning_rate_and_tells_its_progress() -> None:
         ([1, 1, 1], [1, 1, 0.5]),
     ],
 )
-def test_learning_rate_follows_the_loss_of_epochs(epochs: list[float], rates: list[float]) -> None:
+def test_adapted_learning_rate_follows_the_loss(epochs: list[float], rates: list[float]) -> None:
     for adapts in (True, False):
         learner: Any = ScriptedLearner(
             cpu_config(batch_size=5, adapt_learning_rate=adapts),
             lambda batch: float(epochs[(batch - 1) // 4] + batch % 2),
         )
         scheduled = {"learning_rate": 0.125, "max_epochs": len(epochs), "loss_limit": 0}
-        for cycle in (1, 2):  # each run starts from the schedule
+        for cycle in (1, 2):  # each optimization run starts from the schedule
             learner.batches.clear()
             learner.rates.clear()
             train_on(learner, tiny_memory(20), cycle, scheduled)
@@ -123,7 +123,7 @@ def test_learning_rate_follows_the_loss_of_epochs(epochs: list[float], rates: li
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_memory_smaller_than_a_batch_is_one_batch(balanced: bool) -> None:
+def test_memory_smaller_than_batch_is_one_batch(balanced: bool) -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=64, balanced_sampling=balanced), lambda batch: 1.0)
     memory = tiny_memory(3)
     memory.estimation_errors[1] = 9
@@ -132,7 +132,7 @@ def test_memory_smaller_than_a_batch_is_one_batch(balanced: bool) -> None:
     assert (result.states_trained, result.epochs) == (6, 2)
 
 
-def test_balanced_sampling_gives_high_errors_half_of_every_batch() -> None:
+def test_balanced_sampling_is_half_high_errors() -> None:
     learner: Any = ScriptedLearner(cpu_config(batch_size=8, balanced_sampling=True), lambda batch: 1.0)
     memory = tiny_memory(40)
     memory.estimation_errors[:5] = 0.2
@@ -140,7 +140,7 @@ def test_balanced_sampling_gives_high_errors_half_of_every_batch() -> None:
     assert [sum(state < 5 for state in batch) for batch in learner.batches] == [4] * 10
 
 
-def test_batches_are_drawn_from_seed_and_cycle() -> None:
+def test_batches_depend_on_seed_and_cycle() -> None:
     def batches(seed: int, cycle: int) -> list[list[int]]:
         learner: Any = ScriptedLearner(cpu_config(batch_size=5, seed=seed), lambda batch: 1.0)
         train_on(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 2, "loss_limit": 0})
@@ -150,7 +150,7 @@ def test_batches_are_drawn_from_seed_and_cycle() -> None:
     assert batches(0, 1) != batches(0, 2) and batches(0, 1) != batches(1, 1)
 
 
-def test_toy_memory_is_learned_by_heart(toy_memory: MakeMemory) -> None:
+def test_learner_fits_toy_memory(toy_memory: MakeMemory) -> None:
     memory = toy_memory(4)
     config = cpu_config(
         optimizer="adam", learning_rate=3e-4, batch_size=4, max_epochs=30, loss="all-actions", ema_decay=0
@@ -162,7 +162,7 @@ def test_toy_memory_is_learned_by_heart(toy_memory: MakeMemory) -> None:
     assert after < before / 5 and result.losses[-1] < result.losses[0] / 20
 
 
-def test_same_seed_same_weights_and_other_seed_others(toy_memory: MakeMemory) -> None:
+def test_trained_weights_depend_on_the_seed(toy_memory: MakeMemory) -> None:
     def trained(seed: int) -> torch.Tensor:
         config = cpu_config(batch_size=2, max_epochs=1, seed=seed)
         learner = Learner(config, 3, CPU)
@@ -174,17 +174,17 @@ def test_same_seed_same_weights_and_other_seed_others(toy_memory: MakeMemory) ->
     assert not torch.equal(first, trained(4))
 
 
-def test_dropout_is_drawn_from_seed_cycle_and_batch() -> None:
+def test_dropout_depends_on_seed_cycle_and_batch() -> None:
     def draws(seed: int, cycle: int) -> list[float]:
         learner: Any = ScriptedLearner(cpu_config(batch_size=5, seed=seed, dropout=0.5), lambda batch: 1.0)
         train_on(learner, tiny_memory(20), cycle, {"learning_rate": 0.1, "max_epochs": 1, "loss_limit": 0})
         return [torch.rand(1, generator=each).item() for each in learner.dropout]
 
     assert draws(0, 1) == draws(0, 1)
-    assert len({*draws(0, 1), *draws(0, 2), *draws(1, 1)}) == 12, "every batch has draws of its own"
+    assert len({*draws(0, 1), *draws(0, 2), *draws(1, 1)}) == 12, "every batch has its own draws"
 
 
-def test_dropped_training_is_repeatable_whatever_the_global_generator(toy_memory: MakeMemory) -> None:
+def test_dropout_is_independent_of_global_generator(toy_memory: MakeMemory) -> None:
     def trained(**overrides: Any) -> torch.Tensor:
         learner = Learner(cpu_config(batch_size=2, network="small", **overrides), 3, CPU)
         torch.rand(3)
@@ -195,7 +195,7 @@ def test_dropped_training_is_repeatable_whatever_the_global_generator(toy_memory
     assert torch.equal(first, trained(dropout=0.5)) and not torch.equal(first, trained())
 
 
-def test_nothing_is_dropped_when_states_are_estimated(toy_memory: MakeMemory) -> None:
+def test_estimate_does_not_drop_out(toy_memory: MakeMemory) -> None:
     states = toy_memory(4).states.numpy()
     learner, plain = (Learner(cpu_config(network="small", dropout=share), 3, CPU) for share in (0.5, 0.0))
     assert np.array_equal(learner.estimate(states), plain.estimate(states))
@@ -205,7 +205,7 @@ def test_nothing_is_dropped_when_states_are_estimated(toy_memory: MakeMemory) ->
 
 
 @pytest.mark.parametrize("limit", [0.0, 1e-3, 1e9])
-def test_gradients_are_scaled_down_to_the_limit(limit: float, toy_memory: MakeMemory) -> None:
+def test_gradients_are_scaled_to_max_grad_norm(limit: float, toy_memory: MakeMemory) -> None:
     batch = toy_memory(2).batch(np.arange(2), CPU)
     norms = {}
     for each in (0.0, limit):
@@ -218,7 +218,7 @@ def test_gradients_are_scaled_down_to_the_limit(limit: float, toy_memory: MakeMe
     assert norms[limit] == pytest.approx(min(limit or np.inf, norms[0.0]), rel=1e-3)
 
 
-def test_learning_rate_0_leaves_the_weights(toy_memory: MakeMemory) -> None:
+def test_learning_rate_0_keeps_the_weights(toy_memory: MakeMemory) -> None:
     learner = Learner(cpu_config(), 3, CPU)
     before = weights_of(learner)
     learner.set_learning_rate(0)
@@ -229,20 +229,22 @@ def test_learning_rate_0_leaves_the_weights(toy_memory: MakeMemory) -> None:
     assert not torch.equal(weights_of(learner), before)
 
 
-def test_learning_rate_is_set_in_every_group_of_the_optimizer() -> None:
+def test_learning_rate_is_set_in_every_group() -> None:
     learner: Any = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{"lr": 1}, {"lr": 2}]))
     Learner.set_learning_rate(learner, 0.25)
     assert learner.optimizer.param_groups == [{"lr": 0.25}, {"lr": 0.25}]
 
 
-def test_bfloat16_keeps_float32_weights_and_learns_nearly_the_same(toy_memory: MakeMemory) -> None:
-    # Emulated bfloat16 is very slow: two states and few steps.
+def test_bfloat16_learns_nearly_as_float32(toy_memory: MakeMemory) -> None:
+    """The weights of the online and the average network are float32."""
+    # Two states and few steps, because emulated bfloat16 is very slow.
     memory, losses = toy_memory(2), {}
     for precision in ("float32", "bfloat16"):
         config = cpu_config(precision=precision, batch_size=2, max_epochs=8, learning_rate=2e-4)
         learner = Learner(config, 3, CPU)
         losses[precision] = train_on(learner, memory, 1, config.scheduled(0)).losses
-        assert {weight.dtype for weight in learner.average_network.parameters()} == {torch.float32}
+        for network in (learner.online_network, learner.average_network):
+            assert {weight.dtype for weight in network.parameters()} == {torch.float32}
         estimates = learner.estimate(memory.states.numpy())
         assert estimates.dtype == np.float32
         with torch.no_grad():
@@ -262,8 +264,8 @@ def trained_as(toy_memory: MakeMemory, device: torch.device, **overrides: Any) -
     return result.losses, weights_of(learner).cpu()
 
 
-def test_compiled_step_computes_the_same(toy_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    # All that torch.compile does but for writing kernels, which takes a compiler half a minute.
+def test_compiled_training_equals_eager(toy_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    # aot_eager does what inductor does, except that it generates no kernels, which would take half a minute.
     monkeypatch.setattr(dqn.learning.learner, "_COMPILER", "aot_eager")
     losses, weights = trained_as(toy_memory, CPU, compiled="yes")
     plain_losses, plain_weights = trained_as(toy_memory, CPU, compiled="no")
@@ -272,7 +274,7 @@ def test_compiled_step_computes_the_same(toy_memory: MakeMemory, monkeypatch: py
 
 
 @pytest.mark.parametrize("network", ["residual", "nature", "nips", "small"])
-def test_compiled_loss_does_not_reinterpret_bytes(
+def test_compiled_loss_does_not_view_other_dtypes(
     network: str, toy_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inductor of torch 2.11 fails to lower a view of a tensor as another dtype."""
@@ -290,8 +292,8 @@ def test_compiled_loss_does_not_reinterpret_bytes(
     assert views and not [node for node in views if any(isinstance(each, torch.dtype) for each in node.args)]
 
 
-def test_compiling_does_not_warn_of_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor advises TensorFloat32, which float32 is not to be computed in."""
+def test_compiling_does_not_warn_about_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor advises TensorFloat32, but float32 is computed in float32."""
     from torch._inductor import compile_fx
 
     Learner(cpu_config(network="small", compiled="yes"), 3, CPU)
@@ -303,9 +305,7 @@ def test_compiling_does_not_warn_of_full_float32(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("optimizer", ["radam", "adam", "rmsprop"])
 @pytest.mark.usefixtures("torch_flags")
-def test_compiled_step_on_a_gpu_is_repeatable_and_the_cpus_but_for_rounding(
-    optimizer: str, toy_memory: MakeMemory
-) -> None:
+def test_compiled_gpu_training_is_repeatable(optimizer: str, toy_memory: MakeMemory) -> None:
     gpu = prepare(cpu_config(device="cuda", threads=1))
     made = [trained_as(toy_memory, gpu, compiled="yes", optimizer=optimizer) for _ in range(2)]
     assert np.array_equal(made[0][0], made[1][0]) and torch.equal(made[0][1], made[1][1])
@@ -314,7 +314,7 @@ def test_compiled_step_on_a_gpu_is_repeatable_and_the_cpus_but_for_rounding(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
-def test_no_batch_waits_for_the_gpu(toy_memory: MakeMemory) -> None:
+def test_train_batch_does_not_synchronize_with_gpu(toy_memory: MakeMemory) -> None:
     gpu = torch.device("cuda")
     learner = Learner(cpu_config(device="cuda", network="small"), 3, gpu)
     batch = toy_memory(4).on(gpu).batch(np.arange(4), gpu)
@@ -327,14 +327,14 @@ def test_no_batch_waits_for_the_gpu(toy_memory: MakeMemory) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_average_of_the_trained_weights_estimates(precision: str, toy_memory: MakeMemory) -> None:
+def test_average_network_is_an_ema_and_estimates(precision: str, toy_memory: MakeMemory) -> None:
     memory = toy_memory(4)
     settings = {"batch_size": 2, "network": "small", "max_epochs": 1.5, "precision": precision}
     plain, averaging = (Learner(cpu_config(**settings, ema_decay=decay), 3, CPU) for decay in (0, 0.75))
     average, batches = weights_of(plain), [np.array([0, 1]), np.array([2, 3]), np.array([1, 2])]
     for batch in batches:
         losses = [learner.train_batch(*memory.batch(batch, CPU)) for learner in (plain, averaging)]
-        assert losses[0] == losses[1], "it is trained as without an average"
+        assert losses[0] == losses[1], "the average does not change the training"
         average = 0.75 * average + 0.25 * weights_of(plain)
     torch.testing.assert_close(weights_of(averaging), average)
     averaging.update_copies()
@@ -347,7 +347,7 @@ def test_an_average_of_the_trained_weights_estimates(precision: str, toy_memory:
     assert np.abs(averaging.estimate(states) - plain.estimate(states)).max() > 1e-3
 
 
-def test_an_optimization_run_leaves_its_average_to_play(toy_memory: MakeMemory) -> None:
+def test_train_on_updates_the_acting_network(toy_memory: MakeMemory) -> None:
     config = cpu_config(batch_size=2, network="small", ema_decay=0.5, precision="bfloat16")
     learner, memory = Learner(config, 3, CPU), toy_memory(4)
     train_on(learner, memory, 1, config.scheduled(0))

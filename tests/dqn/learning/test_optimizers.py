@@ -7,7 +7,8 @@ from dqn.config import make_config
 from dqn.learning.optimizers import TensorFlowRMSprop, make_optimizer
 
 
-def test_mean_square_starts_at_1_and_epsilon_stands_inside_the_root() -> None:
+def test_rmsprop_matches_tensorflow_formula() -> None:
+    """The mean square starts at 1, and epsilon is inside the root."""
     weight = torch.tensor([1.0])
     optimizer = TensorFlowRMSprop([weight], lr=0.5, decay=0.9, epsilon=0.04)
     mean_square, expected = 1.0, 1.0
@@ -19,12 +20,12 @@ def test_mean_square_starts_at_1_and_epsilon_stands_inside_the_root() -> None:
         assert weight.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_defaults_are_the_tutorials() -> None:
+def test_rmsprop_defaults_are_the_tutorials() -> None:
     defaults = TensorFlowRMSprop([torch.zeros(1)]).defaults
     assert (defaults["decay"], defaults["epsilon"]) == (0.9, 1e-10)
 
 
-def test_every_weight_has_a_mean_square_of_its_own() -> None:
+def test_rmsprop_mean_square_is_per_weight() -> None:
     together = [torch.tensor([1.0]), torch.tensor([[2.0, 3.0]])]
     alone = [weight.clone() for weight in together]
     optimizers = [TensorFlowRMSprop(together, lr=0.1)] + [TensorFlowRMSprop([weight], lr=0.1) for weight in alone]
@@ -37,7 +38,7 @@ def test_every_weight_has_a_mean_square_of_its_own() -> None:
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def test_weight_without_a_gradient_stays() -> None:
+def test_rmsprop_skips_weight_without_gradient() -> None:
     weights = [torch.tensor([1.0]), torch.tensor([2.0])]
     optimizer = TensorFlowRMSprop(weights, lr=0.1)
     optimizer.step()
@@ -50,7 +51,7 @@ def test_weight_without_a_gradient_stays() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("rmsprop", TensorFlowRMSprop), ("adam", torch.optim.Adam), ("radam", torch.optim.RAdam)]
 )
-def test_configuration_names_the_optimizer(name: str, kind: type) -> None:
+def test_make_optimizer_returns_the_named_class(name: str, kind: type) -> None:
     weight = torch.zeros(2)
     optimizer = make_optimizer(make_config("fast", {"optimizer": name}), [weight])
     assert type(optimizer) is kind
@@ -58,7 +59,7 @@ def test_configuration_names_the_optimizer(name: str, kind: type) -> None:
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "radam"])
-def test_l2_is_the_gradient_of_half_the_squared_weights(name: str) -> None:
+def test_l2_equals_penalty_of_half_squared_weights(name: str) -> None:
     weights = [torch.tensor([3.0, -2.0], requires_grad=True) for _ in range(2)]
     for weight, l2 in zip(weights, (0.25, 0.0), strict=True):
         optimizer = make_optimizer(make_config("fast", {"optimizer": name, "l2": l2}), [weight])
@@ -71,7 +72,7 @@ def test_l2_is_the_gradient_of_half_the_squared_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "radam"])
-def test_optimizer_finds_the_bottom_of_a_bowl(name: str) -> None:
+def test_optimizer_minimizes_quadratic(name: str) -> None:
     weight = torch.tensor([3.0, -2.0], requires_grad=True)
     optimizer = make_optimizer(make_config("fast", {"optimizer": name}), [weight])
     for group in optimizer.param_groups:

@@ -27,7 +27,7 @@ from dqn.learning.replay import (
         (100, 300, 128, (64, 64)),  # at least half
         (300, 100, 128, (96, 32)),
         (75, 25, 3, (2, 1)),
-        (1, 399, 128, (1, 127)),  # exactly one high: the tutorial crashes
+        (1, 399, 128, (1, 127)),  # exactly one high, which makes the tutorial's code crash
         (399, 1, 128, (127, 1)),
         (30, 370, 128, (30, 98)),  # fewer high than half a batch
         (500, 3, 500, (497, 3)),
@@ -39,12 +39,12 @@ from dqn.learning.replay import (
         (0, 1, 128, (0, 1)),
     ],
 )
-def test_places_in_a_batch(high: int, low: int, batch_size: int, sizes: tuple[int, int]) -> None:
+def test_balanced_sizes_by_hand(high: int, low: int, batch_size: int, sizes: tuple[int, int]) -> None:
     assert balanced_sizes(high, low, batch_size) == sizes
 
 
 @given(high=st.integers(0, 300), low=st.integers(0, 300), batch_size=st.integers(1, 400))
-def test_places_add_up_fit_their_groups_and_favour_high_errors(high: int, low: int, batch_size: int) -> None:
+def test_balanced_sizes_add_up_and_favour_high_errors(high: int, low: int, batch_size: int) -> None:
     if high + low == 0:
         return
     high_size, low_size = balanced_sizes(high, low, batch_size)
@@ -52,7 +52,7 @@ def test_places_add_up_fit_their_groups_and_favour_high_errors(high: int, low: i
     assert high_size + low_size == places
     assert 0 <= high_size <= high and 0 <= low_size <= low
     assert high_size >= min(high, int(places * max(high / (high + low), 0.5)))
-    if low_size < low:  # low errors left over: the high ones have no more than their share
+    if low_size < low:  # there are enough low errors, so the high ones have no more than their share
         assert high_size <= max(places * high / (high + low), places / 2)
 
 
@@ -62,9 +62,8 @@ def test_places_add_up_fit_their_groups_and_favour_high_errors(high: int, low: i
     batch_size=st.integers(1, 80),
     seed=st.integers(0, 99),
 )
-def test_balanced_batches_have_the_promised_places_without_replacement(
-    errors: list[float], batch_size: int, seed: int
-) -> None:
+def test_balanced_batches_have_balanced_sizes(errors: list[float], batch_size: int, seed: int) -> None:
+    """Drawn without replacement within a batch."""
     table = np.array(errors, np.float32)
     high = int((table > 0.1).sum())
     sizes = balanced_sizes(high, len(table) - high, batch_size)
@@ -73,13 +72,13 @@ def test_balanced_batches_have_the_promised_places_without_replacement(
         assert (table[batch] > 0.1).sum() == sizes[0]
 
 
-def test_balanced_batches_reach_every_state() -> None:
+def test_balanced_batches_draw_every_state() -> None:
     errors = np.array([0, 1] * 10)
     batches = islice(balanced_batches(errors, 0.1, 4, np.random.default_rng(0)), 100)
     assert {int(index) for batch in batches for index in batch} == set(range(20))
 
 
-def test_one_high_error_is_in_every_batch() -> None:
+def test_balanced_batches_contain_the_only_high_error() -> None:
     errors = np.zeros(50)
     errors[17] = 1
     for batch in islice(balanced_batches(errors, 0.1, 8, np.random.default_rng(0)), 5):
@@ -88,7 +87,8 @@ def test_one_high_error_is_in_every_batch() -> None:
 
 @settings(deadline=None)
 @given(states=st.integers(1, 60), batch_size=st.integers(1, 80), seed=st.integers(0, 99))
-def test_shuffled_epochs_show_states_once_and_leave_only_a_rest_out(states: int, batch_size: int, seed: int) -> None:
+def test_shuffled_epoch_has_each_state_at_most_once(states: int, batch_size: int, seed: int) -> None:
+    """Only states of the incomplete last batch are left out of an epoch."""
     size = min(batch_size, states)
     per_epoch = states // size
     batches = list(islice(shuffled_batches(states, batch_size, np.random.default_rng(seed)), 2 * per_epoch))
@@ -99,13 +99,13 @@ def test_shuffled_epochs_show_states_once_and_leave_only_a_rest_out(states: int,
         assert shown.min() >= 0 and shown.max() < states
 
 
-def test_epochs_are_shuffled_anew() -> None:
+def test_shuffled_epochs_differ() -> None:
     first, second = islice(shuffled_batches(50, 50, np.random.default_rng(0)), 2)
     assert first.tolist() != second.tolist() != list(range(50))
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_same_draws_same_batches(balanced: bool) -> None:
+def test_batches_depend_only_on_the_generator(balanced: bool) -> None:
     errors = np.linspace(0, 0.2, 40)
 
     def batches(seed: int) -> list[list[int]]:
@@ -125,7 +125,7 @@ def numbered_memory() -> tuple[Experience, Targets, ReplayMemory]:
     return experience, targets, ReplayMemory.of(experience, targets)
 
 
-def test_memory_keeps_states_targets_actions_and_errors_together() -> None:
+def test_memory_rows_belong_together() -> None:
     experience, targets, memory = numbered_memory()
     assert len(memory) == 6
     assert memory.states[:, 0, 0, 0].tolist() == memory.estimation_errors.tolist() == [0, 1, 2, 3, 4, 5]
@@ -135,7 +135,8 @@ def test_memory_keeps_states_targets_actions_and_errors_together() -> None:
     assert memory.on(torch.device("cpu")) is memory
 
 
-def test_reestimated_experience_has_present_estimates_for_its_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reestimated_replaces_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other steps keep their estimates, and the original experience is not changed."""
     monkeypatch.setattr(dqn.learning.replay, "_ESTIMATED_STATES", 4)  # two steps of two lanes
     experience, _, _ = numbered_memory()
     experience.q_values[:] = -1.0
@@ -152,16 +153,16 @@ def test_reestimated_experience_has_present_estimates_for_its_first_steps(monkey
     assert np.shares_memory(found.states, experience.states)
 
 
-def test_lanes_are_cut_off_where_they_went_on_in_midgame() -> None:
+def test_cut_at_starts_truncates_restarted_lanes() -> None:
     experience = Experience.empty(4, 4, 3, with_states=False)
-    experience.episode[2:, 1:] = 7  # lane 0 plays on, 1 started in mid-game, 2 ended, 3 lost a life
+    experience.episode[2:, 1:] = 7  # lane 0 continued, 1 was restarted in mid-game, 2 terminated, 3 lost a life
     experience.terminated[1, 2] = experience.life_lost[1, 3] = experience.truncated[0, 0] = True
     cut = cut_at_starts(experience)
     assert np.argwhere(cut.truncated).tolist() == [[0, 0], [1, 1]]
     assert np.argwhere(experience.truncated).tolist() == [[0, 0]]
 
 
-def test_batch_holds_the_chosen_states_in_their_order() -> None:
+def test_batch_has_the_chosen_states_in_order() -> None:
     states, q_values, actions = numbered_memory()[2].batch(np.array([4, 1]), torch.device("cpu"))
     assert states.dtype == torch.uint8 and states.shape == (2, 105, 80, 2)
     assert states[:, 0, 0, 0].tolist() == [4, 1]
@@ -174,14 +175,14 @@ def test_batch_holds_the_chosen_states_in_their_order() -> None:
     [
         (2.0, 0.0, 0.0, True),
         (1.9, 0.0, 0.0, False),
-        (0.5, 1.5, 0.0, True),  # as in a second cycle: the first one's memory is in torch's cache, unused
+        (0.5, 1.5, 0.0, True),  # as in a second cycle: the memory of the first is in torch's cache, unused
         (0.5, 2.5, 1.1, False),
     ],
 )
-def test_gpu_memory_in_the_cache_of_torch_is_free(
+def test_gpu_memory_in_torch_cache_counts_as_free(
     free: float, cached: float, in_use: float, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes are given as multiples of those of the states."""
+    """Parameters are multiples of the number of bytes of the states."""
     memory = numbered_memory()[2]
     size = memory.states.nbytes
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (round(free * size), 9 * size))
@@ -191,11 +192,9 @@ def test_gpu_memory_in_the_cache_of_torch_is_free(
     assert (memory.on(torch.device("cuda")) is not memory) == fits
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("fits", [True, False])
-def test_memory_moves_to_the_gpu_where_it_fits_and_gives_the_same_batches(
-    fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_on_gpu_gives_the_same_batches(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     device, memory = torch.device("cuda"), numbered_memory()[2]
     if not fits:
         monkeypatch.setattr(dqn.learning.replay, "_free_memory", lambda device: 1)

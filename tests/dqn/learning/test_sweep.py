@@ -13,12 +13,12 @@ from dqn.config import make_config
 from dqn.envs.experience import Experience
 from dqn.learning.sweep import OPERATORS, SweepRule, backward_sweep, rescaled, unrescaled
 
-# One list of estimates, the action taken, its return, the trace decay: the value of that state.
+# Value of a state by operator, from its estimates, the action taken, its return and td_lambda.
 VALUE_OF_STATE: dict[str, Callable[[list[float], int, float, float], float]] = {
-    "max": lambda q, taken, y, decay: max([*q[:taken], y, *q[taken + 1 :]]),
-    "ebu": lambda q, taken, y, decay: max([*q[:taken], decay * y + (1 - decay) * q[taken], *q[taken + 1 :]]),
-    "peng": lambda q, taken, y, decay: decay * y + (1 - decay) * max(q),
-    "watkins": lambda q, taken, y, decay: decay * y + (1 - decay) * max(q) if q[taken] == max(q) else max(q),
+    "max": lambda q, taken, y, mix: max([*q[:taken], y, *q[taken + 1 :]]),
+    "ebu": lambda q, taken, y, mix: max([*q[:taken], mix * y + (1 - mix) * q[taken], *q[taken + 1 :]]),
+    "peng": lambda q, taken, y, mix: mix * y + (1 - mix) * max(q),
+    "watkins": lambda q, taken, y, mix: mix * y + (1 - mix) * max(q) if q[taken] == max(q) else max(q),
 }
 
 
@@ -98,7 +98,7 @@ RULES = st.builds(
 
 @settings(deadline=None, max_examples=300)
 @given(experience=EXPERIENCES, rule=RULES)
-def test_sweep_equals_the_plain_definition(experience: Experience, rule: SweepRule) -> None:
+def test_sweep_equals_slow_reference(experience: Experience, rule: SweepRule) -> None:
     found = backward_sweep(experience, rule)
     targets, errors = slow_sweep(experience, rule)
     np.testing.assert_allclose(found.q_values, targets, rtol=0, atol=1e-11)
@@ -107,7 +107,7 @@ def test_sweep_equals_the_plain_definition(experience: Experience, rule: SweepRu
 
 @settings(deadline=None, max_examples=50)
 @given(experience=EXPERIENCES, rule=RULES)
-def test_lanes_do_not_touch_each_other(experience: Experience, rule: SweepRule) -> None:
+def test_sweep_keeps_lanes_independent(experience: Experience, rule: SweepRule) -> None:
     together = backward_sweep(experience, rule)
     for lane in range(experience.actions.shape[1]):
         columns = {
@@ -121,7 +121,7 @@ def test_lanes_do_not_touch_each_other(experience: Experience, rule: SweepRule) 
 
 @settings(deadline=None, max_examples=50)
 @given(experience=EXPERIENCES, rule=RULES)
-def test_experience_is_left_untouched(experience: Experience, rule: SweepRule) -> None:
+def test_sweep_does_not_change_the_experience(experience: Experience, rule: SweepRule) -> None:
     before = {field.name: getattr(experience, field.name).copy() for field in fields(experience)}
     targets = backward_sweep(experience, rule)
     assert not np.shares_memory(targets.q_values, experience.q_values)
@@ -131,7 +131,7 @@ def test_experience_is_left_untouched(experience: Experience, rule: SweepRule) -
 
 @settings(deadline=None, max_examples=50)
 @given(experience=EXPERIENCES, rule=RULES)
-def test_only_the_action_taken_gets_a_new_value(experience: Experience, rule: SweepRule) -> None:
+def test_sweep_changes_only_the_action_taken(experience: Experience, rule: SweepRule) -> None:
     targets = backward_sweep(experience, rule).q_values
     other = np.arange(targets.shape[2]) != experience.actions[..., None]
     assert np.array_equal(targets[other], experience.q_values[other])
@@ -139,7 +139,7 @@ def test_only_the_action_taken_gets_a_new_value(experience: Experience, rule: Sw
 
 @settings(deadline=None, max_examples=50)
 @given(experience=EXPERIENCES, rule=RULES)
-def test_single_precision_stays_single_and_close_to_double(experience: Experience, rule: SweepRule) -> None:
+def test_sweep_in_float32_is_close_to_float64(experience: Experience, rule: SweepRule) -> None:
     single = replace(
         experience,
         q_values=experience.q_values.astype(np.float32),
@@ -152,8 +152,8 @@ def test_single_precision_stays_single_and_close_to_double(experience: Experienc
     np.testing.assert_allclose(found.q_values, exact.q_values, rtol=1e-5, atol=1e-4)
 
 
-# Two steps, discount 0.5, trace decay 0.5. The second step pays 1 and leads to a state worth 8: its return is 5.
-# What that makes of the second state, with estimates 2 (taken) and 3, is what the first step's return shows.
+# Two steps, discount 0.5, td_lambda 0.5. The second step has a reward of 1 and leads to a state of value 8, so its
+# return is 5. The return of the first step is the discounted value of the second state.
 @pytest.mark.parametrize(
     ("operator", "second_estimates", "first_return"),
     [
@@ -168,7 +168,7 @@ def test_single_precision_stays_single_and_close_to_double(experience: Experienc
         ("watkins", [3, 3], 0.5 * (0.5 * 5 + 0.5 * 3)),
     ],
 )
-def test_operator_values_the_next_state(operator: str, second_estimates: list, first_return: float) -> None:
+def test_sweep_operator_values_the_next_state(operator: str, second_estimates: list, first_return: float) -> None:
     experience = one_lane([[1, 0], second_estimates], [0, 0], [0, 1], [8, 4])
     targets = backward_sweep(experience, SweepRule(operator, discount=0.5, td_lambda=0.5))
     assert targets.q_values[:, 0, 0].tolist() == [first_return, 5]
@@ -176,13 +176,14 @@ def test_operator_values_the_next_state(operator: str, second_estimates: list, f
 
 
 @pytest.mark.parametrize("end", ["life_lost", "terminated"])
-def test_nothing_is_carried_across_an_end(end: str) -> None:
+def test_sweep_stops_at_ends(end: str) -> None:
     experience = one_lane([[0, 0], [0, 0]], [1, 1], [1, 1], [9, 9], **{end: [True, False]})
     targets = backward_sweep(experience, SweepRule(discount=0.5))
     assert targets.q_values[:, 0, 1].tolist() == [1, 1 + 0.5 * 9]
 
 
-def test_truncated_row_keeps_its_estimates_and_bootstraps_the_step_before() -> None:
+def test_sweep_bootstraps_from_truncated_row() -> None:
+    """The truncated row keeps its estimates."""
     experience = one_lane([[0, 0], [3, 4], [0, 0]], [0, 0, 0], [1, 0, 0], [9, 9], truncated=[False, True, False])
     targets = backward_sweep(experience, SweepRule(discount=0.5))
     assert targets.q_values[:, 0].tolist() == [[1 + 0.5 * 4, 0], [3, 4], [4.5, 0]]
@@ -190,23 +191,21 @@ def test_truncated_row_keeps_its_estimates_and_bootstraps_the_step_before() -> N
 
 
 @pytest.mark.parametrize(("clip", "expected"), [(1.0, [1, -1, 0.5]), (3.0, [3, -2, 0.5]), (0.0, [5, -2, 0.5])])
-def test_rewards_are_clipped_to_plus_or_minus_the_limit(clip: float, expected: list) -> None:
+def test_sweep_clips_rewards(clip: float, expected: list) -> None:
     experience = one_lane([[0], [0], [0]], [0, 0, 0], [5, -2, 0.5], [0])
     targets = backward_sweep(experience, SweepRule(discount=0.0, reward_clip=clip))
     assert targets.q_values[:, 0, 0].tolist() == expected
 
 
 @settings(deadline=None, max_examples=30)
-@given(experience=EXPERIENCES, discount=st.floats(0, 1), decay=st.floats(0, 1))
-def test_max_has_no_use_for_trace_decay_and_is_ebu_without_it(
-    experience: Experience, discount: float, decay: float
-) -> None:
+@given(experience=EXPERIENCES, discount=st.floats(0, 1), td_lambda=st.floats(0, 1))
+def test_max_ignores_td_lambda_and_equals_ebu_of_1(experience: Experience, discount: float, td_lambda: float) -> None:
     plain = backward_sweep(experience, SweepRule("max", discount, 1.0))
-    for rule in (SweepRule("max", discount, decay), SweepRule("ebu", discount, 1.0)):
+    for rule in (SweepRule("max", discount, td_lambda), SweepRule("ebu", discount, 1.0)):
         assert np.array_equal(backward_sweep(experience, rule).q_values, plain.q_values)
 
 
-def test_rule_takes_its_numbers_from_the_configuration() -> None:
+def test_sweep_rule_of_configuration() -> None:
     config = make_config(
         "fast", {"sweep": "ebu", "discount": 0.9, "td_lambda": 0.3, "reward_clip": 2, "rescale_values": True}
     )
@@ -219,20 +218,20 @@ def test_rescaling_by_hand(value: float, small: float) -> None:
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
-def test_rescaling_has_an_inverse_and_keeps_the_greedy_action(values: list[float]) -> None:
+def test_rescaling_is_inverted_and_keeps_the_order(values: list[float]) -> None:
     table = np.array(values)
     np.testing.assert_allclose(unrescaled(rescaled(table)), table, rtol=1e-9, atol=1e-12)
     assert values[int(rescaled(table).argmax())] == pytest.approx(max(values), rel=1e-9, abs=1e-12)
 
 
-def test_rescaled_return_of_a_large_reward_by_hand() -> None:
-    # Unrescaled the bootstrap is worth 99: the last step's return is 0.5 · 99, the first one's 200 and half of that.
+def test_rescaled_sweep_by_hand() -> None:
+    # The bootstrap is 99 before rescaling. The last step's return is 0.5 · 99, the first step's 200 + 0.5 · 0.5 · 99.
     experience = one_lane([[0.0], [0.0]], [0, 0], [200, 0], [9.99])
     targets = backward_sweep(experience, SweepRule("max", discount=0.5, reward_clip=0, rescale_values=True))
     expected = [slow_rescaled(200 + 0.25 * 99), slow_rescaled(0.5 * 99)]
     np.testing.assert_allclose(targets.q_values[:, 0, 0], expected, rtol=1e-6)
 
 
-def test_unknown_operator_is_refused_with_the_known_ones() -> None:
+def test_unknown_operator_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match="unknown sweep 'best'; choose one of: max, ebu, peng, watkins"):
         SweepRule("best")
