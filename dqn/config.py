@@ -225,7 +225,7 @@ class TrainConfig(BaseModel):
     def _check_ranges(self) -> TrainConfig:
         epsilon, fraction = self.epsilon, self.replay_fraction
         if max(epsilon.start, epsilon.end) > 1:
-            raise ValueError(f"epsilon is {epsilon}; a probability can be at most 1")
+            raise ValueError(f"epsilon is {epsilon}; a probability is at most 1")
         if not (min(fraction.start, fraction.end) > 0 and max(fraction.start, fraction.end) <= 1):
             raise ValueError(f"replay_fraction is {fraction}; both ends must be above 0 and at most 1")
         if self.compiled == "yes" and self.dropout:

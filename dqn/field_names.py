@@ -93,7 +93,7 @@ _CYCLE_STEPS = "each lane plays replay_states / lanes steps in a cycle"
 _TRAINING = "a cycle plays replay_states states and then trains for max_epochs epochs on them"
 _PARALLEL = "use threads for CPU threads, shards for tasks on a cluster, optimizer_processes for several GPUs"
 _ALREADY_DETERMINISTIC = "leave it out, because a training is always deterministic"
-_FRAME_SKIP = "it is fixed: ALE/…-v5 games repeat an action for 4 frames, …-v0 games for 2 to 4 at random"
+_FRAME_SKIP = "it is fixed by the game: 4 frames in ALE/…-v5, 2 to 4 frames at random in …-v0"
 _STICKY = "it is fixed by the game: 0.25 in ALE/…-v5 and …-v0"
 _OPTION = "it is an option of its own: --{name} of `dqn train`"
 
