@@ -12,7 +12,7 @@ from flows.train import train
 def test_flow_docstring_has_the_default_states() -> None:
     """Prefect shows the docstring's description of each parameter in its form."""
     assert train.parameters is not None
-    assert f"{DEFAULT_STATES} " in train.parameters.properties["states"]["description"]
+    assert str(DEFAULT_STATES) in train.parameters.properties["states"]["description"]
 
 
 def test_command_help_has_the_default_states() -> None:
