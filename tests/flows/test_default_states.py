@@ -19,7 +19,7 @@ def test_command_help_has_the_default_states() -> None:
     """The command line does not import the configuration for its help, which would double its start."""
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     (states,) = (option for option in command.params if option.name == "states")
-    assert f"[default: {DEFAULT_STATES}]" in states.help
+    assert str(DEFAULT_STATES) == states.show_default
 
 
 def test_default_learning_rate_ends_at_the_default_states() -> None:
