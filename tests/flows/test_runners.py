@@ -9,9 +9,8 @@ import sys
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import runners
 from flows.cli import app
-from flows.runners import check_cluster, workplace
+from flows.runners import LocalRunner, check_cluster, open_runner
 from storage.settings import Settings
 
 API = {PREFECT_API_URL: "http://127.0.0.1:4200/api"}
@@ -29,8 +28,8 @@ def test_settings_refuse_an_invalid_cluster_address(address: str, monkeypatch: p
 def test_local_runner_does_not_import_dask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DQN_CLUSTER", raising=False)
     imported = {name for name in sys.modules if name.partition(".")[0] in ("distributed", "dask", "prefect_dask")}
-    with workplace() as place:
-        assert isinstance(place, runners._Here)
+    with open_runner() as runner:
+        assert isinstance(runner, LocalRunner)
     assert imported == {
         name for name in sys.modules if name.partition(".")[0] in ("distributed", "dask", "prefect_dask")
     }
@@ -59,6 +58,6 @@ def test_cluster_reports_an_unreachable_scheduler(monkeypatch: pytest.MonkeyPatc
     with (
         temporary_settings(API),
         pytest.raises(ConnectionError, match=rf"the Dask scheduler {address} does not answer \(.*refused\)"),
-        workplace(),
+        open_runner(),
     ):
         pass
