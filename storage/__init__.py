@@ -1,4 +1,4 @@
-"""What must survive: committed units, checkpoints, runs and their metrics."""
+"""Storage that survives crashes: committed units, checkpoints, runs and their metrics."""
 
 from storage.environment import set_defaults
 

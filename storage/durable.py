@@ -1,4 +1,4 @@
-"""Making files and directories durable, and removing them."""
+"""Durable files and directories, and their removal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Make the file, or the entries of the directory, at `path` durable."""
+    """Fsync the file at `path`, or the entries of the directory at `path`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -18,20 +18,20 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Make everything below `directory` durable, the deepest first."""
-    for folder, _, files in os.walk(directory, topdown=False, onerror=fail):
+    """Fsync everything below `directory`, and the directory itself last."""
+    for folder, _, files in os.walk(directory, topdown=False, onerror=raise_error):
         for name in files:
             sync(Path(folder, name))
         sync(Path(folder))
 
 
-def fail(error: OSError) -> None:
-    """Let `os.walk` raise what it would pass over."""
+def raise_error(error: OSError) -> None:
+    """Let `os.walk` raise the errors that it would ignore."""
     raise error
 
 
 def make_directories(directory: Path) -> None:
-    """Make `directory` and the parents it lacks, each one durable."""
+    """Create `directory` and its missing parents, and fsync each."""
     if directory.is_dir():
         return
     make_directories(directory.parent)
@@ -40,14 +40,14 @@ def make_directories(directory: Path) -> None:
 
 
 def discard(directory: Path, staging: Path) -> None:
-    """Remove what is at `directory`, if anything: out of its place at once, then from the disk."""
-    trash = take_away(directory, staging)
+    """Remove what is at `directory`, if anything: one rename into `staging`, and then the removal there."""
+    trash = move_to_trash(directory, staging)
     if trash:
         remove(trash)
 
 
-def take_away(directory: Path, staging: Path) -> Path | None:
-    """Move what is at `directory` into the staging area; where it is now, if there was anything."""
+def move_to_trash(directory: Path, staging: Path) -> Path | None:
+    """Rename what is at `directory` into `staging`; returns its new path, or None if there was nothing."""
     if not os.path.lexists(directory):
         return None
     staging.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def take_away(directory: Path, staging: Path) -> Path | None:
 
 
 def remove(trash: Path) -> None:
-    """Remove a file, a link or a directory; what resists is left for `clear_staging`."""
+    """Remove a file, a link or a directory. `clear_staging` removes what cannot be removed here."""
     if trash.is_symlink() or not trash.is_dir():
         trash.unlink()
     else:

@@ -1,10 +1,10 @@
-"""What goes wrong with things that are stored, in one clear line each."""
+"""Errors of storage. The message of each is one line."""
 
 from __future__ import annotations
 
 
 class StorageError(Exception):
-    """Something stored is missing, broken or held by somebody else; the message says what to do."""
+    """Something stored is missing, corrupt or locked; the message says what to do."""
 
 
 class UnreachableError(StorageError):
@@ -20,7 +20,7 @@ class NewerFormatError(StorageError):
 
 
 def one_line(error: Exception) -> str:
-    """What to tell a person of an error."""
+    """An error as one line for the command line."""
     if isinstance(error, StorageError):
         return str(error)
     if isinstance(error, OSError):

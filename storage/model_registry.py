@@ -1,4 +1,4 @@
-"""Shared agents in MLflow's model registry: under each game's name, the best of them called champion."""
+"""Shared agents in MLflow's model registry: one model for each game, whose best version has the alias champion."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from storage.urls import directory_of, is_local
 
 SCHEME = "models:/"
 CHAMPION = "champion"
-FOLDER = "agent"  # of a model, with the agent as `storage.formats.agent_export` writes it
+FOLDER = "agent"  # folder of a model with the files of `storage.formats.agent_export`
 CHECKPOINT, PROTOCOL, MEAN = "dqn.checkpoint", "dqn.protocol", "dqn.mean_score"  # tags of a version
 
 
 def protocol_text(evaluation: Evaluation, frames_limit: int) -> str:
-    """What two evaluations must have in common for their scores to compare."""
+    """Text that two evaluations have in common if their scores are comparable."""
     return json.dumps({**vars(evaluation.protocol), "episode_frames_limit": frames_limit}, sort_keys=True)
 
 
 def champion_address(game: str) -> str:
-    """Where the champion of a game is."""
+    """Address of the champion of a game."""
     return f"{SCHEME}{game_title(game)}@{CHAMPION}"
 
 
@@ -51,7 +51,7 @@ def champion_of(tracking: Tracking, game: str) -> ModelVersion | None:
 
 
 def promote(tracking: Tracking, version: ModelVersion, exported: ExportedAgent) -> None:
-    """Make a version the champion of its game, for the mean score of its evaluation."""
+    """Make a version the champion of its game, and tag it with the protocol and the mean score of its evaluation."""
     assert exported.evaluation is not None
     limit = exported.metadata.config.episode_frames_limit
     tags = {
@@ -64,7 +64,7 @@ def promote(tracking: Tracking, version: ModelVersion, exported: ExportedAgent) 
 
 
 def shared_version(tracking: Tracking, exported: ExportedAgent) -> ModelVersion | None:
-    """The version that this checkpoint was shared as before, if it was."""
+    """The version as which this checkpoint was already shared, if any."""
     name = game_title(exported.metadata.config.game)
     found = tracking.client.search_model_versions(f"name = '{name}' and tags.`{CHECKPOINT}` = '{exported.checkpoint}'")
     return next(iter(found), None)
@@ -74,10 +74,10 @@ def share(run: StoredRun, exported: ExportedAgent, network: QNetwork, folder: Pa
     """Register a network as a version of its game's model: exported by torch, with signature and input example.
 
     Args:
-        run: the run that it is from.
-        exported: what is known of it.
-        network: it computes in float32, on the CPU.
-        folder: an empty one to work in, with the agent's files in `agent` below it already.
+        run: the run of the agent.
+        exported: the agent.
+        network: its network, in float32 on the CPU.
+        folder: a temporary folder, with the files of the exported agent in `agent` below it.
         card: description of the version, in Markdown.
     """
     client, title = run.tracking.client, game_title(exported.metadata.config.game)
@@ -109,7 +109,7 @@ def open_shared(tracking: Tracking, address: str) -> ExportedAgent:
 
     Raises:
         ValueError: there is no such model.
-        StorageError: it is neither on a file system of this machine nor on S3, broken, or of another project.
+        StorageError: it is neither on a file system of this machine nor on S3, or it is not an agent of this project.
     """
     if not re.fullmatch(rf"{SCHEME}[^/@]+(@[^/@]+|/\d+)", address):
         raise ValueError(f"{address!r} names no model; write it as models:/Breakout@champion or models:/Breakout/3")
@@ -142,7 +142,7 @@ def _version(tracking: Tracking, address: str) -> ModelVersion | None:
 
 def _save(network: QNetwork, actions: int, directory: Path) -> None:
     """Write an MLflow model of `network` without pickle."""
-    import mlflow.pytorch
+    import mlflow.pytorch  # takes seconds, and only `dqn share` needs it
 
     shape = (-1, *network.state_shape)
     signature = ModelSignature(
@@ -153,7 +153,7 @@ def _save(network: QNetwork, actions: int, directory: Path) -> None:
             network.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
             str(directory),
             signature=signature,
-            input_example=np.zeros((2, *network.state_shape), np.uint8),  # of one, the number of states would be fixed
+            input_example=np.zeros((2, *network.state_shape), np.uint8),  # one state would fix their number
             serialization_format="pt2",
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
         )
@@ -161,7 +161,7 @@ def _save(network: QNetwork, actions: int, directory: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without advice of torch and MLflow to people who call them by hand."""
+    """Suppress warnings of torch and MLflow during the block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""What a run is made with: versions, machine, code revision."""
+"""Provenance of a run: versions, machine, code revision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import dqn
 
 
 def made_with() -> dict[str, str]:
-    """Tags of a run that tell its versions, machine and code revision."""
+    """Tags for a run's versions, machine and code revision."""
     machine = f"{platform.node()} {platform.machine()} {_processor()} {os.cpu_count()} cores"
     revision = _revision()
     return {
@@ -24,7 +24,7 @@ def made_with() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of this project and of the packages that what it computes may depend on."""
+    """The versions of this project, and of the packages on which its results may depend."""
     packages = ("torch", "numpy", "gymnasium", "ale-py", "zarr", "mlflow", "prefect")
     found = {f"version.{name}": metadata.version(name).partition("+")[0] for name in packages}
     return {**found, "version.dqn": dqn.__version__}

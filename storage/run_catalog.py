@@ -1,4 +1,4 @@
-"""All training runs of a store: which there are, which died, which one a flow run belongs to."""
+"""All training runs of an MLflow store: their list, runs whose writer died, and the run of a flow run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run, open_tracking
 
-START_SECONDS = 60  # from creating a run to its first checkpoint, at the very most
+START_SECONDS = 60  # upper limit of the time from the creation of a run to its first checkpoint
 
 _log = logging.getLogger(__name__)
 
 
 def run_of_flow(flow_run_id: str) -> StoredRun | None:
-    """The run that a Prefect flow run started or resumed before, if any.
+    """The run that a Prefect flow run started or resumed before it was retried, if any.
 
-    A process that died before the run's first checkpoint leaves nothing to go on from; that run is removed.
+    A run whose process died before its first checkpoint cannot be resumed, so it is deleted.
     """
     found = open_tracking().run_of_flow(flow_run_id)
     if found is None:
@@ -31,12 +31,12 @@ def run_of_flow(flow_run_id: str) -> StoredRun | None:
 
 
 def mark_dead_runs() -> list[StoredRun]:
-    """Mark runs whose writer died as killed, and remove those that never came to a checkpoint.
+    """Mark runs whose writer died as killed, and delete those without a checkpoint.
 
-    Runs that nothing in this home has ever written are those of other machines, which know better.
+    Runs that no process with this home has written are skipped, because they belong to other machines.
 
     Returns:
-        The runs that were marked.
+        The marked runs.
     """
     marked, tracking = [], open_tracking()
     for found in tracking.runs("attributes.status = 'RUNNING'"):
@@ -56,7 +56,7 @@ def mark_dead_runs() -> list[StoredRun]:
 
 
 def list_runs() -> list[dict[str, Any]]:
-    """What people want to know of every run, newest first; runs whose writer died are marked as killed."""
+    """One row for each run, newest first. Runs whose writer died are marked as killed."""
     tracking, rows = open_tracking(), []
     mark_dead_runs()
     for run in tracking.runs():

@@ -1,4 +1,4 @@
-"""The one writer of a run, by a lock of the kernel's: it ends with the process that holds it."""
+"""The lock of a run's writer. It is a lock of the kernel, so it ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from storage.errors import StorageError
 
 @contextmanager
 def one_writer(path: Path, run: str) -> Iterator[None]:
-    """Hold the lock file at `path` of the run called `run`.
+    """Hold the lock file at `path` of the run called `run` during the block.
 
     Raises:
-        StorageError: another process holds it; the message says which.
+        StorageError: another process holds it; the message names that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -36,7 +36,7 @@ def one_writer(path: Path, run: str) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock file at `path` now."""
+    """Whether a process holds the lock file at `path` now."""
     if not path.exists():
         return False
     with path.open("a+") as file:
@@ -48,7 +48,7 @@ def is_held(path: Path) -> bool:
 
 
 def _lock(file: IO[str]) -> bool:
-    """Lock `file`. A second passes before giving up: who only asks holds it for a moment, too."""
+    """Whether `file` could be locked. `is_held` takes the lock briefly, so this retries for a second."""
     deadline = time.monotonic() + 1
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What the MLflow UI shows of a run besides its params and metrics."""
+"""The page of a run in the MLflow UI: description, datasets and system metrics."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from storage.units.unit import EXPERIENCE, TARGETS, Unit, UnitKind, cycle_name
 _Monitor: Any = system_metrics_monitor.SystemMetricsMonitor
 
 FLOW_RUN_ADDRESS = "prefect.flow_run"
-SAMPLES, SAMPLE_SECONDS = 3, 10  # each point is the mean of so many samples
+SAMPLES, SAMPLE_SECONDS = 3, 10  # each point is the mean of 3 samples, taken every 10 seconds
 
 
 def describe(run: StoredRun, game: str, target: str, flow_run_address: str | None) -> None:
-    """Say what the run is, how it goes on, and where Prefect shows it."""
+    """Describe the run, the commands that resume it, and its address in Prefect, in its description."""
     name, _, value = target.partition("=")
     lines = [
         f"Q-learning on {game} until {int(value):,} {name} are played. The step of every metric is the number of "
         "states played; params are the whole configuration.",
-        "Go on after an interruption, or further with `-p states=N` or `--states N`:",
+        "To resume it after an interruption, or to train further with `-p states=N` or `--states N`:",
         f"`prefect deployment run dqn/train -p resume={run.run_id}` or `dqn train --resume {run.run_id}`",
     ]
     tags = {"dqn.resume": f"dqn train --resume {run.run_id}"}
@@ -37,7 +37,7 @@ def describe(run: StoredRun, game: str, target: str, flow_run_address: str | Non
 
 
 def link_units(run: StoredRun) -> None:
-    """Link the run's newest experience and targets as its datasets."""
+    """Link the newest experience and targets of the run as its datasets."""
     units = [unit for kind in run.kinds(EXPERIENCE, TARGETS) if (unit := _newest(run, kind))]
     run.tracking.log_datasets(run.run_id, [_dataset(run, unit) for unit in units])
 
@@ -54,7 +54,7 @@ def _newest(run: StoredRun, kind: UnitKind) -> Unit | None:
 def _dataset(run: StoredRun, unit: Unit) -> DatasetInput:
     dataset = Dataset(
         name=f"{unit.kind} of cycle {unit.cycle}",
-        digest=unit.digest[:32],  # MLflow takes 36 characters at most
+        digest=unit.digest[:32],  # MLflow accepts 36 characters at most
         source_type="local",
         source=json.dumps({"uri": f"{run.store(unit.kind).url}/{cycle_name(unit.cycle)}"}),
         profile=f'{{"bytes": {unit.bytes}, "format": "zarr"}}',
@@ -64,7 +64,7 @@ def _dataset(run: StoredRun, unit: Unit) -> DatasetInput:
 
 @contextmanager
 def system_metrics(run: StoredRun) -> Iterator[None]:
-    """Log the load of the processor, the memory, the disk and the GPU as metrics of the run meanwhile."""
+    """Log the load of the processor, the memory, the disk and the GPU as metrics of the run during the block."""
     monitor: Any = _Monitor(
         run.run_id, SAMPLE_SECONDS, SAMPLES, resume_logging=True, tracking_uri=run.tracking.settings.tracking_uri
     )

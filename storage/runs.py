@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoredRun:
-    """Where one run keeps its units. All units carry the number of the cycle that made them."""
+    """One training run: where it stores its units, each under the number of the cycle that made it."""
 
     run_id: str
     name: str
@@ -37,10 +37,10 @@ class StoredRun:
 
     @cached_property
     def config(self) -> TrainConfig:
-        """The configuration of the run, which all its checkpoints hold.
+        """The configuration of the run, which is part of every checkpoint.
 
         Raises:
-            StorageError: no checkpoint is whole.
+            StorageError: there is no valid checkpoint.
         """
         return self.metadata(self.newest_checkpoint()).config
 
@@ -62,7 +62,7 @@ class StoredRun:
     def commit(
         self, kind: UnitKind, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str] | None = None
     ) -> Iterator[Draft]:
-        """Commit what the block writes as this run's unit of `kind` for `cycle`; see storage.units.store."""
+        """Commit what the block writes as the unit of `kind` for `cycle`; see `storage.units.store.committing`."""
         with committing(
             self.store(kind),
             kind=kind,
@@ -73,7 +73,7 @@ class StoredRun:
             yield draft
 
     def unit(self, kind: UnitKind, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit:
-        """The committed unit of `kind` for `cycle`, verified unless its digest is `known`; see storage.units.store.
+        """The committed unit of `kind` for `cycle`, checked unless its digest is `known`; see `UnitStore.open`.
 
         Raises:
             StorageError: there is none, or it is corrupt.
@@ -86,35 +86,35 @@ class StoredRun:
         return unit
 
     def made(self, kind: UnitKind, cycle: int, inputs: Mapping[str, str]) -> Unit | None:
-        """The unit if it was committed from just these inputs; a broken one is as good as none."""
+        """The unit if it was committed from exactly these inputs. A corrupt unit is logged and counts as none."""
         try:
             unit = self.store(kind).open(cycle)
         except CorruptUnitError as error:
-            _log.warning("%s; making it again", error)
+            _log.warning("%s; it is made again", error)
             return None
         fits = unit is not None and (unit.kind, unit.cycle, unit.inputs) == (kind, cycle, dict(inputs))
         return unit if fits else None
 
     def checkpoint(self, unit: Unit) -> Checkpoint:
-        """What a checkpoint's unit holds."""
+        """The checkpoint in `unit`."""
         return read_checkpoint(unit.directory)
 
     def metadata(self, unit: Unit) -> CheckpointMetadata:
-        """The small part of the checkpoint in `unit`."""
+        """The metadata of the checkpoint in `unit`, without its tensors."""
         return read_metadata(unit.directory)
 
     def newest_checkpoint(self) -> Unit:
-        """The newest checkpoint that is whole; broken ones are told in the log and passed over.
+        """The newest valid checkpoint. Corrupt ones are logged and skipped.
 
         Raises:
-            StorageError: there is none.
+            StorageError: there is no valid checkpoint.
         """
         problems: list[str] = []
         for cycle in self.cycles(CHECKPOINT):
             try:
                 return self.unit(CHECKPOINT, cycle)
             except CorruptUnitError as error:
-                _log.warning("%s; going back to the checkpoint before it", error)
+                _log.warning("%s; the checkpoint before it is used", error)
                 problems.append(str(error))
         raise StorageError(problems[0] if problems else f"run {self.run_id} has no checkpoint; start a new run")
 
@@ -124,10 +124,10 @@ class StoredRun:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the run's one writer, and remove what a killed one left behind.
+        """Hold the lock of the run's writer during the block, and remove what a killed writer left.
 
         Raises:
-            StorageError: another process is; the message says which.
+            StorageError: another process holds the lock; the message names that process.
         """
         with one_writer(self.settings.lock(self.run_id), self.name):
             for store in (self.artifacts, self.replay):
@@ -135,15 +135,15 @@ class StoredRun:
             yield
 
     def is_started(self) -> bool:
-        """Whether it has a checkpoint, be it whole or not."""
+        """Whether the run has a checkpoint, valid or not."""
         return bool(self.cycles(CHECKPOINT))
 
     def was_written_here(self) -> bool:
-        """Whether some process with this home has ever been the run's writer."""
+        """Whether a process with this home has ever been the writer of the run."""
         return self.settings.lock(self.run_id).exists()
 
     def is_held(self) -> bool:
-        """Whether some process is the run's writer now."""
+        """Whether a process is the writer of the run now."""
         return is_held(self.settings.lock(self.run_id))
 
 
@@ -153,7 +153,7 @@ def _tracking(settings: Settings) -> Tracking:
 
 
 def open_tracking() -> Tracking:
-    """The MLflow store that the environment names; opened once in a process."""
+    """The MLflow store in the settings of the environment. Each process opens it once."""
     return _tracking(Settings.from_environment())
 
 
@@ -167,14 +167,15 @@ def _stored_run(tracking: Tracking, run_id: str) -> StoredRun:
 
 
 def open_run(run_id: str) -> StoredRun:
-    """The stored run with that id; looked up once in a process."""
+    """The run with that id. Each process looks it up once."""
     return _stored_run(open_tracking(), run_id)
 
 
 def create_run(config: TrainConfig, action_names: list[str], name: str | None, tags: Mapping[str, str]) -> StoredRun:
     """Create a training run of a resolved configuration, with the checkpoint of cycle 0."""
     tracking = open_tracking()
-    open_store(tracking.settings.replay, tracking.settings, "").names()  # whether it answers, before anything is made
+    # Fails before the run is created if the replay store does not answer.
+    open_store(tracking.settings.replay, tracking.settings, "").names()
     started: Any = tracking.start_run(config, name, tags)
     run = open_run(started.info.run_id)
     with run.writing(), run.commit(CHECKPOINT, 0, {}) as draft:

@@ -29,21 +29,21 @@ from storage.urls import check_url
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which `dqn runs` need not import
 
-MARK = "dqn.run"  # the tag that tells our runs from others in the same store
+MARK = "dqn.run"  # the tag of training runs, by which they are found among other runs of the store
 FLOW_RUN = "prefect.flow_run_id"
 TARGET = "dqn.target"
 
-_BATCH = 1000  # metrics in one request, MLflow's limit
+_BATCH = 1000  # MLflow's limit for the metrics of one request
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 class Tracking:
-    """The MLflow store of one installation."""
+    """The MLflow store of one installation. No other module but `storage.model_registry` uses its client."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the store, creating it when first used.
+        """Open the store, which is created at its first use.
 
         Raises:
             StorageError: the store cannot be reached.
@@ -58,7 +58,7 @@ class Tracking:
             raise self._unreachable(error) from None
 
     def start_run(self, config: TrainConfig, name: str | None, tags: Mapping[str, str]) -> Run:
-        """Create the MLflow run of a new training run, with its whole configuration."""
+        """Create the MLflow run of a new training run. Its params are the whole configuration."""
         title = game_title(config.game)
         experiment = self.client.get_experiment_by_name(title)
         if experiment is None:
@@ -71,24 +71,24 @@ class Tracking:
         return run
 
     def _artifact_location(self, experiment: str) -> str | None:
-        """Where a new experiment keeps artifacts: in the home, unless the server's own are in an object store."""
+        """Artifact location of a new experiment: in the home, unless the server's default is an object store."""
         first = self.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
         if first is not None and first.artifact_location.startswith("s3://"):
             return None
         return self.settings.artifacts(experiment).as_uri()
 
     def publish(self, run_id: str, unit: Unit) -> None:
-        """Log the metrics of a committed unit: each name has one point at a step, however often it is made.
+        """Log the metrics of a committed unit. Points that MLflow already has are skipped.
 
         Raises:
-            UnreachableError: the store does not answer, or cannot write; some may have been logged.
+            UnreachableError: the store does not answer, or cannot write; some metrics may have been logged.
         """
         with self._answering():
             self._publish(run_id, unit)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Tell at once and in one line if the store does not answer; it may then know more than we remember."""
+        """Raise an error of one line if the store does not answer, and forget which points it has."""
         try:
             _check_store(self.settings.tracking_uri)
             yield
@@ -113,14 +113,14 @@ class Tracking:
                 self._steps(run_id, point.key).add(point.step)
 
     def _steps(self, run_id: str, name: str) -> set[int]:
-        """Steps at which MLflow has a metric; asked once, for only the run's one writer adds to them."""
+        """Steps at which MLflow has a metric. Requested once, because only the writer of the run adds points."""
         if (run_id, name) not in self._published:
             history = self.history(run_id, name)
             self._published[run_id, name] = {point.step for point in history}
         return self._published[run_id, name]
 
     def curves(self, run_id: str, names: Iterable[str]) -> dict[str, Curve]:
-        """Those of the named metrics that a run has, by name."""
+        """The metrics of a run among `names`, by name."""
         found = {}
         for name in names:
             points = sorted(self.history(run_id, name), key=lambda point: (point.step, point.timestamp))
@@ -130,7 +130,7 @@ class Tracking:
         return found
 
     def minutes(self, run_id: str) -> Curve:
-        """Minutes of work until each cycle of a run was done, without pauses; nothing before the first cycle."""
+        """Minutes of work until the end of each cycle of a run, without pauses, against the states played."""
         points = sorted(self.history(run_id, COUNTER_STATES), key=lambda point: point.step)
         times = [self.get_run(run_id).info.start_time, *(point.timestamp for point in points)]
         return Curve(np.array([0, *(point.step for point in points)], float), minutes_at_work(np.array(times, float)))
@@ -145,11 +145,11 @@ class Tracking:
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def forget_published(self, run_id: str) -> None:
-        """Ask MLflow anew what it has of a run, of which another process may have been the writer."""
+        """Forget which points of a run MLflow has, because another process may have been its writer."""
         self._published = {key: steps for key, steps in self._published.items() if key[0] != run_id}
 
     def set_status(self, run_id: str, status: str) -> None:
-        """RUNNING, FINISHED, FAILED, KILLED, or SCHEDULED.
+        """Set the status of a run to RUNNING, FINISHED, FAILED, KILLED or SCHEDULED.
 
         Raises:
             UnreachableError: the store does not answer, or cannot write.
@@ -192,7 +192,7 @@ class Tracking:
         self.client.log_inputs(run_id, list(datasets))
 
     def runs(self, where: str = "") -> list[Run]:
-        """All training runs, or those of which `where` holds in MLflow's language, newest first."""
+        """All training runs, newest first; with `where`, those that match this filter in MLflow's syntax."""
         experiments = [experiment.experiment_id for experiment in self._experiments()]
         found: list[Run] = []
         token: str | None = None
@@ -211,10 +211,10 @@ class Tracking:
         return found
 
     def find_run(self, wanted: str) -> Run:
-        """The run with the id, the beginning of an id (6 letters at least), or the name; or `latest`.
+        """The run with that id, beginning of an id (at least 6 characters), or name; or `latest`.
 
         Raises:
-            ValueError: no such run, or several; names near matches.
+            ValueError: there is no such run, or there are several; the message lists near matches.
         """
         runs = self.runs()
         if not runs:
@@ -233,7 +233,7 @@ class Tracking:
         raise ValueError(f"no run {wanted!r}{nearest(wanted, names) or '; `dqn runs` lists them'}")
 
     def run_of_flow(self, flow_run_id: str) -> Run | None:
-        """The training run that a Prefect flow run started or resumed before, if any."""
+        """The training run that a Prefect flow run started or resumed, if any."""
         for run in self.runs(f"tags.`{FLOW_RUN}` LIKE '%{flow_run_id}%'"):
             if flow_run_id in run.data.tags[FLOW_RUN].split():
                 return run
@@ -260,7 +260,7 @@ class Tracking:
 
 
 def _check_store(uri: str) -> None:
-    """Raise a StorageError at once, where MLflow would try for minutes, if `uri` does not answer."""
+    """Raise an UnreachableError at once if `uri` does not answer; MLflow would retry for minutes."""
     if uri.startswith("sqlite:///"):
         try:
             with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as store:
@@ -269,7 +269,7 @@ def _check_store(uri: str) -> None:
             raise UnreachableError(f"the MLflow store {uri} cannot be used: {error}") from None
     if not uri.startswith(("http://", "https://")):
         return
-    uri = without_password(uri)  # which urllib would take for a part of the host's name; no health needs one
+    uri = without_password(uri)  # urllib takes a password for a part of the host name, and /health needs none
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
             pass

@@ -1,4 +1,4 @@
-"""Where things can be kept, written as a URL."""
+"""URLs of the places where units can be stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _BUCKET = re.compile("[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def check_url(url: str) -> None:
-    """Raise a ValueError that says what is wrong with `url` and what is allowed, if units cannot be kept there."""
+    """Raise a ValueError if units cannot be stored at `url`.
+
+    The messages of this module complete a sentence that begins with the URL: they say what is wrong, and what to write.
+    """
     if is_local(url):
         directory_of(url)
     else:
@@ -18,10 +21,10 @@ def check_url(url: str) -> None:
 
 
 def is_local(url: str) -> bool:
-    """Whether `url` is of a file system, and not of an object store.
+    """Whether `url` is on a file system, and not in an object store.
 
     Raises:
-        ValueError: it is of neither.
+        ValueError: it is neither.
     """
     scheme = url.partition(":")[0] if ":" in url else ""
     if scheme not in ("", "file", "s3"):
@@ -33,14 +36,14 @@ def directory_of(url: str) -> Path:
     """The directory of a file:// URL, or of an absolute path.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is neither of these.
     """
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise ValueError(f"which is no URL ({error}); write file:///DIRECTORY or s3://BUCKET/PREFIX") from None
+        raise ValueError(f"which is not a URL ({error}); write file:///DIRECTORY or s3://BUCKET/PREFIX") from None
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query or parts.fragment:
-        raise ValueError("which is no directory of this machine; write file:///DIRECTORY or s3://BUCKET/PREFIX")
+        raise ValueError("which is not a directory of this machine; write file:///DIRECTORY or s3://BUCKET/PREFIX")
     return Path(unquote(parts.path))
 
 
@@ -48,7 +51,7 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
     """The bucket of an s3:// URL, and the prefix of the keys in it.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names no valid bucket, or an invalid prefix.
     """
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/")
@@ -61,7 +64,7 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
         )
     if prefix and (re.search(r"[^\w./ -]", prefix) or {"", ".", ".."} & set(prefix.split("/"))):
         raise ValueError(
-            f"whose prefix {prefix!r} cannot be used: it has letters, digits, and . _ - / between them; "
+            f"whose prefix {prefix!r} cannot be used: it has letters, digits, . _ and - with single / between; "
             "write s3://BUCKET/PREFIX"
         )
     return bucket, prefix

@@ -1,4 +1,4 @@
-"""A real S3 server on the loopback interface, behind a door at which requests can be counted, failed or refused."""
+"""A real S3 server on the loopback interface, behind a proxy that can count, fail or refuse requests."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BUCKET = "units"
 PASS, CUT, CUT_AFTER = "pass", "cut off before it is done", "cut off when it is done"
 ERROR, DENY = "answer 500", "answer 403"
 
-Judge = Callable[[str, str], str]  # what becomes of a request, by its method, and its path with the keys it deletes
+Judge = Callable[[str, str], str]  # the verdict on a request, by its method and its path with the keys that it deletes
 
 
-class Door(ThreadingHTTPServer):
-    """Passes requests on, each as `judge` says."""
+class Proxy(ThreadingHTTPServer):
+    """A proxy that forwards requests, or fails them as `judge` decides."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -33,18 +33,18 @@ class Door(ThreadingHTTPServer):
     def __init__(self, server: S3Server) -> None:
         self.s3 = server
         self.one_step = threading.Lock()
-        super().__init__(("127.0.0.1", server.port), Guard)
+        super().__init__(("127.0.0.1", server.port), ProxyHandler)
         server.port = self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients are killed here
 
 
-class Guard(BaseHTTPRequestHandler):
+class ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 65536
     disable_nagle_algorithm = True
-    server: Door
+    server: Proxy
 
     def setup(self) -> None:
         super().setup()
@@ -55,7 +55,7 @@ class Guard(BaseHTTPRequestHandler):
         with suppress(OSError):
             super().finish()
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         named = body.decode() if self.path.endswith("?delete") else ""
         verdict = self.server.s3.judge(self.command, self.path + named) if self.server.s3.is_open else CUT
@@ -68,7 +68,7 @@ class Guard(BaseHTTPRequestHandler):
         if verdict == DENY:
             self._answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>told to deny</Message></Error>")
             return
-        # S3 looks at the condition and writes in one step; moto looks, and writes then.
+        # S3 checks the condition and writes in one step; moto does it in two, so a lock makes them one.
         is_conditional = self.headers.get("If-Match") or self.headers.get("If-None-Match")
         with self.server.one_step if is_conditional else nullcontext():
             self._behind.request(self.command, self.path, body, dict(self.headers))
@@ -89,14 +89,14 @@ class Guard(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 class S3Server:
-    """Moto's server in a process of its own; it forgets everything when it ends, so to be away is to close the door."""
+    """Moto's server in a process. It loses its data when it ends, so closing the proxy makes it unreachable."""
 
     def __init__(self, directory: Path) -> None:
         self.port = self.moto_port = 0
@@ -122,15 +122,15 @@ class S3Server:
         self.come_back()
 
     def go_away(self) -> None:
-        """Refuse connections, and cut those there are at their next request."""
+        """Refuse new connections, and cut open ones at their next request."""
         self.is_open = False
-        self._door.shutdown()
-        self._door.server_close()
+        self._proxy.shutdown()
+        self._proxy.server_close()
 
     def come_back(self) -> None:
-        self._door = Door(self)
+        self._proxy = Proxy(self)
         self.is_open = True
-        threading.Thread(target=self._door.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(target=self._proxy.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         if self.is_open:
@@ -141,7 +141,7 @@ class S3Server:
         self._moto.stdout.close()
 
     def require_credentials(self, required: bool) -> None:
-        """From now on refuse those it does not know, which are all."""
+        """Refuse all credentials from now on, or accept all."""
         address = f"http://127.0.0.1:{self.moto_port}/moto-api/reset-auth"
         count = b"0" if required else b"inf"
         request = urllib.request.Request(address, count, {"Content-Type": "text/plain"}, method="POST")
@@ -149,7 +149,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its clients need."""
+        """Environment variables for its clients."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ACCESS_KEY_ID": "somebody",

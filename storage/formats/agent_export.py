@@ -1,4 +1,4 @@
-"""Agents to give away, as files: weights in safetensors, the rest in JSON, and a card. Nothing that could run code."""
+"""Exported agents as files: weights in safetensors, the rest in JSON, and a model card. None can contain code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLDEST_FORMAT = 3
 
 
 def write_export(directory: Path, exported: ExportedAgent, card: str) -> None:
-    """Write the files of an agent into `directory`.
+    """Write the files of an exported agent into `directory`.
 
     Raises:
         OSError: a full disk, or any other failure to write.
@@ -43,10 +43,11 @@ def write_export(directory: Path, exported: ExportedAgent, card: str) -> None:
 
 
 def read_export(directory: Path) -> ExportedAgent:
-    """The agent in `directory`.
+    """The exported agent in `directory`.
 
     Raises:
-        CorruptUnitError: its files are not those of an agent of this version, or its weights were changed.
+        CorruptUnitError: the files are not those of an exported agent, or the weights were changed.
+        NewerFormatError: a newer release wrote the files.
     """
     path = directory / CONFIG
     try:

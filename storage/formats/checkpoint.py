@@ -1,4 +1,4 @@
-"""Checkpoints as files: tensors in safetensors, the rest in JSON. Nothing that could run code."""
+"""Checkpoints as files: tensors in safetensors, the rest in JSON. Neither can contain code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 2  # 1, without a version, is that of release 0.1.0, whose fields have 
 _metadata = TypeAdapter(CheckpointMetadata)
 _METADATA_FIELDS = {field.name for field in fields(CheckpointMetadata)}
 _COUNTERS = {field.name for field in fields(Counters)}
-_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+_PARSE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -31,14 +31,14 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     described = {"format": FORMAT, **metadata_as_json(checkpoint.metadata)}
     (directory / "checkpoint.json").write_text(json.dumps(described, indent=1) + "\n")
     lanes = histories_as_arrays(checkpoint.histories)
-    # Written here and not by safetensors, whose error for a full disk is one of its own.
+    # `write_bytes` raises an OSError if the disk is full; safetensors raises an error of its own.
     (directory / "weights.safetensors").write_bytes(safetensors.torch.save(checkpoint.weights))
     (directory / "optimizer.safetensors").write_bytes(safetensors.torch.save(checkpoint.optimizer))
     (directory / "lanes.safetensors").write_bytes(safetensors.numpy.save(lanes))
 
 
 def metadata_as_json(metadata: CheckpointMetadata) -> dict[str, Any]:
-    """The small part of a checkpoint, ready for JSON."""
+    """The metadata of a checkpoint as JSON types."""
     return {
         "config": metadata.config.model_dump(mode="json"),
         "action_names": metadata.action_names,
@@ -48,14 +48,14 @@ def metadata_as_json(metadata: CheckpointMetadata) -> dict[str, Any]:
 
 
 def metadata_from_json(text: dict[str, Any], path: Path) -> CheckpointMetadata:
-    """The inverse of `metadata_as_json`; what else is in `text` is left out.
+    """The inverse of `metadata_as_json`. Other entries of `text` are ignored.
 
     Raises:
-        CorruptUnitError: it is not of this version; names the file at `path` that it was read from.
+        CorruptUnitError: it is not the metadata of a checkpoint; the message names `path`, the file of `text`.
     """
     try:
         metadata = _metadata.validate_python({name: text[name] for name in _METADATA_FIELDS})
-        check_game(metadata.config.game)  # it becomes part of names of files
+        check_game(metadata.config.game)  # it becomes part of file names
         return metadata
     except ValidationError as error:
         first = error.errors()[0]
@@ -67,19 +67,20 @@ def metadata_from_json(text: dict[str, Any], path: Path) -> CheckpointMetadata:
 
 
 def read_metadata(directory: Path) -> CheckpointMetadata:
-    """The small part of the checkpoint in a verified unit.
+    """The metadata of the checkpoint in a verified unit, without its tensors.
 
     Raises:
-        CorruptUnitError: the file is not a checkpoint of this version.
+        CorruptUnitError: the file is not that of a checkpoint.
+        NewerFormatError: a newer release wrote the file.
     """
     path = directory / "checkpoint.json"
     try:
         text = json.loads(path.read_bytes())
         check_format(text.pop("format", 1), path, newest=FORMAT)
         if set(text) != _METADATA_FIELDS or set(text["counters"]) != _COUNTERS:
-            raise ValueError(f"it must have just {', '.join(sorted(_METADATA_FIELDS))}")
+            raise ValueError(f"it must have exactly {', '.join(sorted(_METADATA_FIELDS))}")
         return metadata_from_json(text, path)
-    except (*_NONSENSE, *_NO_FILE) as error:
+    except (*_PARSE_ERRORS, *_NO_FILE) as error:
         raise CorruptUnitError(f"{path} is not of a checkpoint of this version: {error}") from None
 
 
@@ -87,7 +88,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     """The checkpoint in a verified unit.
 
     Raises:
-        CorruptUnitError: the files are not a checkpoint of this version.
+        CorruptUnitError: the files are not those of a checkpoint.
+        NewerFormatError: a newer release wrote the files.
     """
     metadata = read_metadata(directory)
     try:
@@ -97,5 +99,5 @@ def read_checkpoint(directory: Path) -> Checkpoint:
             weights=safetensors.torch.load((directory / "weights.safetensors").read_bytes()),
             optimizer=safetensors.torch.load((directory / "optimizer.safetensors").read_bytes()),
         )
-    except (*_NONSENSE, *_NO_FILE, SafetensorError) as error:
+    except (*_PARSE_ERRORS, *_NO_FILE, SafetensorError) as error:
         raise CorruptUnitError(f"{directory} is not a checkpoint of this version: {error}") from None

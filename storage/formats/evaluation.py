@@ -22,7 +22,8 @@ def read_evaluation(directory: Path) -> Evaluation:
     """The evaluation in a verified unit.
 
     Raises:
-        CorruptUnitError: the file is not an evaluation of this version.
+        CorruptUnitError: the file is not that of an evaluation.
+        NewerFormatError: a newer release wrote the file.
     """
     path = directory / FILE
     try:

@@ -1,4 +1,4 @@
-"""Experience and targets in zarr."""
+"""Experience and targets as zarr groups."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from storage.errors import CorruptUnitError
 EXPERIENCE_GROUP, TARGETS_GROUP = "experience.zarr", "targets.zarr"
 CHUNK_STATES = 500  # about 8 MB before compression
 
-# What zarr raises for files that are not its own, or not whole
-_NONSENSE = (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
+# Errors of zarr for files that are damaged or have another format
+_PARSE_ERRORS = (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 _TABLES = [field.name for field in fields(Experience) if field.name != "states"]
 _TARGETS = [field.name for field in fields(Targets)]
@@ -42,10 +42,10 @@ def write_experience(directory: Path, experience: Experience) -> None:
 
 
 def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
-    """The experience in a verified unit; without its states, `states` has no rows.
+    """The experience in a verified unit. Without its states, `states` has no rows.
 
     Raises:
-        CorruptUnitError: the files are not an experience.
+        CorruptUnitError: the files are not experience.
     """
     group = _open(directory / EXPERIENCE_GROUP)
     tables = {name: _read(group, name) for name in _TABLES}
@@ -62,10 +62,10 @@ def read_experience(directory: Path, *, with_states: bool = True) -> Experience:
 
 
 def read_experiences(cycles: Sequence[Sequence[Path]], *, with_states: bool = True) -> Experience:
-    """The experience of consecutive cycles, each in shards of the same lanes, as one; the states are in memory once.
+    """The experience of consecutive cycles, each in the same shards, as one. Every state is in memory once.
 
     Raises:
-        CorruptUnitError: the files are not an experience.
+        CorruptUnitError: the files are not experience.
     """
     parts = [[read_experience(shard, with_states=False) for shard in shards] for shards in cycles]
     wide = [_side_by_side(shards) for shards in parts]
@@ -77,9 +77,9 @@ def read_experiences(cycles: Sequence[Sequence[Path]], *, with_states: bool = Tr
             states = np.empty((*tables["actions"].shape, *first.shape[2:]), np.uint8)
         tables["states"] = states
         step = 0
-        for shards, places in zip(groups, parts, strict=True):
+        for shards, tables_of_shards in zip(groups, parts, strict=True):
             lane = 0
-            for group, part in zip(shards, places, strict=True):
+            for group, part in zip(shards, tables_of_shards, strict=True):
                 steps, lanes = part.actions.shape
                 _read_into(group, "states", states[step : step + steps, lane : lane + lanes])
                 lane += lanes
@@ -88,7 +88,7 @@ def read_experiences(cycles: Sequence[Sequence[Path]], *, with_states: bool = Tr
 
 
 def _side_by_side(shards: Sequence[Experience]) -> Experience:
-    """The tables of shards of lanes as one, without states."""
+    """The arrays of all shards of a cycle as one, except the states."""
     tables = {
         name: np.concatenate([getattr(shard, name) for shard in shards], axis=0 if name == "bootstrap_q_values" else 1)
         for name in _TABLES
@@ -118,7 +118,7 @@ def read_targets(directory: Path) -> Targets:
 
 
 def read_all_targets(shards: Sequence[Path]) -> Targets:
-    """The targets of all shards of lanes as one.
+    """The targets of all shards of a cycle as one.
 
     Raises:
         CorruptUnitError: the files are not targets.
@@ -131,36 +131,38 @@ def _open(directory: Path) -> zarr.Group:
     try:
         # Format 2 would allow pickled objects.
         return zarr.open_group(directory, mode="r", zarr_format=3, use_consolidated=False)
-    except _NONSENSE as error:
+    except _PARSE_ERRORS as error:
         raise CorruptUnitError(f"{directory} is not a zarr group: {error}") from None
 
 
 def _read(group: zarr.Group, name: str) -> np.ndarray:
     with _readable(group, name) as array:
         if array.nbytes > psutil.virtual_memory().total:
-            raise CorruptUnitError(f"{group.store_path}/{name} would fill the memory with {array.nbytes:,} bytes")
+            raise CorruptUnitError(
+                f"{group.store_path}/{name} has {array.nbytes:,} bytes, more than this machine's memory"
+            )
         return np.asarray(array[...])
 
 
-def _read_into(group: zarr.Group, name: str, place: np.ndarray) -> None:
-    """Read an array that must be like `place` into it."""
+def _read_into(group: zarr.Group, name: str, out: np.ndarray) -> None:
+    """Read an array into `out`, which must have its type and shape."""
     with _readable(group, name) as array:
-        if (array.dtype, array.shape) != (place.dtype, place.shape):
+        if (array.dtype, array.shape) != (out.dtype, out.shape):
             raise CorruptUnitError(
-                f"{group.store_path}/{name} is {array.dtype} {array.shape}, not {place.dtype} {place.shape}"
+                f"{group.store_path}/{name} is {array.dtype} {array.shape}, not {out.dtype} {out.shape}"
             )
-        array.get_basic_selection(out=default_buffer_prototype().nd_buffer.from_numpy_array(place))
+        array.get_basic_selection(out=default_buffer_prototype().nd_buffer.from_numpy_array(out))
 
 
 @contextmanager
 def _readable(group: zarr.Group, name: str) -> Iterator[zarr.Array]:
-    """The array of that name; what fails on reading it is told as its fault."""
+    """The array of that name. Errors while the block reads it become a CorruptUnitError that names it."""
     try:
         array = group.get(name)
         if not isinstance(array, zarr.Array):
             raise CorruptUnitError(f"{group.store_path} has no array {name}")
         yield array
-    except _NONSENSE as error:
+    except _PARSE_ERRORS as error:
         raise CorruptUnitError(f"{group.store_path}/{name} cannot be read: {error}") from None
 
 
@@ -185,7 +187,7 @@ def _write(group: zarr.Group, name: str, values: np.ndarray, chunks: tuple[int, 
         chunks=chunks or values.shape,
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
-        chunk_key_encoding={"name": "default", "separator": "."},  # no directories, each of which would be fsynced
+        chunk_key_encoding={"name": "default", "separator": "."},  # no subdirectories, because each needs an fsync
         config={"write_empty_chunks": True},
     )
     array[...] = values

@@ -1,1 +1,1 @@
-"""Committed units: what one is, and the stores that keep them."""
+"""Committed units, and the stores that hold them."""

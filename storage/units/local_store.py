@@ -1,4 +1,4 @@
-"""Units in a directory of this machine: staged, fsynced and renamed."""
+"""Units in a directory of a file system: staged, fsynced and renamed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storage.durable import discard, remove, sync, sync_tree, take_away
+from storage.durable import discard, move_to_trash, remove, sync, sync_tree
 from storage.units.store import UnitStore, cycles_in
 from storage.units.unit import MANIFEST, Unit, cycle_name, manifest_text, open_unit
 
 
 @dataclass(frozen=True)
 class LocalUnitStore(UnitStore):
-    """A directory of this machine; `staging` must be on the same file system."""
+    """A directory that holds units; `staging` must be on the same file system."""
 
     directory: Path
     staging: Path
@@ -29,11 +29,11 @@ class LocalUnitStore(UnitStore):
 
     @property
     def url(self) -> str:
-        """A file:// URL."""
+        """The file:// URL of the directory."""
         return self.directory.as_uri()
 
     def names(self) -> list[str]:
-        """Names of all that is in the directory."""
+        """Names of all entries of the directory."""
         return sorted(_entries(self.directory))
 
     def version(self, cycle: int) -> str:
@@ -41,34 +41,34 @@ class LocalUnitStore(UnitStore):
         return ""
 
     def publish(self, unit: Unit, version: str) -> Unit:
-        """Fsync all of it, rename it, and fsync the directories that lead to it."""
+        """Fsync all files of `unit`, rename its directory, and fsync the parent directories."""
         directory = self.directory / cycle_name(unit.cycle)
         _write_and_publish(unit, unit.directory, directory, self.staging)
         return replace(unit, directory=directory)
 
     def open(self, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit | None:
-        """The unit where it stands: there are no copies."""
+        """The unit in the store itself; there is no cache."""
         return open_unit(self.directory / cycle_name(cycle), known)
 
     def cycles(self) -> list[int]:
-        """Numbers that are names in the directory."""
+        """Numbers of the cycles that have an entry, newest first."""
         return cycles_in(_entries(self.directory))
 
     def discard(self, cycle: int) -> None:
-        """Rename it into the staging area, and remove it there."""
+        """Rename the unit into `staging`, and remove it there."""
         discard(self.directory / cycle_name(cycle), self.staging)
 
     def put_file(self, name: str, file: Path) -> None:
-        """Rename it."""
+        """Rename `file`."""
         (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
         file.replace(self.directory / name)
 
 
 def write_manifest(unit: Unit, directory: Path, staging: Path) -> None:
-    """Keep a copy of the manifest of `unit` in `directory`, for `read_manifest` to read when the unit is gone.
+    """Write the manifest of `unit` into `directory`, where `read_manifest` finds it when the unit is gone.
 
     Raises:
-        OSError: a full disk, or any other failure; nothing was kept.
+        OSError: a full disk, or any other failure; nothing was written.
     """
     stage = staging / f"manifest-{uuid.uuid4().hex}"
     stage.mkdir(parents=True)
@@ -89,13 +89,13 @@ def _write_and_publish(unit: Unit, stage: Path, directory: Path, staging: Path) 
 
 
 def _publish(stage: Path, directory: Path, staging: Path) -> None:
-    """Put the unit at `stage` in its place durably, or, if that fails, everything back."""
+    """Rename `stage` to `directory` durably; if that fails, restore what was there before."""
     top = Path(os.path.commonpath([directory, staging]))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    trash = take_away(directory, staging)
+    trash = move_to_trash(directory, staging)
     try:
         stage.rename(directory)
-        # A killed writer may have made these directories without making them durable.
+        # A killed writer may have created these directories without an fsync.
         for folder in directory.parents:
             sync(folder)
             if folder == top:
@@ -107,5 +107,5 @@ def _publish(stage: Path, directory: Path, staging: Path) -> None:
             trash.rename(directory)
         raise
     if trash:
-        with suppress(OSError):  # the new unit is in its place, whatever becomes of the old one
+        with suppress(OSError):  # the new unit is committed, whether or not the old one can be removed
             remove(trash)

@@ -1,4 +1,4 @@
-"""The store for a URL."""
+"""Choice of the store for a URL."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from storage.urls import directory_of, is_local
 
 
 def open_store(url: str, settings: Settings, run_id: str) -> UnitStore:
-    """The place of a run at `url`, which storage.urls has checked.
+    """The store of a run at `url`, which `storage.urls.check_url` has accepted.
 
     Raises:
-        StorageError: a package that it takes is not installed.
+        StorageError: a package that the store needs is not installed.
     """
     if is_local(url):
         directory = directory_of(url)
         at_home = directory.is_relative_to(settings.home)
-        # What is renamed into its place must be on the same file system.
+        # A rename needs both directories on the same file system.
         staging = settings.staging(run_id) if at_home else directory.parent / "staging" / directory.name
         return LocalUnitStore(directory, staging)
     try:
+        # Imported here because obstore is an optional package.
         from storage.units.s3_store import S3UnitStore
     except ModuleNotFoundError as error:
         raise StorageError(

@@ -1,11 +1,11 @@
 """Units on S3-compatible object storage.
 
-    <kind>/00042/attempt-<unique>/<file>     the files of one attempt to make the unit, uploaded first
-    <kind>/00042/manifest.json               names the attempt that counts; created or replaced on a condition
+    <kind>/00042/attempt-<unique>/<file>     the files of one attempt to commit the unit, uploaded first
+    <kind>/00042/manifest.json               names the attempt that is committed; written conditionally
 
-Of two writers of a unit one wins: the store lets only that one create the manifest, or replace the manifest that
-both had seen before they began. A unit is there if its manifest is. What a killed writer left of an attempt is
-removed with the next commit of that cycle, or when the cycle is pruned.
+A unit is committed if its manifest exists. Of two writers of a unit one wins, because S3 creates the manifest only if
+none exists, or replaces it only if it still has the ETag that the writer read before it began. The files of an attempt
+that lost, or whose writer was killed, are removed by the next commit of that cycle, or when the cycle is pruned.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from storage.units.store import UnitStore, cycles_in
 from storage.units.unit import MANIFEST, Unit, check_files, cycle_name, manifest_text, parse_manifest
 from storage.urls import bucket_and_prefix
 
-RETRY_SECONDS = 60.0  # for so long a store that is away is asked again, as MLflow is
-TIDY_SECONDS = 2.0  # and for so long to remove what is left in vain
-CLAIMS = 3  # requests on a condition are not repeated by obstore once they may have been heard
-REQUEST_SECONDS = 300.0  # for one request with its data
-AT_ONCE = 8  # files on their way
+RETRY_SECONDS = 60.0  # how long a request to an unreachable store is retried; about as long as MLflow's requests
+CLEANUP_RETRY_SECONDS = 2.0  # the same for the removal of files that are no longer needed
+MANIFEST_TRIES = 3  # obstore does not retry a conditional request that the server may have received
+REQUEST_SECONDS = 300.0  # timeout of one request, its data included
+PARALLEL_FILES = 8  # files in transfer at the same time
 
 _ATTEMPT = re.compile("attempt-[0-9a-f]{32}")
 _Item = TypeVar("_Item")
@@ -46,7 +46,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class _Committed:
-    """A manifest that stands in the store: its unit, the attempt it names, and its ETag."""
+    """A manifest in the store: its unit, the attempt that it names, and its ETag."""
 
     unit: Unit
     attempt: str
@@ -55,7 +55,7 @@ class _Committed:
 
 @dataclass(frozen=True)
 class S3UnitStore(UnitStore):
-    """The objects below an s3:// URL; copies of units that were made or read here are kept in `cache`."""
+    """Units below an s3:// URL. The local directory `cache` has copies of the units that were committed or read."""
 
     address: str
     staging: Path
@@ -70,17 +70,17 @@ class S3UnitStore(UnitStore):
 
     @property
     def url(self) -> str:
-        """Its s3:// URL."""
+        """The s3:// URL."""
         return self.address
 
     def names(self) -> list[str]:
-        """Names that keys have next after this place's."""
+        """Names that follow the prefix of this store in keys."""
         with self._requesting("listed"):
             found: Any = obstore.list_with_delimiter(self._store, self._key())
         return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
 
     def version(self, cycle: int) -> str:
-        """The ETag of the manifest that stands there, or nothing."""
+        """The ETag of the committed manifest; empty if there is none."""
         with self._requesting("read", cycle_name(cycle)):
             try:
                 return str(obstore.head(self._store, self._key(cycle_name(cycle), MANIFEST))["e_tag"])
@@ -88,32 +88,32 @@ class S3UnitStore(UnitStore):
                 return ""
 
     def publish(self, unit: Unit, version: str) -> Unit:
-        """Upload the files as an attempt, and create or replace the manifest that makes them the unit."""
-        here, attempt = cycle_name(unit.cycle), f"attempt-{uuid.uuid4().hex}"
+        """Upload the files as an attempt, and then write the manifest that commits it."""
+        folder, attempt = cycle_name(unit.cycle), f"attempt-{uuid.uuid4().hex}"
         try:
             self._upload(unit, attempt)
-            # Listed before the manifest is put, for whoever uploaded these can then not put one any more.
-            left = [key for key in self._keys(here) if f"/{attempt}/" not in key and not key.endswith(f"/{MANIFEST}")]
+            # Listed before the manifest is written: the writers of these files cannot write theirs after that.
+            left = [key for key in self._keys(folder) if f"/{attempt}/" not in key and not key.endswith(f"/{MANIFEST}")]
         except BaseException:
-            self._remove_attempt(here, attempt)
+            self._remove_attempt(folder, attempt)
             raise
         committed = self._commit_manifest(unit, attempt, version)
-        if committed is unit:  # else the attempt that counts may be among those
-            with suppress(OSError):  # the unit is in its place, whatever becomes of the rest
+        if committed is unit:  # otherwise the committed attempt may be among `left`
+            with suppress(OSError):  # the unit is committed, whether or not the rest can be removed
                 self._with_short_retries._delete(left)
         return self._put_in_cache(committed)
 
     def open(self, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit | None:
-        """The unit with its files in the cache, fetched unless they are there and whole."""
+        """The unit with its files in the cache; they are downloaded unless the cache has them intact."""
         tried = ""
         while found := self._read(cycle):
             copy = self._cached(found.unit)
-            if from_cache and (copy.directory.is_dir() if copy.digest == known else _is_whole(copy)):
+            if from_cache and (copy.directory.is_dir() if copy.digest == known else _is_intact(copy)):
                 return copy
             try:
                 return self._fetch(found.unit, found.attempt)
             except CorruptUnitError:
-                if tried == found.etag:  # else it may have been replaced meanwhile
+                if tried == found.etag:  # otherwise it may have been replaced in the meantime
                     raise
                 tried = found.etag
         return None
@@ -124,11 +124,11 @@ class S3UnitStore(UnitStore):
         return cycles_in(name.removesuffix(f"/{MANIFEST}") for name in below if name.endswith(f"/{MANIFEST}"))
 
     def discard(self, cycle: int) -> None:
-        """Delete the manifest, and then all files of whatever attempt."""
+        """Delete the manifest, and then the files of all attempts."""
         self._discard(self._keys(cycle_name(cycle)))
 
     def prune(self, before: int, spared: int | None = None) -> None:
-        """Discard cycles, with what killed writers left of them."""
+        """Discard cycles before number `before`, with the files that killed writers left of them."""
         keys: dict[int, list[str]] = {}
         for key, name in zip(found := self._keys(), self._relative(found), strict=True):
             for cycle in cycles_in([name.partition("/")[0]]):
@@ -138,7 +138,7 @@ class S3UnitStore(UnitStore):
                 self._discard(keys[cycle])
 
     def put_file(self, name: str, file: Path) -> None:
-        """Upload it."""
+        """Upload `file`, and remove it."""
         with self._requesting("written", name):
             obstore.put(self._store, self._key(name), file)
         file.unlink()
@@ -146,55 +146,55 @@ class S3UnitStore(UnitStore):
     # ---------------------------------------------------------------- the protocol
 
     def _upload(self, unit: Unit, attempt: str) -> None:
-        here = cycle_name(unit.cycle)
+        folder = cycle_name(unit.cycle)
 
         def put(name: str) -> None:
-            with self._requesting("written", here, attempt, name):
-                obstore.put(self._store, self._key(here, attempt, name), unit.directory / name)
+            with self._requesting("written", folder, attempt, name):
+                obstore.put(self._store, self._key(folder, attempt, name), unit.directory / name)
 
         _in_parallel(put, unit.files)
 
     def _commit_manifest(self, unit: Unit, attempt: str, version: str) -> Unit:
-        """Make `attempt` the one that counts; or return the same unit by a repetition of the same task.
+        """Commit `attempt`, or return the same unit if another try of the same flow run has committed it.
 
         Raises:
             StorageError: another writer was faster.
-            OSError: the store does not answer; the attempt may count all the same, so it is left there.
+            OSError: the store does not answer. The attempt may be committed, so its files stay.
         """
-        here = cycle_name(unit.cycle)
+        folder = cycle_name(unit.cycle)
         text = manifest_text(unit, attempt=attempt).encode()
         mode: Any = {"e_tag": version} if version else "create"
-        for tries_left in reversed(range(CLAIMS)):
+        for tries_left in reversed(range(MANIFEST_TRIES)):
             try:
-                obstore.put(self._store, self._key(here, MANIFEST), text, mode=mode)
+                obstore.put(self._store, self._key(folder, MANIFEST), text, mode=mode)
                 return unit
             except (AlreadyExistsError, PreconditionError):
                 failure = None
             except (BaseError, OSError) as error:
                 failure = error
-            # Whatever was answered, the answer to an earlier try may have been lost: what stands there tells.
+            # The response to an earlier try may have been lost, so only the committed manifest shows the result.
             found = self._read(unit.cycle)
             if found and found.attempt == attempt:
                 return unit
             if failure is None:
                 break
             if not tries_left:
-                raise self._failed("written", failure, here, MANIFEST)
-        self._remove_attempt(here, attempt)
+                raise self._failed("written", failure, folder, MANIFEST)
+        self._remove_attempt(folder, attempt)
         if found and found.unit.digest == unit.digest and _flow_run(found.unit) == _flow_run(unit):
             return replace(found.unit, directory=unit.directory)
         by = _flow_run(found.unit) if found else ""
         raise StorageError(
-            f"{self}/{here} was committed meanwhile by {f'flow run {by}' if by else 'another process'}: the run is "
-            "being trained twice; stop one of the two, and go on with `dqn train --resume`"
+            f"{self}/{folder} was committed meanwhile by {f'flow run {by}' if by else 'another process'}: the run is "
+            "being trained twice; stop one of the two, and continue with `dqn train --resume`"
         )
 
     def _read(self, cycle: int) -> _Committed | None:
-        """The manifest that stands there; `directory` of its unit is of no meaning yet."""
-        here, address = cycle_name(cycle), f"{self}/{cycle_name(cycle)}/{MANIFEST}"
-        with self._requesting("read", here, MANIFEST):
+        """The committed manifest. The `directory` of its unit is not valid yet."""
+        folder, address = cycle_name(cycle), f"{self}/{cycle_name(cycle)}/{MANIFEST}"
+        with self._requesting("read", folder, MANIFEST):
             try:
-                got = obstore.get(self._store, self._key(here, MANIFEST))
+                got = obstore.get(self._store, self._key(folder, MANIFEST))
                 text, etag = bytes(got.bytes()), str(got.meta["e_tag"])
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
@@ -207,19 +207,19 @@ class S3UnitStore(UnitStore):
         return _Committed(unit, attempt, etag)
 
     def _fetch(self, unit: Unit, attempt: str) -> Unit:
-        """Bring the files of a unit into the cache, checked."""
-        here = cycle_name(unit.cycle)
-        place = f"{self}/{here}/{attempt}"
-        stage = self.staging / f"fetch-{unit.kind}-{here}-{uuid.uuid4().hex}"
+        """Download the files of a unit, check them, and put them in the cache."""
+        folder = cycle_name(unit.cycle)
+        address = f"{self}/{folder}/{attempt}"
+        stage = self.staging / f"fetch-{unit.kind}-{folder}-{uuid.uuid4().hex}"
         stage.mkdir(parents=True)
 
         def get(name: str) -> None:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            with self._requesting("read", here, attempt, name):
+            with self._requesting("read", folder, attempt, name):
                 try:
-                    got = obstore.get(self._store, self._key(here, attempt, name))
+                    got = obstore.get(self._store, self._key(folder, attempt, name))
                 except FileNotFoundError:
-                    raise CorruptUnitError(f"{place}/{name} is missing") from None
+                    raise CorruptUnitError(f"{address}/{name} is missing") from None
                 with (stage / name).open("wb") as file:
                     for chunk in got.stream(min_chunk_size=8 * 1024 * 1024):
                         file.write(chunk)
@@ -227,7 +227,7 @@ class S3UnitStore(UnitStore):
         try:
             _in_parallel(get, unit.files)
             unit = replace(unit, directory=stage)
-            check_files(unit, place)
+            check_files(unit, address)
             return self._put_in_cache(unit)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -236,34 +236,34 @@ class S3UnitStore(UnitStore):
         self._delete([key for key in keys if key.endswith(f"/{MANIFEST}") and not _ATTEMPT.search(key)])
         self._delete([key for key in keys if _ATTEMPT.search(key)])
 
-    def _remove_attempt(self, here: str, attempt: str) -> None:
-        """Remove what is there of an attempt that cannot count; what resists is left for the next commit."""
+    def _remove_attempt(self, folder: str, attempt: str) -> None:
+        """Remove the files of an attempt that cannot be committed; the next commit tries it again."""
         with suppress(OSError):
-            self._with_short_retries._delete(self._with_short_retries._keys(here, attempt))
+            self._with_short_retries._delete(self._with_short_retries._keys(folder, attempt))
 
     # ---------------------------------------------------------------- the cache
 
     def _cached(self, unit: Unit) -> Unit:
-        """The unit with its files in the cache, where they may be or not."""
+        """The unit with its directory in the cache, which may or may not exist."""
         return replace(unit, directory=self.cache / f"{cycle_name(unit.cycle)}-{unit.digest}")
 
     def _put_in_cache(self, unit: Unit) -> Unit:
-        """Move the checked files of a unit into the cache, and let go of what is no unit's any more."""
+        """Move the checked files of a unit into the cache, and evict copies that are out of date."""
         copy = self._cached(unit)
         self.cache.mkdir(parents=True, exist_ok=True)
-        if not _is_whole(copy):  # another process may be reading one that is
+        if not _is_intact(copy):  # another process may be reading an intact copy
             discard(copy.directory, self.staging)
             try:
                 unit.directory.rename(copy.directory)
-            except OSError:  # or another one has just put it there
-                if not _is_whole(copy):
+            except OSError:  # another process may have put its copy there
+                if not _is_intact(copy):
                     raise
         with suppress(OSError):
             self._evict(copy.directory.name)
         return copy
 
     def _evict(self, newest: str) -> None:
-        """Remove copies of units that are not there any more, or that the one called `newest` has replaced."""
+        """Remove copies of units that the store no longer has, or that the copy called `newest` replaces."""
         cycle, *there = newest.partition("-")[0], *map(cycle_name, self.cycles())
         for name in sorted(entry.name for entry in self.cache.iterdir()):
             its_cycle = name.partition("-")[0]
@@ -274,8 +274,8 @@ class S3UnitStore(UnitStore):
 
     @property
     def _with_short_retries(self) -> S3UnitStore:
-        """This place for requests that nothing depends on."""
-        return replace(self, retry_seconds=min(self.retry_seconds, TIDY_SECONDS))
+        """This store for requests on which nothing depends."""
+        return replace(self, retry_seconds=min(self.retry_seconds, CLEANUP_RETRY_SECONDS))
 
     @property
     def _store(self) -> S3Store:
@@ -286,13 +286,13 @@ class S3UnitStore(UnitStore):
         return "/".join(filter(None, [bucket_and_prefix(self.address)[1], *names]))
 
     def _keys(self, *names: str) -> list[str]:
-        """All keys below."""
+        """All keys below `names`."""
         with self._requesting("listed", *names):
             found: Any = obstore.list(self._store, self._key(*names)).collect()
         return [str(meta["path"]) for meta in found]
 
     def _relative(self, keys: Iterable[str]) -> list[str]:
-        """What of the keys is below this place."""
+        """The keys without the prefix of this store."""
         return [key.removeprefix(self._key()).lstrip("/") for key in keys]
 
     def _delete(self, keys: list[str]) -> None:
@@ -301,27 +301,27 @@ class S3UnitStore(UnitStore):
                 obstore.delete(self._store, keys)
 
     @contextmanager
-    def _requesting(self, what: str, *names: str) -> Iterator[None]:
-        """Tell a failed request in one line, as an error of the disk is told."""
+    def _requesting(self, action: str, *names: str) -> Iterator[None]:
+        """Raise the error of a failed request as an OSError of one line, as for an error of a disk."""
         try:
             yield
         except BaseError as error:
-            raise self._failed(what, error, *names) from None
+            raise self._failed(action, error, *names) from None
         except FileNotFoundError as error:
-            if error.filename:  # on this machine
+            if error.filename:  # a local file
                 raise
-            raise self._failed(what, error, *names) from None
+            raise self._failed(action, error, *names) from None
 
-    def _failed(self, what: str, error: Exception, *names: str) -> OSError:
-        return OSError(f"{'/'.join([self.address, *names])} cannot be {what}: {_reason(error)}")
+    def _failed(self, action: str, error: Exception, *names: str) -> OSError:
+        return OSError(f"{'/'.join([self.address, *names])} cannot be {action}: {_reason(error)}")
 
 
 @lru_cache(maxsize=8)
 def _open_store(bucket: str, endpoint: str, retry_seconds: float) -> S3Store:
-    """The bucket, with the credentials of the environment.
+    """The bucket, with the credentials in the environment.
 
     Raises:
-        ValueError: the endpoint is no URL.
+        ValueError: the endpoint is not a URL.
     """
     if endpoint and not re.match("https?://[^/]", endpoint):
         raise ValueError(f"AWS_ENDPOINT_URL is {without_password(endpoint)!r}; write http://HOST:PORT or https://HOST")
@@ -341,12 +341,12 @@ def _open_store(bucket: str, endpoint: str, retry_seconds: float) -> S3Store:
 
 
 def _reason(error: Exception) -> str:
-    """What the store said, or why nothing was heard of it, in one line and without secrets."""
+    """The response of the store, or why there was none, in one line and without secrets."""
     text = str(error)
     endpoint = without_password(os.environ.get("AWS_ENDPOINT_URL") or "the store")
     first = without_password(text.partition("\n")[0])
-    if told := re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text, re.DOTALL):
-        reason = f"{told[1]}: {told[2]}"
+    if response := re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text, re.DOTALL):
+        reason = f"{response[1]}: {response[2]}"
     elif status := re.search(r"status code: (\d+ [\w ]+)", first):
         reason = f"{endpoint} answers {status[1].strip()}"
     elif "HTTP error" in first:
@@ -354,7 +354,7 @@ def _reason(error: Exception) -> str:
     else:
         reason = first.removeprefix("Generic S3 error: ")
     if re.search("40[13] |Denied|AccessKey|Signature", reason):
-        reason += "; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        reason += "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return reason
 
 
@@ -362,7 +362,7 @@ def _flow_run(unit: Unit) -> str:
     return str(unit.made.get("by", {}).get("prefect_flow_run_id", ""))
 
 
-def _is_whole(unit: Unit) -> bool:
+def _is_intact(unit: Unit) -> bool:
     if not unit.directory.is_dir():
         return False
     try:
@@ -373,6 +373,6 @@ def _is_whole(unit: Unit) -> bool:
 
 
 def _in_parallel(work: Callable[[_Item], None], items: Iterable[_Item]) -> None:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         for _ in pool.map(work, items):
             pass

@@ -1,7 +1,7 @@
-"""Where units stand, and how they come there whole or not at all.
+"""Stores of units, and the commit of a unit, which is atomic.
 
-A unit is staged in a directory of its own and then published. On a file system every file and directory of it is
-fsynced, and one rename publishes it; storage.units.s3_store does it for an object store.
+A unit is staged in a directory of its own and then published. On a file system, all its files and directories are
+fsynced, and one rename publishes it. storage.units.s3_store has the protocol for S3.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from storage.units.unit import Draft, Unit, UnitKind, cycle_name, describe
 
 
 class UnitStore(ABC):
-    """Where the units of one kind stand, each under the number of its cycle; its text is its path or URL."""
+    """Store of the units of one kind, each under the number of its cycle. Its text is its path or URL."""
 
-    staging: Path  # a directory of this machine for what is not committed yet, or not any more
+    staging: Path  # a local directory for units before their commit and after their removal
 
     @abstractmethod
     def __truediv__(self, name: str) -> UnitStore:
-        """The place of that name below this one."""
+        """The store of that name below this one."""
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """Its URL."""
+        """URL of the store."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Names of the places directly below this one."""
+        """Names of the stores directly below this one."""
 
     @abstractmethod
     def version(self, cycle: int) -> str:
@@ -44,46 +44,48 @@ class UnitStore(ABC):
         """Commit the staged `unit` durably, in place of the unit of that `version` if there is one.
 
         Returns:
-            The unit, with the directory where its files are to be read from now on.
+            The unit, with the directory from which its files can be read.
 
         Raises:
             OSError: a full disk, or any other failure; nothing was published.
-            StorageError: another writer has put another unit there meanwhile.
+            StorageError: another writer has committed another unit in the meantime.
         """
 
     @abstractmethod
     def open(self, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit | None:
-        """The unit of a cycle with its files in a directory of this machine, checked; None where there is none.
+        """The unit of a cycle, checked, with its files in a local directory; None if there is none.
 
         Args:
-            known: of a unit with this digest files are not read: the caller has at hand what is in them.
-            from_cache: whether files may come from this machine's cache instead of the store.
+            cycle: number of the cycle.
+            known: if the unit has this digest, its files are not checked, because the caller has their content.
+            from_cache: whether files may come from the local cache instead of the store.
 
         Raises:
             CorruptUnitError: the unit does not match its manifest.
-            OSError: it cannot be read.
+            NewerFormatError: a newer release committed the unit.
+            OSError: the unit cannot be read.
         """
 
     @abstractmethod
     def cycles(self) -> list[int]:
-        """Numbers of the cycles that have a unit here, newest first."""
+        """Numbers of the cycles that have a unit in this store, newest first."""
 
     @abstractmethod
     def discard(self, cycle: int) -> None:
-        """Remove the unit of a cycle, if any: out of its place at once, then its files."""
+        """Remove the unit of a cycle, if there is one. It disappears at once, and then its files are removed."""
 
     def prune(self, before: int, spared: int | None = None) -> None:
-        """Remove what is there of all cycles before number `before`, but for the one that is spared."""
+        """Remove the units of all cycles before number `before`, except the cycle `spared`."""
         for cycle in self.cycles():
             if cycle < before and cycle != spared:
                 self.discard(cycle)
 
     @abstractmethod
     def put_file(self, name: str, file: Path) -> None:
-        """Move a finished file that is no unit's to `name` below this place, whole or not at all."""
+        """Move a finished file, which belongs to no unit, to `name` in this store, atomically."""
 
     def clear_staging(self) -> None:
-        """Remove what killed writers of this machine left behind; only the run's one writer may."""
+        """Remove what killed writers left in `staging`. Only the writer of the run may call this."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
@@ -91,13 +93,13 @@ class UnitStore(ABC):
 def committing(
     store: UnitStore, *, kind: UnitKind, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]
 ) -> Iterator[Draft]:
-    """Commit what the block writes as the unit of `cycle` in its place, or nothing if anything fails.
+    """Commit the files that the block writes as the unit of `cycle`, or nothing if anything fails.
 
-    A unit that stands there already is replaced.
+    A unit that is already committed there is replaced.
 
     Raises:
         OSError: a full disk, or any other failure to write or to fsync; nothing was published.
-        StorageError: another writer has put another unit there meanwhile.
+        StorageError: another writer has committed another unit in the meantime.
     """
     version = store.version(cycle)
     stage = store.staging / f"{kind}-{cycle:05d}-{uuid.uuid4().hex}"
@@ -111,6 +113,6 @@ def committing(
 
 
 def cycles_in(names: Iterable[str]) -> list[int]:
-    """Numbers of the cycles that are named, newest first; other names are passed over."""
+    """Numbers of the cycles whose names are among `names`, newest first; other names are skipped."""
     numbers = {int(name) for name in names if re.fullmatch("[0-9]{5,18}", name) and name == cycle_name(int(name))}
     return sorted(numbers, reverse=True)

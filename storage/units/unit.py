@@ -1,7 +1,7 @@
-"""Committed units: directories that exist whole and verified, or not at all.
+"""Committed units: directories that are complete and verified, or do not exist.
 
-A unit's manifest names every file with its size and SHA-256, so that whatever happens to it later is noticed
-when it is opened. Where units stand, and how they come there, is told in storage.units.store.
+The manifest of a unit names every file with its size and SHA-256, so that damage is detected when the unit is opened.
+The protocol of commits is in storage.units.store.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dqn.metrics import Metric
-from storage.durable import fail
+from storage.durable import raise_error
 from storage.errors import CorruptUnitError, NewerFormatError
 from storage.format_version import check_format
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of manifests
 
-# What reading a manifest raises where it is not one
-_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
-
+# Errors while a file is parsed that is not a manifest
+_PARSE_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 _NAMES = ("experience", "targets", "checkpoint", "evaluation")
 _SHARDED = ("experience", "targets")
@@ -76,7 +75,7 @@ class UnitKind:
 
 
 EXPERIENCE, TARGETS, CHECKPOINT, EVALUATION = map(UnitKind, _NAMES)
-KINDS = (EXPERIENCE, TARGETS, CHECKPOINT)  # made in every cycle
+KINDS = (EXPERIENCE, TARGETS, CHECKPOINT)  # each cycle makes one unit of each
 
 
 def kinds_in(names: Iterable[str]) -> list[UnitKind]:
@@ -90,45 +89,45 @@ def kinds_in(names: Iterable[str]) -> list[UnitKind]:
 
 @dataclass(frozen=True)
 class Unit:
-    """A committed unit whose files were found to match its manifest."""
+    """A committed unit."""
 
     directory: Path
     kind: UnitKind
     cycle: int
-    inputs: dict[str, str]  # digests of the units it was made from, by the text of their kind
-    files: dict[str, tuple[int, str]]  # size in bytes and SHA-256 of each
+    inputs: dict[str, str]  # digests of the units that it was made from, by the text of their kind
+    files: dict[str, tuple[int, str]]  # size in bytes and SHA-256 of each file, by its path below `directory`
     metrics: list[Metric]
-    made: dict[str, Any]  # when, by what and how fast; not part of the digest
+    made: dict[str, Any]  # time, makers and speeds; not part of the digest
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all that the unit is, wherever, whenever and by whom it was made."""
-        what = [FORMAT, str(self.kind), self.cycle, self.inputs, self.files, self.metrics]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of everything that identifies the unit; place, time and maker are not part of it."""
+        identity = [FORMAT, str(self.kind), self.cycle, self.inputs, self.files, self.metrics]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def metric(self, name: str) -> float:
-        """The newest value of one of its metrics."""
+        """The last value of the metric `name`."""
         return [metric.value for metric in self.metrics if metric.name == name][-1]
 
     @property
     def speed(self) -> dict[str, float]:
-        """How fast it was made, by what was done."""
+        """States per second of each task that made the unit, by the task's name."""
         return {str(name): float(value) for name, value in self.made.get("speed", {}).items()}
 
     @property
     def created_ms(self) -> int:
-        """When it was committed, in milliseconds since 1970."""
+        """Time of the commit in milliseconds since 1970."""
         return int(self.made["created_ms"])
 
     @property
     def bytes(self) -> int:
-        """Size of its files together."""
+        """Total size of the files in bytes."""
         return sum(size for size, _ in self.files.values())
 
 
 @dataclass
 class Draft:
-    """A unit in the making: write files below `directory`, add metrics and speeds."""
+    """A unit before its commit: write files below `directory`, and add metrics and speeds."""
 
     directory: Path
     metrics: list[Metric] = field(default_factory=list)
@@ -137,13 +136,13 @@ class Draft:
 
     @property
     def unit(self) -> Unit:
-        """What came of it, once it was committed."""
-        assert self._unit, "the unit is committed when the block ends"
+        """The committed unit."""
+        assert self._unit, "the unit is committed at the end of the block"
         return self._unit
 
 
 def describe(draft: Draft, kind: UnitKind, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]) -> Unit:
-    """The unit that the files of a draft are, made now."""
+    """The unit that consists of the files of a draft, with the current time."""
     return Unit(
         directory=draft.directory,
         kind=kind,
@@ -156,12 +155,13 @@ def describe(draft: Draft, kind: UnitKind, cycle: int, inputs: Mapping[str, str]
 
 
 def open_unit(directory: Path, known: str = "") -> Unit | None:
-    """The unit at `directory` after checking every file of it, or None where there is none.
+    """The unit at `directory` after a check of all its files; None if there is none.
 
-    Of a unit whose digest is `known` only the manifest is read: the caller has at hand what is in its files.
+    If the digest of the unit is `known`, only its manifest is read, because the caller has the content of its files.
 
     Raises:
         CorruptUnitError: the unit does not match its manifest.
+        NewerFormatError: a newer release committed it.
     """
     if not os.path.lexists(directory):
         return None
@@ -175,7 +175,7 @@ def check_files(unit: Unit, address: str) -> None:
     """Check every file in the directory of `unit` against its manifest.
 
     Raises:
-        CorruptUnitError: one differs; it is named as one of the unit at `address`.
+        CorruptUnitError: a file differs. The message names it below `address`, which is where the unit is stored.
     """
     found = set(_file_names(unit.directory)) - {MANIFEST}
     for name in sorted(found ^ set(unit.files)):
@@ -187,12 +187,12 @@ def check_files(unit: Unit, address: str) -> None:
 
 
 def cycle_name(cycle: int) -> str:
-    """The name of a cycle's unit in the place of its kind."""
+    """The name of a cycle's unit in a store: the number of the cycle with at least five digits."""
     return f"{cycle:05d}"
 
 
 def manifest_text(unit: Unit, **more: str) -> str:
-    """The manifest of `unit`, with what else its place must know of it."""
+    """The manifest of `unit` as JSON, with `more` entries of its store."""
     manifest = {
         "format": FORMAT,
         "kind": str(unit.kind),
@@ -207,7 +207,7 @@ def manifest_text(unit: Unit, **more: str) -> str:
 
 
 def read_manifest(directory: Path) -> Unit:
-    """What the manifest in `directory` says, whether the unit's files are there or not.
+    """The unit that the manifest in `directory` describes. Its files are not checked, and need not exist.
 
     Raises:
         CorruptUnitError: it is not a manifest, or was changed.
@@ -220,7 +220,7 @@ def read_manifest(directory: Path) -> Unit:
 
 
 def parse_manifest(text: bytes, directory: Path, address: str) -> tuple[Unit, dict[str, Any]]:
-    """The unit that the manifest at `address` describes, with its files in `directory`; and all that it says.
+    """The unit that the manifest at `address` describes, with its files in `directory`; and the manifest itself.
 
     Raises:
         CorruptUnitError: it is not a manifest, or was changed.
@@ -234,19 +234,19 @@ def parse_manifest(text: bytes, directory: Path, address: str) -> tuple[Unit, di
             raise CorruptUnitError(f"{address} was changed after it was committed")
         if unit.created_ms <= 0:
             raise ValueError(f"it was made at {unit.created_ms}")
-    except _NONSENSE as error:
+    except _PARSE_ERRORS as error:
         raise CorruptUnitError(f"{address} is not a manifest: {error or 'unreadable'}") from None
     return unit, manifest
 
 
 def _check_manifest_format(manifest: dict[str, Any], address: str) -> None:
-    if missing := {"kind", "digest"} - set(manifest):  # which manifests of every format have
+    if missing := {"kind", "digest"} - set(manifest):  # manifests of every format have these
         raise ValueError(f"it has no {min(missing)}")
     try:
         check_format(manifest["format"], address, newest=FORMAT)
     except NewerFormatError:
-        # The digest covers the format. One that fits this format shows that only the number was changed.
-        with suppress(*_NONSENSE):
+        # The digest covers the format. If it matches this format, only the number was changed.
+        with suppress(*_PARSE_ERRORS):
             if _unit_in(manifest, Path()).digest == manifest["digest"]:
                 raise CorruptUnitError(f"{address} was changed after it was committed") from None
         raise
@@ -272,9 +272,9 @@ def _safe(name: str) -> str:
 
 
 def _file_names(directory: Path) -> list[str]:
-    """Posix paths of all files below `directory`, sorted; links are never followed."""
+    """Sorted POSIX paths of all files below `directory`. Links are refused."""
     names = []
-    for folder, folders, files in os.walk(directory, onerror=fail):
+    for folder, folders, files in os.walk(directory, onerror=raise_error):
         for name in folders + files:
             path = Path(folder, name)
             mode = path.lstat().st_mode

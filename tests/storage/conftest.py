@@ -31,10 +31,10 @@ from storage.units.s3_store import S3UnitStore
 
 @pytest.fixture(scope="module", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
-    """Nobody pulls the plug here; what fsync is good for is tested with a model of a disk."""
+    """Turn fsync off, which is slow; test_power_loss.py tests it with a model of a disk."""
 
     def relax(connection: sqlite3.Connection, _: object) -> None:
-        with suppress(sqlite3.DatabaseError):  # it may be no database; that is for others to find out
+        with suppress(sqlite3.DatabaseError):  # it may not be a database, which other code reports
             connection.execute("PRAGMA synchronous = OFF")
 
     sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", relax)
@@ -54,7 +54,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A real S3 server, and the environment of its clients."""
+    """A real S3 server, with the environment for its clients."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     yield s3_server
@@ -62,7 +62,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
 
 
 @pytest.fixture
-def make_place(s3: S3Server, tmp_path: Path) -> Callable[..., S3UnitStore]:
+def make_store(s3: S3Server, tmp_path: Path) -> Callable[..., S3UnitStore]:
     def make(retry_seconds: float = 5.0) -> S3UnitStore:
         root = tmp_path / uuid.uuid4().hex
         url = f"s3://{BUCKET}/{root.name}/experience"
@@ -73,7 +73,7 @@ def make_place(s3: S3Server, tmp_path: Path) -> Callable[..., S3UnitStore]:
 
 @pytest.fixture(scope="session")
 def make_experience() -> Callable[..., Experience]:
-    """Experience of any size in which no two arrays agree; most pixels are zero, so that files stay small."""
+    """Experience of any size with distinct arrays. Most pixels are zero, so that files are small."""
 
     def make(steps: int = 5, lanes: int = 2, actions: int = 4, seed: int = 0, with_states: bool = True) -> Experience:
         draws = np.random.default_rng([seed, steps, lanes, actions])
@@ -115,7 +115,7 @@ def small_config() -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def make_checkpoint(small_config: TrainConfig) -> Callable[..., Checkpoint]:
-    """A small checkpoint of three lanes; its tensors are of no network."""
+    """A small checkpoint of three lanes. Its tensors belong to no network."""
 
     def make(seed: int = 0) -> Checkpoint:
         draws = np.random.default_rng(seed)
@@ -147,7 +147,7 @@ def make_checkpoint(small_config: TrainConfig) -> Callable[..., Checkpoint]:
 
 @pytest.fixture(scope="session")
 def same() -> Callable[[object, object], bool]:
-    """Whether two arrays, tensors, or dataclasses and collections of them agree in type, shape and every bit."""
+    """Whether two arrays, tensors, or dataclasses or collections of them are equal in type, shape and every bit."""
 
     def same_values(one: object, other: object) -> bool:
         if type(one) is not type(other):
@@ -169,7 +169,7 @@ def same() -> Callable[[object, object], bool]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs. MLflow takes seconds to make one, so it is made once and copied."""
+    """An MLflow database without runs, for copies, because MLflow takes seconds to create one."""
     home = tmp_path_factory.mktemp("empty")
     storage.runs.Tracking(Settings(home=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}"))
     return home / "mlflow.db"
@@ -177,7 +177,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home of its own for each test, in a place that is awkward to write as a URL."""
+    """A home for one test, whose path needs escapes in a URL."""
     home = tmp_path / "my höme 100%"
     home.mkdir()
     shutil.copy(empty_store, home / "mlflow.db")
@@ -195,7 +195,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
 
 @pytest.fixture
 def run(tmp_path: Path) -> StoredRun:
-    """A run without MLflow, which nothing of units and locks has to do with."""
+    """A run without MLflow, which units and locks do not use."""
     settings = Settings(home=tmp_path, tracking_uri="sqlite://")
     tracking: Any = None
     run_id = "0123456789abcdef"

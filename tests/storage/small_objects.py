@@ -1,4 +1,4 @@
-"""Units of a few small files on object storage, and what another machine finds there."""
+"""Units of a few small files in an S3 store, and what another machine reads there."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ OLD, NEW = b"old " * 9, b"new " * 10
 FILES = 3
 
 
-def commit(place: S3UnitStore, cycle: int = 2, data: bytes = NEW, made_by: str = "f", meanwhile: Any = None) -> Unit:
+def commit(store: S3UnitStore, cycle: int = 2, data: bytes = NEW, made_by: str = "f", meanwhile: Any = None) -> Unit:
     by = {"prefect_flow_run_id": made_by}
-    with committing(place, kind=EXPERIENCE, cycle=cycle, inputs={}, made_by=by) as draft:
+    with committing(store, kind=EXPERIENCE, cycle=cycle, inputs={}, made_by=by) as draft:
         for name in range(FILES):
             (draft.directory / str(name)).write_bytes(data)
         if meanwhile:
@@ -25,9 +25,9 @@ def commit(place: S3UnitStore, cycle: int = 2, data: bytes = NEW, made_by: str =
     return draft.unit
 
 
-def state(place: S3UnitStore, cycle: int = 2) -> str:
-    """Which unit another machine finds there: none, old, new, or what is wrong with it."""
-    other = replace(place, cache=place.cache.with_name(uuid.uuid4().hex), retry_seconds=5.0)
+def state(store: S3UnitStore, cycle: int = 2) -> str:
+    """The unit that another machine reads: none, old, new, or an error."""
+    other = replace(store, cache=store.cache.with_name(uuid.uuid4().hex), retry_seconds=5.0)
     try:
         unit = other.open(cycle)
     except CorruptUnitError as error:
@@ -37,9 +37,9 @@ def state(place: S3UnitStore, cycle: int = 2) -> str:
     return {OLD: "old", NEW: "new"}[(unit.directory / "0").read_bytes()]
 
 
-def objects(place: S3UnitStore) -> int:
-    return len(place._keys())
+def objects(store: S3UnitStore) -> int:
+    return len(store._keys())
 
 
-def local_leftovers(place: S3UnitStore) -> list[str]:
-    return [path.name for path in place.staging.iterdir()] if place.staging.exists() else []
+def local_leftovers(store: S3UnitStore) -> list[str]:
+    return [path.name for path in store.staging.iterdir()] if store.staging.exists() else []

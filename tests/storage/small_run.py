@@ -1,4 +1,4 @@
-"""Units of a run, small and easily damaged."""
+"""Small units of a run, and writers in other processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def damage(unit: Unit) -> None:
 
 @contextmanager
 def another_process(work: Callable[[Callable[[bytes], None]], None]) -> Iterator[tuple[int, Callable[[], bytes]]]:
-    """Do `work` in another process; it may say something, and waits to be killed when it is done."""
+    """Run `work` in another process, which is killed at the end of the block; `work` can send bytes to the test."""
     out, into = os.pipe()
 
     def say(said: bytes) -> None:
@@ -38,7 +38,7 @@ def another_process(work: Callable[[Callable[[bytes], None]], None]) -> Iterator
     if child == 0:
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(120)  # should this process be killed, nobody else would end that one
+            signal.alarm(120)  # ends that process if this one is killed
             work(say)
             signal.pause()
         finally:
@@ -53,7 +53,7 @@ def another_process(work: Callable[[Callable[[bytes], None]], None]) -> Iterator
 
 
 def train(run: StoredRun, say: Callable[[bytes], None]) -> None:
-    """Be the writer until killed, in the middle of a commit."""
+    """Be the writer of `run`, in the middle of a commit, until killed."""
     try:
         with run.writing(), run.commit(TARGETS, 1, {}) as draft:
             (draft.directory / "data").write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""Units of a few small files, and manifests as a stranger would write them."""
+"""Units of a few small files, and forged manifests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
 from storage.units.unit import MANIFEST, TARGETS, Unit, UnitKind, cycle_name, open_unit
 
-Tree = dict[
-    str, Any
-]  # names of files with their bytes, and of directories with their trees, and of links with where they lead
+Tree = dict[str, Any]  # bytes of files, trees of directories and targets of links, by name
 
 FILES: Tree = {"table": b"\x00\x01" * 50, "array": {"c": {"0": b"chunk"}, "zarr.json": b"{}"}, "empty": b""}
 METRICS = [Metric("loss/mean", 3, 0.25), Metric("score", 2**40, 1e-300)]
@@ -71,7 +69,7 @@ def manifest_of(directory: Path) -> dict[str, Any]:
 
 
 def forge(directory: Path, **changes: Any) -> None:
-    """Change a manifest like a stranger who knows how its digest is made."""
+    """Change a manifest, and compute its digest anew."""
     manifest = manifest_of(directory) | changes
     unit = Unit(
         directory,
@@ -87,7 +85,7 @@ def forge(directory: Path, **changes: Any) -> None:
 
 @contextmanager
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """Collects the files that are opened in the block."""
+    """Collect the paths of all files that are opened in the block."""
     opened: list[Path] = []
     real = io.open
 

@@ -30,7 +30,7 @@ def point_count(run: StoredRun) -> dict[str, int]:
     return {name: len(run.tracking.history(run.run_id, name)) for name in names}
 
 
-def test_a_created_run_has_a_first_checkpoint_parameters_and_tags(
+def test_created_run_has_checkpoint_params_and_tags(
     home: Path, tiny: TrainConfig, same: Callable[[object, object], bool]
 ) -> None:
     run = create_run(tiny, NAMES, "mine", {"dqn.preset": "tutorial"})
@@ -47,13 +47,13 @@ def test_a_created_run_has_a_first_checkpoint_parameters_and_tags(
     assert list((home / "staging" / run.run_id).iterdir()) == []
 
 
-def test_the_same_configuration_makes_the_same_first_checkpoint(home: Path, tiny: TrainConfig) -> None:
+def test_same_config_makes_same_first_checkpoint(home: Path, tiny: TrainConfig) -> None:
     other = tiny.model_copy(update={"seed": 8})
     digests = [create_run(config, NAMES, None, {}).newest_checkpoint().digest for config in (tiny, tiny, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_an_open_run_is_the_one_created(home: Path, tiny: TrainConfig) -> None:
+def test_open_run_equals_created_run(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
     assert open_run(run.run_id) == run
     storage.runs._tracking.cache_clear()
@@ -63,11 +63,11 @@ def test_an_open_run_is_the_one_created(home: Path, tiny: TrainConfig) -> None:
     assert again.newest_checkpoint() == run.newest_checkpoint()
 
 
-def test_the_store_is_opened_once_in_a_process(home: Path) -> None:
+def test_tracking_is_opened_once_in_a_process(home: Path) -> None:
     assert open_tracking() is open_tracking()
 
 
-def test_publishing_a_unit_again_doubles_and_drops_nothing(home: Path, tiny: TrainConfig) -> None:
+def test_publish_is_idempotent(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
     for cycle in (1, 2):
         commit(run, TARGETS, cycle)
@@ -77,7 +77,7 @@ def test_publishing_a_unit_again_doubles_and_drops_nothing(home: Path, tiny: Tra
     assert point_count(run) == {"counter/states": 2, "loss/mean": 2}
 
 
-def test_a_unit_made_again_after_a_kill_before_publishing_is_published_once(home: Path, tiny: TrainConfig) -> None:
+def test_unit_of_a_killed_writer_is_published_once(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
     commit(run, TARGETS, 1)
     unit = run.made(TARGETS, 1, {})
@@ -86,7 +86,7 @@ def test_a_unit_made_again_after_a_kill_before_publishing_is_published_once(home
     assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
 
 
-def test_a_unit_made_again_after_damage_publishes_no_point_twice(home: Path, tiny: TrainConfig) -> None:
+def test_unit_made_again_publishes_no_point_twice(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, None, {})
     first = commit(run, TARGETS, 1)
     publish(run, first)
@@ -99,7 +99,7 @@ def test_a_unit_made_again_after_damage_publishes_no_point_twice(home: Path, tin
     assert point_count(run) == {"counter/states": 1, "loss/mean": 1}
 
 
-def test_a_run_is_picked_up_at_its_newest_whole_checkpoint_published_once_and_pruned(
+def test_resume_publishes_once_and_prunes(
     home: Path, small_config: TrainConfig, tiny: TrainConfig, make_checkpoint: Callable[..., Checkpoint]
 ) -> None:
     run = create_run(tiny, NAMES, None, {})
@@ -113,11 +113,11 @@ def test_a_run_is_picked_up_at_its_newest_whole_checkpoint_published_once_and_pr
         assert resume_run(run) == run.unit(CHECKPOINT, 5)
     assert point_count(run) == {"counter/cycles": 1}
     assert small_config.keep_cycles == 3
-    assert run.cycles(CHECKPOINT) == [6, 5, 4, 3]  # the broken one will be made again
+    assert run.cycles(CHECKPOINT) == [6, 5, 4, 3]  # the damaged one will be made again
     assert run.cycles(TARGETS) == [6, 5, 4, 3]
 
 
-def test_every_run_is_listed_newest_first_with_what_it_reached(home: Path, tiny: TrainConfig) -> None:
+def test_runs_are_listed_newest_first_with_their_state(home: Path, tiny: TrainConfig) -> None:
     first = create_run(tiny, NAMES, "first", {"dqn.preset": "tutorial"})
     create_run(tiny, NAMES, "second", {})
     with first.commit(CHECKPOINT, 1, {}) as draft:
@@ -137,11 +137,11 @@ def _started(run: StoredRun) -> float:
     return float(run.tracking.get_run(run.run_id).info.start_time / 1000)
 
 
-def test_no_run_is_listed_where_there_are_none(home: Path) -> None:
+def test_empty_store_lists_no_runs(home: Path) -> None:
     assert list_runs() == []
 
 
-def test_a_run_whose_writer_died_is_listed_and_marked_as_killed(home: Path, tiny: TrainConfig) -> None:
+def test_run_of_a_dead_writer_is_marked_as_killed(home: Path, tiny: TrainConfig) -> None:
     dead, alive = create_run(tiny, NAMES, "dead", {}), create_run(tiny, NAMES, "alive", {})
     with another_process(lambda say: train(dead, say)) as (_, hears):
         hears()
@@ -153,14 +153,14 @@ def test_a_run_whose_writer_died_is_listed_and_marked_as_killed(home: Path, tiny
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_that_is_over_keeps_its_status(home: Path, tiny: TrainConfig, status: str) -> None:
+def test_ended_run_keeps_its_status(home: Path, tiny: TrainConfig, status: str) -> None:
     run = create_run(tiny, NAMES, None, {})
     run.tracking.set_status(run.run_id, status)
     assert [row["status"] for row in list_runs()] == [status.lower()]
     assert run.tracking.get_run(run.run_id).info.status == status
 
 
-def test_a_home_that_cannot_be_used_is_told_before_anything_is_made(
+def test_unusable_home_is_refused_before_anything_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: TrainConfig
 ) -> None:
     (tmp_path / "file").touch()
@@ -171,7 +171,7 @@ def test_a_home_that_cannot_be_used_is_told_before_anything_is_made(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_checkpoints_come_back_through_their_run(
+def test_run_returns_its_checkpoints(
     run: StoredRun, make_checkpoint: Callable[..., Checkpoint], same: Callable[[object, object], bool]
 ) -> None:
     with run.commit(CHECKPOINT, 3, {}) as draft:
@@ -183,7 +183,7 @@ def test_checkpoints_come_back_through_their_run(
     assert make_config("tutorial", {"lanes": 3}).lanes == run.metadata(unit).config.lanes
 
 
-def test_a_run_of_another_machine_is_left_to_it(home: Path, tiny: TrainConfig) -> None:
+def test_run_of_another_machine_is_not_marked(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, "elsewhere", {})
     run.settings.lock(run.run_id).unlink()
     assert [row["status"] for row in list_runs()] == ["running"]

@@ -22,7 +22,7 @@ from small_run import another_process, commit, train
 # ---------------------------------------------------------------- one writer
 
 
-def test_a_second_process_is_refused_and_told_who_is_at_it(run: StoredRun) -> None:
+def test_second_writer_is_refused_with_the_holders_name(run: StoredRun) -> None:
     with another_process(lambda say: train(run, say)) as (holder, hears):
         assert hears() == b"writing"
         assert run.is_held()
@@ -32,10 +32,10 @@ def test_a_second_process_is_refused_and_told_who_is_at_it(run: StoredRun) -> No
         assert told.startswith(f"run my-run is being trained by process {holder} on {socket.gethostname()} since ")
         assert "\n" not in told
         assert "stop it" in told
-        assert list(run.settings.staging(run.run_id).iterdir()), "who is refused must not clear up"
+        assert list(run.settings.staging(run.run_id).iterdir()), "a refused writer must not clear the staging area"
 
 
-def test_a_killed_holder_blocks_nobody_and_what_it_left_is_cleared(run: StoredRun) -> None:
+def test_lock_of_killed_holder_is_released_and_staging_cleared(run: StoredRun) -> None:
     with another_process(lambda say: train(run, say)) as (_, hears):
         hears()
     assert not run.is_held()
@@ -46,7 +46,7 @@ def test_a_killed_holder_blocks_nobody_and_what_it_left_is_cleared(run: StoredRu
     assert list(run.settings.staging(run.run_id).iterdir()) == []
 
 
-def test_the_lock_is_released_at_the_end_and_after_an_error(run: StoredRun) -> None:
+def test_lock_is_released_at_the_end_and_after_an_error(run: StoredRun) -> None:
     def fail() -> None:
         with run.writing():
             assert run.is_held()
@@ -61,18 +61,18 @@ def test_the_lock_is_released_at_the_end_and_after_an_error(run: StoredRun) -> N
         assert not run.is_held()
 
 
-def test_a_run_nobody_ever_trained_is_not_held_and_asking_leaves_nothing(run: StoredRun) -> None:
+def test_is_held_creates_no_lock_file(run: StoredRun) -> None:
     assert not run.is_held()
     assert not run.settings.lock(run.run_id).exists()
 
 
-def test_runs_do_not_hold_each_other(run: StoredRun) -> None:
+def test_locks_of_different_runs_are_independent(run: StoredRun) -> None:
     other = replace(run, run_id="fedcba")
     with run.writing(), other.writing():
         assert run.is_held() and other.is_held()
 
 
-def test_the_message_names_the_holder_of_now_not_the_one_before(run: StoredRun) -> None:
+def test_refusal_names_the_current_holder(run: StoredRun) -> None:
     with another_process(lambda say: train(run, say)) as (_, hears):
         hears()
     with another_process(lambda say: train(run, say)) as (holder, hears):
@@ -81,7 +81,7 @@ def test_the_message_names_the_holder_of_now_not_the_one_before(run: StoredRun) 
             pass
 
 
-def test_of_trainers_that_race_exactly_one_proceeds_and_the_others_are_refused(run: StoredRun) -> None:
+def test_one_of_several_racing_writers_wins(run: StoredRun) -> None:
     for _ in range(RACES):
         gate_out, gate_into = os.pipe()
 
@@ -101,7 +101,7 @@ def test_of_trainers_that_race_exactly_one_proceeds_and_the_others_are_refused(r
         os.close(gate_into)
 
 
-def test_a_holder_that_has_only_just_begun_is_named(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_waits_for_the_name_of_a_new_holder(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def slowly(say: Callable[[bytes], None]) -> None:
         hostname = socket.gethostname()
 
@@ -119,7 +119,7 @@ def test_a_holder_that_has_only_just_begun_is_named(run: StoredRun, monkeypatch:
             pytest.fail("two writers")
 
 
-def test_asking_whether_a_run_is_held_refuses_no_writer(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_held_does_not_block_a_writer(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     with run.writing():
         pass
 

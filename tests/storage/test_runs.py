@@ -15,7 +15,7 @@ from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGET
 # ---------------------------------------------------------------- units
 
 
-def test_units_of_every_kind_and_cycle_stand_side_by_side(run: StoredRun) -> None:
+def test_run_stores_units_of_every_kind_and_cycle(run: StoredRun) -> None:
     for kind in KINDS:
         for cycle in (0, 1, 100_000):
             commit(run, kind, cycle, data=f"{kind} {cycle}".encode())
@@ -26,30 +26,30 @@ def test_units_of_every_kind_and_cycle_stand_side_by_side(run: StoredRun) -> Non
             assert (unit.directory / "data").read_bytes() == f"{kind} {cycle}".encode()
 
 
-def test_checkpoints_are_artifacts_and_the_rest_is_replay_memory(run: StoredRun) -> None:
+def test_stores_of_kinds_are_artifacts_or_replay(run: StoredRun) -> None:
     assert str(run.store(CHECKPOINT)) == f"{run.settings.home}/artifacts/0123/checkpoints"
     assert str(run.store(EVALUATION)) == f"{run.settings.home}/artifacts/0123/evaluation"
     assert str(run.store(TARGETS)) == f"{run.settings.home}/replay/{run.run_id}/targets"
 
 
-def test_a_unit_tells_which_run_made_it(run: StoredRun) -> None:
+def test_unit_names_its_run_and_flow_run(run: StoredRun) -> None:
     with run.commit(TARGETS, 1, {}, {"prefect_flow_run_id": "f"}):
         pass
     assert run.unit(TARGETS, 1).made["by"] == {"mlflow_run_id": run.run_id, "prefect_flow_run_id": "f"}
 
 
-def test_a_unit_that_was_never_made_is_told(run: StoredRun) -> None:
+def test_missing_unit_is_reported(run: StoredRun) -> None:
     with pytest.raises(StorageError, match=r"run 0123456789abcdef has no targets of cycle 3"):
         run.unit(TARGETS, 3)
 
 
-def test_a_damaged_unit_is_told(run: StoredRun) -> None:
+def test_damaged_unit_is_reported(run: StoredRun) -> None:
     damage(commit(run, TARGETS, 3))
     with pytest.raises(CorruptUnitError, match=r"targets/00003/data"):
         run.unit(TARGETS, 3)
 
 
-def test_the_latest_checkpoint_is_told_when_it_is_damaged_instead_of_another_one_taken(run: StoredRun) -> None:
+def test_damaged_latest_checkpoint_is_reported(run: StoredRun) -> None:
     with pytest.raises(StorageError, match="has no checkpoint"):
         find_checkpoint(run, "latest")
     commit(run, CHECKPOINT, 3)
@@ -59,7 +59,7 @@ def test_the_latest_checkpoint_is_told_when_it_is_damaged_instead_of_another_one
 
 
 @pytest.mark.parametrize(("kind", "cycle"), [(EXPERIENCE, 3), (TARGETS, 4)])
-def test_a_unit_in_the_place_of_another_is_told(run: StoredRun, kind: UnitKind, cycle: int) -> None:
+def test_unit_at_the_path_of_another_is_reported(run: StoredRun, kind: UnitKind, cycle: int) -> None:
     unit = commit(run, TARGETS, 3)
     directory = run.store(kind).directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_a_unit_in_the_place_of_another_is_told(run: StoredRun, kind: UnitKind, 
     assert run.made(kind, cycle, {}) is None
 
 
-def test_a_unit_is_made_if_it_was_made_from_the_same_inputs(run: StoredRun) -> None:
+def test_made_returns_the_unit_of_the_same_inputs(run: StoredRun) -> None:
     unit = commit(run, TARGETS, 3, {"experience": "ab", "checkpoint": "cd"})
     assert run.made(TARGETS, 3, {"checkpoint": "cd", "experience": "ab"}) == unit
     for other in ({}, {"experience": "ab"}, {"experience": "ab", "checkpoint": "ce"}):
@@ -78,7 +78,7 @@ def test_a_unit_is_made_if_it_was_made_from_the_same_inputs(run: StoredRun) -> N
     assert run.made(EXPERIENCE, 3, {"experience": "ab", "checkpoint": "cd"}) is None
 
 
-def test_a_broken_unit_is_as_good_as_none_and_the_log_says_so(run: StoredRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_made_logs_a_damaged_unit_and_returns_none(run: StoredRun, caplog: pytest.LogCaptureFixture) -> None:
     damage(commit(run, TARGETS, 3))
     with caplog.at_level(logging.WARNING):
         assert run.made(TARGETS, 3, {}) is None
@@ -87,7 +87,7 @@ def test_a_broken_unit_is_as_good_as_none_and_the_log_says_so(run: StoredRun, ca
     assert run.made(TARGETS, 3, {}) is not None
 
 
-def test_an_error_of_the_disk_is_no_broken_unit(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_error_does_not_count_as_damage(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(run, CHECKPOINT, 3)
 
     def fail(*_: object) -> None:
@@ -102,32 +102,32 @@ def test_an_error_of_the_disk_is_no_broken_unit(run: StoredRun, monkeypatch: pyt
 # ---------------------------------------------------------------- the newest checkpoint, pruning
 
 
-def test_the_newest_checkpoint_is_the_one_of_the_last_cycle(run: StoredRun) -> None:
+def test_newest_checkpoint_is_of_the_last_cycle(run: StoredRun) -> None:
     for cycle in (0, 9, 10, 2):
         commit(run, CHECKPOINT, cycle)
     assert run.newest_checkpoint().cycle == 10
 
 
 @pytest.mark.parametrize("how", ["flipped", "deleted", "no manifest", "empty", "another's", "a file", "a link"])
-def test_the_newest_checkpoint_that_is_whole_is_found_and_the_log_names_the_others(
+def test_newest_checkpoint_skips_and_logs_damaged_ones(
     run: StoredRun, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     units = [commit(run, CHECKPOINT, cycle) for cycle in (4, 5, 6)]
-    place = units[2].directory
+    directory = units[2].directory
     if how == "flipped":
         damage(units[2])
     elif how in ("deleted", "no manifest"):
-        (place / ("data" if how == "deleted" else "manifest.json")).unlink()
+        (directory / ("data" if how == "deleted" else "manifest.json")).unlink()
     else:
-        place.rename(place.with_name("aside"))
+        directory.rename(directory.with_name("aside"))
         if how == "empty":
-            place.mkdir()
+            directory.mkdir()
         elif how == "another's":
-            commit(run, CHECKPOINT, 7).directory.rename(place)
+            commit(run, CHECKPOINT, 7).directory.rename(directory)
         elif how == "a file":
-            place.write_bytes(b"?")
+            directory.write_bytes(b"?")
         else:
-            place.symlink_to(units[0].directory)
+            directory.symlink_to(units[0].directory)
     damage(units[1])
     with caplog.at_level(logging.WARNING):
         assert run.newest_checkpoint() == units[0]
@@ -135,14 +135,14 @@ def test_the_newest_checkpoint_that_is_whole_is_found_and_the_log_names_the_othe
     assert "checkpoints/00005/data" in caplog.text
 
 
-def test_if_every_checkpoint_is_broken_the_newest_is_named(run: StoredRun) -> None:
+def test_newest_damaged_checkpoint_is_named_if_all_are(run: StoredRun) -> None:
     for cycle in (1, 2):
         damage(commit(run, CHECKPOINT, cycle))
     with pytest.raises(StorageError, match=r"00002/data"):
         run.newest_checkpoint()
 
 
-def test_without_a_checkpoint_that_is_told(run: StoredRun) -> None:
+def test_missing_checkpoint_is_reported(run: StoredRun) -> None:
     with pytest.raises(StorageError, match=r"has no checkpoint; start a new run"):
         run.newest_checkpoint()
 
@@ -155,7 +155,7 @@ def test_foreign_entries_do_not_hide_the_newest_checkpoint(run: StoredRun) -> No
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_pruning_keeps_the_newest_cycles_of_every_kind(run: StoredRun, keep: int) -> None:
+def test_prune_keeps_the_newest_cycles_of_every_kind(run: StoredRun, keep: int) -> None:
     for kind in KINDS:
         for cycle in range(0 if kind == CHECKPOINT else 1, 6):
             commit(run, kind, cycle)
@@ -170,7 +170,7 @@ def test_pruning_keeps_the_newest_cycles_of_every_kind(run: StoredRun, keep: int
     assert list(run.settings.staging(run.run_id).iterdir()) == []
 
 
-def test_pruning_keeps_experience_that_the_kept_checkpoints_need_to_go_on(run: StoredRun) -> None:
+def test_prune_keeps_experience_for_the_replay_memory(run: StoredRun) -> None:
     for kind in KINDS:
         for cycle in range(0 if kind == CHECKPOINT else 1, 8):
             commit(run, kind, cycle)
@@ -178,7 +178,7 @@ def test_pruning_keeps_experience_that_the_kept_checkpoints_need_to_go_on(run: S
     assert [sorted(run.cycles(kind)) for kind in KINDS] == [[4, 5, 6, 7], [6, 7], [6, 7]]
 
 
-def test_the_units_of_shards_are_of_kinds_of_their_own_and_pruned_alike(run: StoredRun) -> None:
+def test_shards_have_their_own_kinds_and_are_pruned_alike(run: StoredRun) -> None:
     assert run.kinds(*KINDS) == list(KINDS)
     run = replace(run, shards=2)
     kinds = run.kinds(*KINDS)
@@ -190,5 +190,5 @@ def test_the_units_of_shards_are_of_kinds_of_their_own_and_pruned_alike(run: Sto
     assert [sorted(run.cycles(kind)) for kind in kinds] == [[2, 3], [2, 3], [3], [3], [3]]
 
 
-def test_pruning_before_there_is_anything_is_no_error(run: StoredRun) -> None:
+def test_prune_of_an_empty_run_does_nothing(run: StoredRun) -> None:
     prune_old_cycles(run, 5, 2)

@@ -16,9 +16,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DQN_REPLAY", raising=False)
 
 
-def test_the_home_is_the_one_named_and_is_created_when_first_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_home_is_created_at_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", str(tmp_path / "a" / "new home"))
     settings = Settings.from_environment()
     assert settings.home == tmp_path / "a" / "new home"
@@ -27,15 +25,13 @@ def test_the_home_is_the_one_named_and_is_created_when_first_used(
     assert settings.tracking_uri == f"sqlite:///{tmp_path}/a/new home/mlflow.db"
 
 
-def test_the_same_environment_is_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_same_environment_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", str(tmp_path))
     assert Settings.from_environment() == Settings.from_environment()
     assert hash(Settings.from_environment()) == hash(Settings.from_environment())
 
 
-def test_a_relative_home_is_of_the_working_directory_and_stays_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_home_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DQN_HOME", "here")
     settings = Settings.from_environment()
@@ -44,16 +40,14 @@ def test_a_relative_home_is_of_the_working_directory_and_stays_there(
     assert settings.home.is_dir()
 
 
-def test_a_tilde_is_the_home_of_the_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DQN_HOME", "~/games")
     assert Settings.from_environment().home == tmp_path / "games"
 
 
 @pytest.mark.parametrize("unset", [None, ""])
-def test_without_a_name_the_home_is_in_the_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unset: str | None
-) -> None:
+def test_default_home_is_in_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unset: str | None) -> None:
     if unset is not None:
         monkeypatch.setenv("DQN_HOME", unset)
     (tmp_path / "pyproject.toml").touch()
@@ -61,20 +55,18 @@ def test_without_a_name_the_home_is_in_the_checkout(
     assert Settings.from_environment().home == tmp_path / "dqn-home"
 
 
-def test_installed_without_a_checkout_the_home_is_in_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_home_without_checkout_is_in_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.settings, "_CHECKOUT", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     assert Settings.from_environment().home == tmp_path / "dqn-home"
 
 
-def test_the_checkout_is_where_this_project_is() -> None:
+def test_checkout_is_the_root_of_this_project() -> None:
     assert (storage.settings._CHECKOUT / "storage" / "settings.py").is_file()
     assert (storage.settings._CHECKOUT / "pyproject.toml").is_file()
 
 
-def test_another_tracking_store_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_uri_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert Settings.from_environment().tracking_uri == "http://127.0.0.1:5000"
@@ -82,9 +74,7 @@ def test_another_tracking_store_can_be_named(tmp_path: Path, monkeypatch: pytest
     assert Settings.from_environment().tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_experience_is_in_the_home_unless_another_place_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replay_is_in_the_home_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", str(tmp_path / "my home"))
     assert Settings.from_environment().replay == (tmp_path / "my home" / "replay").as_uri()
     for url, replay in {
@@ -104,11 +94,11 @@ def test_experience_is_in_the_home_unless_another_place_is_named(
     [
         ("gs://bucket/x", "scheme gs is unknown"),
         ("http://me:secret@host/bucket", "scheme http is unknown"),
-        ("replay", "no directory"),
-        ("file://replay", "no directory"),
-        ("file://host/replay", "no directory"),
-        ("file:///replay?x=1", "no directory"),
-        ("file://[replay", "no URL"),
+        ("replay", "not a directory"),
+        ("file://replay", "not a directory"),
+        ("file://host/replay", "not a directory"),
+        ("file:///replay?x=1", "not a directory"),
+        ("file://[replay", "not a URL"),
         ("s3:bucket", "no bucket"),
         ("s3://", "no bucket"),
         ("s3:///prefix", "no bucket"),
@@ -119,9 +109,7 @@ def test_experience_is_in_the_home_unless_another_place_is_named(
         ("s3://bucket/a?b", "cannot be used"),
     ],
 )
-def test_what_is_no_place_for_experience_is_told_with_what_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, told: str
-) -> None:
+def test_invalid_replay_url_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, told: str) -> None:
     monkeypatch.setenv("DQN_HOME", str(tmp_path))
     monkeypatch.setenv("DQN_REPLAY", url)
     with pytest.raises(ValueError, match=r"^DQN_REPLAY is ") as raised:
@@ -131,9 +119,7 @@ def test_what_is_no_place_for_experience_is_told_with_what_is(
     assert "\n" not in said and "secret" not in said
 
 
-def test_a_directory_for_experience_that_cannot_be_made_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replay_directory_that_cannot_be_created_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", str(tmp_path))
     (tmp_path / "file").write_text("precious")
     monkeypatch.setenv("DQN_REPLAY", f"file://{tmp_path}/file/below")
@@ -152,24 +138,24 @@ def test_a_directory_for_experience_that_cannot_be_made_is_told(
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],
 )
-def test_a_password_is_not_shown(tmp_path: Path, uri: str, shown: str | None) -> None:
+def test_password_is_not_shown(tmp_path: Path, uri: str, shown: str | None) -> None:
     said = without_password(uri)
     assert said == (shown or "postgresql://host/runs?user=me&password=***&sslmode=require")
     assert "secret" not in Settings(home=tmp_path, tracking_uri=uri).mlflow_address
 
 
-def test_every_place_is_below_the_home_and_no_two_are_one(tmp_path: Path) -> None:
+def test_directories_are_distinct_and_below_the_home(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, tracking_uri="sqlite://")
-    places = [settings.artifacts("Breakout"), settings.artifacts("Pong")]
-    places += [of(run) for of in (settings.cache, settings.staging, settings.lock) for run in ("a1", "b2")]
-    assert all(place.is_relative_to(tmp_path) for place in places)
-    assert len(set(places)) == 8
-    for place in places:
-        assert not any(other.is_relative_to(place) for other in places if other != place)
+    directories = [settings.artifacts("Breakout"), settings.artifacts("Pong")]
+    directories += [of(run) for of in (settings.cache, settings.staging, settings.lock) for run in ("a1", "b2")]
+    assert all(directory.is_relative_to(tmp_path) for directory in directories)
+    assert len(set(directories)) == 8
+    for directory in directories:
+        assert not any(other.is_relative_to(directory) for other in directories if other != directory)
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "file/below/it"])
-def test_a_home_that_cannot_be_created_is_told_by_name(
+def test_home_that_cannot_be_created_is_refused_with_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     (tmp_path / "file").write_text("precious")
@@ -181,20 +167,20 @@ def test_a_home_that_cannot_be_created_is_told_by_name(
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_home_that_cannot_be_written_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Path("/proc") / str(os.getpid()) / "task"  # not even the superuser can write there
-    monkeypatch.setenv("DQN_HOME", str(place))
-    with pytest.raises(OSError, match=rf"DQN_HOME {place} cannot be written"):
+def test_home_that_cannot_be_written_is_refused_with_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    unwritable = Path("/proc") / str(os.getpid()) / "task"  # not even the superuser can write there
+    monkeypatch.setenv("DQN_HOME", str(unwritable))
+    with pytest.raises(OSError, match=rf"DQN_HOME {unwritable} cannot be written"):
         Settings.from_environment()
 
 
-def test_a_home_with_a_question_mark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_with_a_question_mark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", str(tmp_path / "what?" / "home"))
     with pytest.raises(OSError, match="question mark"):
         Settings.from_environment()
 
 
-def test_a_home_of_a_person_who_does_not_exist_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_of_an_unknown_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DQN_HOME", "~nobody-of-that-name/dqn")
     with pytest.raises(OSError, match=r"DQN_HOME ~nobody-of-that-name/dqn"):
         Settings.from_environment()

@@ -46,7 +46,7 @@ def history(tracking: Tracking, run: Run) -> list[tuple[str, int, int, float]]:
 # ---------------------------------------------------------------- a new run
 
 
-def test_a_run_has_its_whole_configuration(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_run_has_its_whole_config_as_params(tracking: Tracking, start: Callable[..., Run]) -> None:
     config = make_config("tutorial", {"lanes": 3, "seed": 2**62})
     params = tracking.get_run(start(config=config).info.run_id).data.params
     assert params == {name: str(value) for name, value in config.model_dump(mode="json").items()}
@@ -54,7 +54,7 @@ def test_a_run_has_its_whole_configuration(tracking: Tracking, start: Callable[.
     assert make_config("fast", params) == config
 
 
-def test_a_run_has_a_name_its_versions_and_its_tags(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_run_has_its_name_versions_and_tags(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = tracking.get_run(start("my run", **{"dqn.preset": "tutorial"}).info.run_id)
     assert run.info.run_name == "my run"
     assert run.info.status == "RUNNING"
@@ -63,33 +63,29 @@ def test_a_run_has_a_name_its_versions_and_its_tags(tracking: Tracking, start: C
     assert {"version.dqn", "version.python", "version.torch", "machine"} <= run.data.tags.keys()
 
 
-def test_a_run_without_a_name_gets_one(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_run_without_a_name_gets_one(tracking: Tracking, start: Callable[..., Run]) -> None:
     assert start().info.run_name
 
 
-def test_runs_of_one_game_share_an_experiment_with_its_artifacts_in_the_home(
-    tracking: Tracking, start: Callable[..., Run], home: Path
-) -> None:
+def test_runs_of_one_game_share_an_experiment(tracking: Tracking, start: Callable[..., Run], home: Path) -> None:
     games = ["ALE/Breakout-v5", "Breakout-v0", "ALE/Pong-v5"]
     runs = [start(config=make_config("fast", {"game": game})) for game in games]
     experiments = [tracking.client.get_experiment(run.info.experiment_id).name for run in runs]
     assert experiments == ["Breakout", "Breakout", "Pong"]
-    places = [tracking.artifacts_of(run) for run in runs]
-    assert places[0] == (home / "artifacts" / "Breakout" / runs[0].info.run_id / "artifacts").as_uri()
-    assert len(set(places)) == 3
+    locations = [tracking.artifacts_of(run) for run in runs]
+    assert locations[0] == (home / "artifacts" / "Breakout" / runs[0].info.run_id / "artifacts").as_uri()
+    assert len(set(locations)) == 3
 
 
-@pytest.mark.parametrize("place", ["gs://bucket/run", "mlflow-artifacts:/0/x/artifacts"])
-def test_artifacts_elsewhere_are_refused_in_one_line_that_says_what_to_do(
-    tracking: Tracking, start: Callable[..., Run], place: str
-) -> None:
+@pytest.mark.parametrize("location", ["gs://bucket/run", "mlflow-artifacts:/0/x/artifacts"])
+def test_unsupported_artifact_location_is_refused(tracking: Tracking, start: Callable[..., Run], location: str) -> None:
     run = start()
-    run.info._artifact_uri = place
-    with pytest.raises(StorageError, match=rf"{run.info.run_id} are at {place}; .*artifact location"):
+    run.info._artifact_uri = location
+    with pytest.raises(StorageError, match=rf"{run.info.run_id} are at {location}; .*artifact location"):
         tracking.artifacts_of(run)
 
 
-def test_a_place_for_artifacts_may_be_a_plain_path(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_artifact_location_may_be_a_plain_path(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start()
     run.info._artifact_uri = "/data/artifacts"
     assert tracking.artifacts_of(run) == "/data/artifacts"
@@ -101,7 +97,7 @@ def test_a_place_for_artifacts_may_be_a_plain_path(tracking: Tracking, start: Ca
 ODD = [Metric("odd", 1, math.inf), Metric("odd", 2, -math.inf), Metric("odd", 3, 1e-320), Metric("odd", 4, -0.0)]
 
 
-def test_publishing_twice_changes_nothing(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_publish_is_idempotent(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start()
     metrics = [Metric(f"score/{name}", 10 * step, step / 3) for name in ("a", "b") for step in range(40)] + ODD
     unit = unit_of(metrics, {"sweep": 1234.5})
@@ -113,15 +109,13 @@ def test_publishing_twice_changes_nothing(tracking: Tracking, start: Callable[..
     assert len(once) == len(metrics) + 1
 
 
-def test_every_metric_is_published_at_its_step_with_the_time_of_its_unit(
-    tracking: Tracking, start: Callable[..., Run]
-) -> None:
+def test_metrics_have_the_step_and_the_time_of_their_unit(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start()
     tracking.publish(run.info.run_id, unit_of([Metric("loss", 64, 0.5), Metric("loss", 128, 0.25)], created_ms=123_456))
     assert history(tracking, run) == [("loss", 64, 123_456, 0.5), ("loss", 128, 123_456, 0.25)]
 
 
-def test_a_metric_that_is_no_number_is_published_once(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_nan_is_published_once(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start()
     for _ in range(2):
         tracking.publish(run.info.run_id, unit_of([Metric("loss", 1, math.nan)]))
@@ -130,14 +124,16 @@ def test_a_metric_that_is_no_number_is_published_once(tracking: Tracking, start:
 
 
 @pytest.mark.parametrize("count", [1000, 1001])
-def test_as_many_metrics_as_there_are_are_published(tracking: Tracking, start: Callable[..., Run], count: int) -> None:
+def test_all_metrics_of_several_batches_are_published(
+    tracking: Tracking, start: Callable[..., Run], count: int
+) -> None:
     run = start()
     for _ in range(2):
         tracking.publish(run.info.run_id, unit_of([Metric("score", step, step) for step in range(count)]))
     assert [(step, value) for _, step, _, value in history(tracking, run)] == [(step, step) for step in range(count)]
 
 
-def test_publishing_that_broke_off_is_completed_by_publishing_again(
+def test_interrupted_publish_is_completed_by_the_next(
     tracking: Tracking, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, unit = start(), unit_of([Metric("score", step, step) for step in range(1500)])
@@ -158,7 +154,7 @@ def test_publishing_that_broke_off_is_completed_by_publishing_again(
     assert [step for _, step, _, _ in history(tracking, run)] == list(range(1500))
 
 
-def test_units_publish_side_by_side(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_metrics_of_several_units_are_published(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start()
     units = [unit_of([Metric("loss", cycle, cycle)], created_ms=1_000 + cycle) for cycle in range(3)]
     for unit in [*units, *units]:
@@ -172,7 +168,7 @@ def test_speeds_are_published_at_the_last_step_of_the_unit(tracking: Tracking, s
     assert ("speed/sweep", 7, 1_700_000_000_000, 9.5) in history(tracking, run)
 
 
-def test_a_unit_without_metrics_publishes_nothing(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_unit_without_metrics_publishes_nothing(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start()
     tracking.publish(run.info.run_id, unit_of([]))
     tracking.publish(run.info.run_id, replace(unit_of([]), made={"created_ms": 1}))
@@ -182,14 +178,14 @@ def test_a_unit_without_metrics_publishes_nothing(tracking: Tracking, start: Cal
 # ---------------------------------------------------------------- finding runs
 
 
-def test_without_runs_none_is_found_and_the_store_is_named(tracking: Tracking, home: Path) -> None:
+def test_find_run_names_the_store_if_there_are_no_runs(tracking: Tracking, home: Path) -> None:
     assert tracking.runs() == []
     for wanted in ("latest", "any"):
         with pytest.raises(ValueError, match=rf"no run '{wanted}': there are no runs yet in sqlite:.*mlflow\.db"):
             tracking.find_run(wanted)
 
 
-def test_a_run_is_found_by_id_by_the_beginning_of_it_and_by_name(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_run_is_found_by_id_beginning_of_id_and_name(tracking: Tracking, start: Callable[..., Run]) -> None:
     runs = [start("first"), start("second"), start("third")]
     for run in runs:
         for wanted in (run.info.run_id, run.info.run_id[:6], run.info.run_id[:20], run.info.run_name):
@@ -203,41 +199,39 @@ def test_latest_is_the_newest_run(tracking: Tracking, start: Callable[..., Run])
     assert [run.info.run_name for run in tracking.runs()] == ["third", "second", "first"]
 
 
-def test_too_short_a_beginning_is_no_run(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_run_is_not_found_by_a_short_beginning_of_its_id(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start("first")
     for wanted in (run.info.run_id[:5], "", run.info.run_id[1:], run.info.run_id + "0"):
         with pytest.raises(ValueError, match="no run"):
             tracking.find_run(wanted)
 
 
-def test_near_matches_are_named(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_find_run_names_near_matches(tracking: Tracking, start: Callable[..., Run]) -> None:
     start("breakout-baseline")
     start("pong")
     with pytest.raises(ValueError, match=r"no run 'breakuot-baseline'; did you mean breakout-baseline\?$"):
         tracking.find_run("breakuot-baseline")
 
 
-def test_without_a_near_match_the_list_is_named(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_find_run_names_the_list_without_a_near_match(tracking: Tracking, start: Callable[..., Run]) -> None:
     start("pong")
     with pytest.raises(ValueError, match=r"no run 'zzzzzzzzzz'; `dqn runs` lists them"):
         tracking.find_run("zzzzzzzzzz")
 
 
-def test_an_ambiguous_name_is_told_with_the_ids(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_ambiguous_name_is_refused_with_the_ids(tracking: Tracking, start: Callable[..., Run]) -> None:
     ids = {start("twin").info.run_id for _ in range(2)}
     with pytest.raises(ValueError, match=r"2 runs are called 'twin'; give one of the ids: ") as raised:
         tracking.find_run("twin")
     assert all(run_id in str(raised.value) for run_id in ids)
 
 
-def test_a_name_that_looks_like_an_id_is_found_where_no_id_begins_so(
-    tracking: Tracking, start: Callable[..., Run]
-) -> None:
+def test_name_that_looks_like_an_id_is_found(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start("0123456789abcdef0123456789abcdef")
     assert tracking.find_run(run.info.run_name).info.run_id == run.info.run_id
 
 
-def test_runs_of_others_and_deleted_runs_are_not_ours(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_foreign_and_deleted_runs_are_not_listed(tracking: Tracking, start: Callable[..., Run]) -> None:
     ours, deleted = start("ours"), start("deleted")
     tracking.client.create_run(ours.info.experiment_id, run_name="evaluation", tags={MARK: "evaluate"})
     tracking.client.create_run("0", run_name="somebody else's")
@@ -247,7 +241,7 @@ def test_runs_of_others_and_deleted_runs_are_not_ours(tracking: Tracking, start:
         tracking.find_run("evaluation")
 
 
-def test_runs_beyond_one_page_are_found(
+def test_runs_of_several_pages_are_found(
     tracking: Tracking, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [start().info.run_id for _ in range(5)]
@@ -256,7 +250,7 @@ def test_runs_beyond_one_page_are_found(
     assert [run.info.run_id for run in tracking.runs()] == ids[::-1]
 
 
-def test_the_run_of_a_flow_is_found_by_any_of_its_flow_runs(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_run_is_found_by_any_of_its_flow_runs(tracking: Tracking, start: Callable[..., Run]) -> None:
     start("other", **{FLOW_RUN: "f-10"})
     run = start("ours", **{FLOW_RUN: "f-1 f-2"})
     for flow_run_id in ("f-1", "f-2"):
@@ -278,7 +272,7 @@ def test_tags_are_set_and_replaced(tracking: Tracking, start: Callable[..., Run]
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_that_is_over_can_run_again(tracking: Tracking, start: Callable[..., Run], status: str) -> None:
+def test_ended_run_can_run_again(tracking: Tracking, start: Callable[..., Run], status: str) -> None:
     run_id = start().info.run_id
     tracking.set_status(run_id, status)
     run = tracking.get_run(run_id)
@@ -287,7 +281,7 @@ def test_a_run_that_is_over_can_run_again(tracking: Tracking, start: Callable[..
     assert tracking.get_run(run_id).info.status == "RUNNING"
 
 
-def test_another_process_sees_what_was_stored(tracking: Tracking, start: Callable[..., Run]) -> None:
+def test_another_process_reads_what_was_logged(tracking: Tracking, start: Callable[..., Run]) -> None:
     run = start("stored")
     tracking.publish(run.info.run_id, unit_of([Metric("loss", 1, 0.5)]))
     again = Tracking(tracking.settings)
@@ -295,26 +289,26 @@ def test_another_process_sees_what_was_stored(tracking: Tracking, start: Callabl
     assert isinstance(again.client, MlflowClient) and again.client is not tracking.client
 
 
-def test_a_store_of_an_unknown_kind_is_told_in_one_line(tmp_path: Path) -> None:
+def test_unknown_kind_of_store_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"the MLflow store nonsense://x cannot be used: .") as raised:
         Tracking(Settings(home=tmp_path, tracking_uri="nonsense://x"))
     assert "\n" not in str(raised.value)
 
 
-def test_a_database_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
+def test_invalid_database_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"?" * 5000)
     with pytest.raises(StorageError, match=r"mlflow\.db cannot be used: .") as raised:
         Tracking(Settings(home=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
     assert "\n" not in str(raised.value)
 
 
-def test_a_database_that_is_a_directory_is_told_at_once(tmp_path: Path) -> None:
+def test_directory_in_place_of_the_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
     with pytest.raises(StorageError, match=r"mlflow\.db cannot be used: unable to open"):
         Tracking(Settings(home=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
 
 
-def test_a_server_that_does_not_answer_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9 does not answer .*MLFLOW_TRACKING_URI"):
         Tracking(Settings(home=tmp_path, tracking_uri="http://127.0.0.1:9"))

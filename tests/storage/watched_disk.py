@@ -1,4 +1,4 @@
-"""A disk that is watched at every operation on files, and the commit that is watched on it."""
+"""A model of a disk that observes every operation on files, and a commit for tests with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
 from storage.units.unit import EXPERIENCE, open_unit
 
-Act = Callable[[int, str], None]  # is told the number and the name of every operation before it is done
+Act = Callable[[int, str], None]  # called with the number and the name of every operation before it runs
 
 CHANGES = {"open to write", "write", "write the rest", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir"}
 NEEDS_ROOM = {"open to write", "write", "write the rest", "fsync", "mkdir", "rename", "replace"}
@@ -30,14 +30,14 @@ REAL = {name: getattr(os, name) for name in CALLS}
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: every later operation raises it as well."""
+    """Simulates the end of the process: every later operation raises it as well."""
 
 
 class Disk:
-    """Sees every operation on files in `watching`, and knows what of `root` a power loss would leave.
+    """Observes every operation on files in `watching`, and models what of `root` survives a power loss.
 
-    What an fsync reported is durable: the bytes of that file, or the names in that directory. All
-    else may be there or not after a power loss, each name and each file for itself.
+    An fsync makes durable the bytes of its file, or the names in its directory. Everything else may or may not
+    survive a power loss, each name and each file independently.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,9 +45,9 @@ class Disk:
         self.trace: list[str] = []
         self.ignored_fsync: int | None = None
         self._act: Act = lambda index, name: None
-        self._within = threading.local()  # this class looks at files as well, and must not see itself
+        self._within = threading.local()  # set while this class itself accesses files
         self._lock = threading.RLock()
-        self._numbers: dict[int, int] = {}  # of what each inode holds now; inodes are used again
+        self._numbers: dict[int, int] = {}  # one for each file, because inodes are reused
         self._folders: set[int] = set()
         self._count = 0
         self._durable_names, self._durable_bytes = self._live()
@@ -71,7 +71,7 @@ class Disk:
             self._act(len(self.trace) - 1, name)
 
     def after_power_loss(self, to: Path, pick: Callable[[list[Any]], Any]) -> Path:
-        """Write to `to` what may be found afterwards; `pick` gets [what is durable, what was there, …]."""
+        """Write a possible state after a power loss to `to`; `pick` chooses from [durable, as programs see it, …]."""
         with self._unwatched():
             shutil.rmtree(to, ignore_errors=True)
             names, contents = self._live()
@@ -146,7 +146,7 @@ class Disk:
             return {entry.name: self._numbers[entry.inode()] for entry in entries}
 
     def _look(self) -> None:
-        """Number what is new, and forget the inodes of what is gone."""
+        """Number new files, and forget the inodes of removed ones."""
         seen = {os.lstat(self.root).st_ino: True}
         folders = [str(self.root)]
         while folders:
@@ -190,7 +190,7 @@ class Disk:
 
 
 class WatchedFile(io.FileIO):
-    """A file whose writes come in two halves, so that what happens between them tears them."""
+    """A file that splits every write in two, so that a fault between them leaves a torn write."""
 
     def __init__(self, disk: Disk, file: Any, mode: str) -> None:
         super().__init__(file, mode)
@@ -213,17 +213,17 @@ class WatchedFile(io.FileIO):
         return super().readall()
 
 
-# ---------------------------------------------------------------- the commit that is watched
+# ---------------------------------------------------------------- a commit
 
 OLD, NEW = b"old " * 99, b"new " * 100
 
 
-def place(root: Path) -> LocalUnitStore:
+def store_in(root: Path) -> LocalUnitStore:
     return LocalUnitStore(root / "replay" / "run" / "experience", root / "staging" / "run")
 
 
 def commit(root: Path, cycle: int = 2, data: bytes = NEW) -> None:
-    with committing(place(root), kind=EXPERIENCE, cycle=cycle, inputs={}, made_by={}) as draft:
+    with committing(store_in(root), kind=EXPERIENCE, cycle=cycle, inputs={}, made_by={}) as draft:
         (draft.directory / "table").write_bytes(data)
         below = draft.directory / "array" / "c"
         below.mkdir(parents=True)
@@ -232,7 +232,7 @@ def commit(root: Path, cycle: int = 2, data: bytes = NEW) -> None:
 
 
 def state(root: Path, cycle: int = 2) -> str:
-    """Which unit there is: none, old, new, or what is wrong with it."""
+    """The committed unit: none, old, new, or an error."""
     try:
         unit = open_unit(root / "replay" / "run" / "experience" / f"{cycle:05d}")
     except CorruptUnitError as error:
@@ -245,8 +245,8 @@ def state(root: Path, cycle: int = 2) -> str:
 
 
 def strays(root: Path) -> list[str]:
-    """What is neither part of a unit nor cleared when the next writer begins."""
-    place(root).clear_staging()
+    """Files that belong to no unit and that the next writer does not remove."""
+    store_in(root).clear_staging()
     folders = ["replay", "replay/run", "replay/run/experience", "staging"]
     units = [f"replay/run/experience/{cycle:05d}" for cycle in (1, 2)]
     found = {path.relative_to(root).as_posix() for path in root.rglob("*")} - {*folders, *units}
@@ -254,7 +254,7 @@ def strays(root: Path) -> list[str]:
 
 
 class Scene:
-    """A home before the watched commit: empty, with the unit of another cycle, or with one to be replaced."""
+    """A home before the tested commit: empty, with the unit of another cycle, or with a unit to be replaced."""
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
@@ -284,5 +284,5 @@ class Scene:
 
 
 def worst(options: list[Any]) -> Any:
-    """Nothing is left but what is durable."""
+    """Only what is durable survives."""
     return options[0]

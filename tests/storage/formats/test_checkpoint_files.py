@@ -43,14 +43,14 @@ def written(tmp_path: Path, make_checkpoint: Make) -> Path:
     return tmp_path
 
 
-def test_a_checkpoint_comes_back_as_it_was_written(written: Path, make_checkpoint: Make, same: Same) -> None:
+def test_read_checkpoint_equals_written_checkpoint(written: Path, make_checkpoint: Make, same: Same) -> None:
     assert sorted(path.name for path in written.iterdir()) == FILES
     assert same(read_checkpoint(written), make_checkpoint())
     assert read_metadata(written) == make_checkpoint().metadata
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_first_checkpoint_of_a_run_comes_back(tmp_path: Path, same: Same, preset: str) -> None:
+def test_first_checkpoint_of_a_run_is_restored(tmp_path: Path, same: Same, preset: str) -> None:
     config = make_config(preset, {"lanes": 2, "network": "nature"})
     checkpoint = first_checkpoint(config, ["NOOP", "FIRE"])
     write_checkpoint(tmp_path, checkpoint)
@@ -60,7 +60,7 @@ def test_the_first_checkpoint_of_a_run_comes_back(tmp_path: Path, same: Same, pr
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 )
-def test_tensors_of_any_type_and_shape_come_back(
+def test_tensors_of_any_type_and_shape_are_restored(
     tmp_path: Path, make_checkpoint: Make, same: Same, dtype: torch.dtype
 ) -> None:
     shapes: list[tuple[int, ...]] = [(), (1,), (0,), (3, 4), (2, 0, 3)]
@@ -70,7 +70,7 @@ def test_tensors_of_any_type_and_shape_come_back(
     assert same(read_checkpoint(tmp_path), checkpoint)
 
 
-def test_numbers_that_are_no_numbers_come_back(tmp_path: Path, make_checkpoint: Make) -> None:
+def test_nan_and_other_special_numbers_are_restored(tmp_path: Path, make_checkpoint: Make) -> None:
     odd = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-45])
     write_checkpoint(tmp_path, replace(make_checkpoint(), weights={"w": odd}))
     read = read_checkpoint(tmp_path).weights["w"]
@@ -95,7 +95,7 @@ counts = st.integers(0, 2**62)
     st.lists(st.floats(allow_nan=False), max_size=5),
     st.lists(st.text(max_size=9), max_size=5),
 )
-def test_any_lanes_counters_scores_and_names_come_back(
+def test_any_lanes_counters_scores_and_names_are_restored(
     make_checkpoint: Make,
     same: Same,
     lanes: list[LaneHistory],
@@ -111,23 +111,25 @@ def test_any_lanes_counters_scores_and_names_come_back(
         assert same(read_checkpoint(Path(directory)), checkpoint)
 
 
-def test_the_same_checkpoint_written_twice_is_the_same_bytes_and_unit(tmp_path: Path, make_checkpoint: Make) -> None:
+def test_equal_checkpoints_make_equal_files_and_units(tmp_path: Path, make_checkpoint: Make) -> None:
     digests, contents = set(), set()
     for name in ("one", "other"):
         checkpoint = make_checkpoint()
-        if name == "other":  # the order in which tensors were named is no difference
+        if name == "other":  # the order of the tensors makes no difference
             checkpoint = replace(checkpoint, weights=dict(reversed(checkpoint.weights.items())))
-        place = tmp_path / name
-        with committing(LocalUnitStore(place, place / "s"), kind=CHECKPOINT, cycle=1, inputs={}, made_by={}) as draft:
+        directory = tmp_path / name
+        with committing(
+            LocalUnitStore(directory, directory / "s"), kind=CHECKPOINT, cycle=1, inputs={}, made_by={}
+        ) as draft:
             write_checkpoint(draft.directory, checkpoint)
             contents.add(tuple((draft.directory / file).read_bytes() for file in FILES))
-        unit = open_unit(place / "00001")
+        unit = open_unit(directory / "00001")
         assert unit is not None
         digests.add(unit.digest)
     assert len(contents) == len(digests) == 1
 
 
-def test_another_checkpoint_is_other_bytes(tmp_path: Path, make_checkpoint: Make) -> None:
+def test_different_checkpoints_make_different_files(tmp_path: Path, make_checkpoint: Make) -> None:
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
         write_checkpoint(tmp_path / str(seed), make_checkpoint(seed))
@@ -152,7 +154,7 @@ def files_limited_to(count: int) -> Iterator[None]:
         ("weights.safetensors", 4_000),
     ],
 )
-def test_a_disk_that_takes_no_more_is_an_os_error_and_nothing_is_published(
+def test_full_disk_is_an_os_error_and_publishes_nothing(
     tmp_path: Path, make_checkpoint: Make, full_at: str, room: int
 ) -> None:
     checkpoint = replace(make_checkpoint(), weights={"w": torch.ones(10_000)})
@@ -175,12 +177,12 @@ def test_a_disk_that_takes_no_more_is_an_os_error_and_nothing_is_published(
     assert list((tmp_path / "s").iterdir()) == []
 
 
-# ---------------------------------------------------------------- files that are not what they should be
+# ---------------------------------------------------------------- files with other content
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("data", [None, b"", b"\0" * 8, b"\xff" * 100, b"[]", b"{}", b"null", b'{"a": 1}', b"{" * 9])
-def test_a_file_of_nonsense_is_corrupt(written: Path, name: str, data: bytes | None) -> None:
+def test_file_of_other_bytes_is_corrupt(written: Path, name: str, data: bytes | None) -> None:
     (written / name).unlink()
     if data is not None:
         (written / name).write_bytes(data)
@@ -189,21 +191,21 @@ def test_a_file_of_nonsense_is_corrupt(written: Path, name: str, data: bytes | N
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_directory_in_place_of_a_file_is_corrupt(written: Path, name: str) -> None:
+def test_directory_in_place_of_a_file_is_corrupt(written: Path, name: str) -> None:
     (written / name).unlink()
     (written / name).mkdir()
     with pytest.raises(CorruptUnitError, match=str(written)):
         read_checkpoint(written)
 
 
-def test_nesting_without_end_is_corrupt(written: Path) -> None:
+def test_deeply_nested_json_is_corrupt(written: Path) -> None:
     (written / "checkpoint.json").write_text("[" * 100_000)
     with pytest.raises(CorruptUnitError, match=str(written)):
         read_metadata(written)
 
 
 @pytest.mark.parametrize("field", ["config", "action_names", "counters", "recent_scores"])
-def test_a_missing_fact_is_named(written: Path, field: str) -> None:
+def test_missing_metadata_is_named(written: Path, field: str) -> None:
     metadata = json.loads((written / "checkpoint.json").read_bytes())
     del metadata[field]
     (written / "checkpoint.json").write_text(json.dumps(metadata))
@@ -211,7 +213,7 @@ def test_a_missing_fact_is_named(written: Path, field: str) -> None:
         read_metadata(written)
 
 
-def changed_facts(directory: Path, **changes: object) -> None:
+def change_metadata(directory: Path, **changes: object) -> None:
     metadata = json.loads((directory / "checkpoint.json").read_bytes())
     (directory / "checkpoint.json").write_text(json.dumps(metadata | changes))
 
@@ -219,26 +221,24 @@ def changed_facts(directory: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("lanes", 0), ("lanes", "many"), ("discount", 2), ("sweep", "sideways"), ("unheard_of", 1)]
 )
-def test_a_configuration_out_of_range_is_corrupt_and_the_field_is_named(
-    written: Path, field: str, value: object
-) -> None:
+def test_config_out_of_range_is_corrupt_and_names_the_field(written: Path, field: str, value: object) -> None:
     config = json.loads((written / "checkpoint.json").read_bytes())["config"]
-    changed_facts(written, config=config | {field: value})
+    change_metadata(written, config=config | {field: value})
     with pytest.raises(CorruptUnitError, match=rf"checkpoint\.json: {field}: "):
         read_metadata(written)
 
 
 @pytest.mark.parametrize("game", ["x/../../../outside-v0", "os:Path-v0", "CartPole-v1", ""])
-def test_a_game_that_is_none_is_corrupt_before_anything_is_named_or_imported_after_it(written: Path, game: str) -> None:
+def test_unknown_game_is_corrupt_and_not_imported(written: Path, game: str) -> None:
     config = json.loads((written / "checkpoint.json").read_bytes())["config"]
-    changed_facts(written, config=config | {"game": game})
+    change_metadata(written, config=config | {"game": game})
     with pytest.raises(CorruptUnitError, match=r"checkpoint\.json .*unknown game"):
         read_metadata(written)
 
 
 @pytest.mark.parametrize("value", [None, 3, "x", [], {"cycle": 1, "more": 2}])
-def test_counters_that_are_none_are_corrupt(written: Path, value: object) -> None:
-    changed_facts(written, counters=value)
+def test_invalid_counters_are_corrupt(written: Path, value: object) -> None:
+    change_metadata(written, counters=value)
     with pytest.raises(CorruptUnitError, match=r"checkpoint\.json"):
         read_metadata(written)
 
@@ -256,8 +256,8 @@ def test_counters_that_are_none_are_corrupt(written: Path, value: object) -> Non
     ],
     ids=str,
 )
-def test_facts_of_another_type_are_corrupt(written: Path, changes: dict[str, object]) -> None:
-    changed_facts(written, **changes)
+def test_metadata_of_another_type_is_corrupt(written: Path, changes: dict[str, object]) -> None:
+    change_metadata(written, **changes)
     with pytest.raises(CorruptUnitError, match=r"checkpoint\.json"):
         read_metadata(written)
 
@@ -266,7 +266,7 @@ LANES = ["actions", "episode", "lengths", "score", "seeded_episode", "steps"]
 
 
 @pytest.mark.parametrize("name", LANES)
-def test_a_missing_part_of_the_lanes_is_named(written: Path, name: str) -> None:
+def test_missing_part_of_the_lanes_is_named(written: Path, name: str) -> None:
     lanes = safetensors.numpy.load_file(written / "lanes.safetensors")
     del lanes[name]
     safetensors.numpy.save_file(lanes, written / "lanes.safetensors")
@@ -284,7 +284,7 @@ def test_lanes_of_different_numbers_are_corrupt(written: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("what", ["actions cut off", "actions too many", "actions of another type", "negative length"])
-def test_actions_that_do_not_fit_their_lengths_are_corrupt(written: Path, what: str) -> None:
+def test_actions_of_other_lengths_are_corrupt(written: Path, what: str) -> None:
     lanes = safetensors.numpy.load_file(written / "lanes.safetensors")
     actions, lengths = lanes["actions"], lanes["lengths"]
     lanes |= {
@@ -299,7 +299,7 @@ def test_actions_that_do_not_fit_their_lengths_are_corrupt(written: Path, what: 
 
 
 class Payload:
-    """What a stranger would like to be loaded."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -310,7 +310,7 @@ class Payload:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["pickle", "torch", "numpy"])
-def test_a_pickle_in_place_of_a_file_is_corrupt_and_is_not_loaded(written: Path, name: str, how: str) -> None:
+def test_pickle_in_place_of_a_file_is_not_loaded(written: Path, name: str, how: str) -> None:
     payload, path = Payload(written / "proof"), written / name
     if how == "pickle":
         path.write_bytes(pickle.dumps(payload))
@@ -329,7 +329,7 @@ FORBIDDEN_CALLS = {"torch.load", "np.load", "numpy.load", "eval", "exec", "pd.re
 
 
 def loads_code(source: str) -> list[str]:
-    """What in a source could run code from a file."""
+    """Imports and calls of a source that could run code from a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -343,7 +343,7 @@ def loads_code(source: str) -> list[str]:
     return found
 
 
-def test_no_source_loads_a_pickle_or_runs_what_it_reads() -> None:
+def test_no_source_loads_pickles_or_runs_stored_code() -> None:
     root = Path(storage.__file__).parent.parent
     sources = [path for package in ("dqn", "storage", "tasks", "flows") for path in (root / package).glob("**/*.py")]
     assert len(sources) > 25
@@ -361,5 +361,5 @@ def test_no_source_loads_a_pickle_or_runs_what_it_reads() -> None:
         "eval(x)",
     ],
 )
-def test_the_look_at_the_sources_would_find_it(source: str) -> None:
+def test_check_of_the_sources_finds_forbidden_calls(source: str) -> None:
     assert loads_code(source)

@@ -50,7 +50,7 @@ def all_files(directory: Path) -> dict[str, bytes]:
         (501, 1, 6),
     ],
 )
-def test_experience_comes_back_as_it_was_written(
+def test_read_experience_equals_written_experience(
     tmp_path: Path, make_experience: Make, same: Same, steps: int, lanes: int, actions: int
 ) -> None:
     experience = make_experience(steps, lanes, actions)
@@ -58,7 +58,7 @@ def test_experience_comes_back_as_it_was_written(
     assert same(read_experience(tmp_path), experience)
 
 
-def test_states_of_stacked_frames_come_back(tmp_path: Path, same: Same) -> None:
+def test_states_of_stacked_frames_are_restored(tmp_path: Path, same: Same) -> None:
     experience = Experience.empty(5, 2, 4, channels=4)
     experience.states[:] = np.random.default_rng(0).integers(0, 256, experience.states.shape)
     write_experience(tmp_path, experience)
@@ -73,9 +73,7 @@ def test_experience_without_states_has_everything_else(tmp_path: Path, make_expe
     assert same(read, replace(experience, states=experience.states[:0]))
 
 
-def test_experience_without_states_is_read_without_touching_them(
-    tmp_path: Path, make_experience: Make, same: Same
-) -> None:
+def test_experience_without_states_does_not_read_their_files(tmp_path: Path, make_experience: Make, same: Same) -> None:
     experience = make_experience()
     write_experience(tmp_path, experience)
     shutil.rmtree(tmp_path / EXPERIENCE_GROUP / "states")
@@ -95,7 +93,7 @@ def test_consecutive_cycles_are_read_as_one_experience(tmp_path: Path, make_expe
     assert same(read_experiences([directories[:1]]), cycles[0])
 
 
-def test_shards_of_consecutive_cycles_are_read_as_the_experience_of_all_lanes(
+def test_shards_of_several_cycles_are_read_as_one_experience(
     tmp_path: Path, make_experience: Make, make_targets: Make, same: Same
 ) -> None:
     cycles, swept = [make_experience(steps, 9) for steps in (300, 2)], make_targets(5, 9)
@@ -119,7 +117,7 @@ def test_shards_of_consecutive_cycles_are_read_as_the_experience_of_all_lanes(
     assert same(read_all_targets(directories[0]), swept)
 
 
-def test_states_of_another_shape_are_not_read_into_a_longer_memory(tmp_path: Path, make_experience: Make) -> None:
+def test_states_of_another_shape_are_corrupt(tmp_path: Path, make_experience: Make) -> None:
     write_experience(tmp_path, make_experience(4, 2))
     states = zarr.open_group(tmp_path / EXPERIENCE_GROUP)["states"]
     states.resize((3, *states.shape[1:]))
@@ -127,7 +125,7 @@ def test_states_of_another_shape_are_not_read_into_a_longer_memory(tmp_path: Pat
         read_experiences([[tmp_path]])
 
 
-def test_extreme_values_come_back(tmp_path: Path, make_experience: Make, same: Same) -> None:
+def test_extreme_values_are_restored(tmp_path: Path, make_experience: Make, same: Same) -> None:
     odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45, 3.4e38], np.float32)
     experience = replace(
         make_experience(6, 1, 1),
@@ -139,7 +137,7 @@ def test_extreme_values_come_back(tmp_path: Path, make_experience: Make, same: S
     assert same(read_experience(tmp_path), experience)
 
 
-def test_targets_come_back_as_they_were_written(tmp_path: Path, make_targets: Make, same: Same) -> None:
+def test_read_targets_equal_written_targets(tmp_path: Path, make_targets: Make, same: Same) -> None:
     for number, size in enumerate([(1, 1, 1), (5, 2, 4), (70, 64, 18)]):
         directory = tmp_path / str(number)
         directory.mkdir()
@@ -148,7 +146,7 @@ def test_targets_come_back_as_they_were_written(tmp_path: Path, make_targets: Ma
 
 
 @pytest.mark.parametrize(("steps", "chunk", "count"), [(3, 3, 1), (7, 7, 1), (14, 7, 2), (15, 7, 3)])
-def test_states_are_stored_in_whole_steps_and_tables_in_one_chunk(
+def test_chunks_are_whole_steps_of_states_or_whole_tables(
     tmp_path: Path, make_experience: Make, steps: int, chunk: int, count: int
 ) -> None:
     write_experience(tmp_path, make_experience(steps, 64))
@@ -159,7 +157,7 @@ def test_states_are_stored_in_whole_steps_and_tables_in_one_chunk(
         assert group[name].chunks == group[name].shape
 
 
-def test_every_array_has_a_checksum_and_its_empty_chunks_are_written(tmp_path: Path) -> None:
+def test_every_array_has_checksums_and_all_its_chunks(tmp_path: Path) -> None:
     write_experience(tmp_path, Experience.empty(2, 3, 4))
     files = all_files(tmp_path)
     for field in fields(Experience):
@@ -168,23 +166,23 @@ def test_every_array_has_a_checksum_and_its_empty_chunks_are_written(tmp_path: P
         assert any(name.startswith(f"{EXPERIENCE_GROUP}/{field.name}/c.") for name in files)
 
 
-def test_identical_data_written_twice_are_identical_files_and_units(
-    tmp_path: Path, make_experience: Make, make_targets: Make
-) -> None:
+def test_equal_data_makes_equal_files_and_units(tmp_path: Path, make_experience: Make, make_targets: Make) -> None:
     units: list[Unit | None] = []
     for name in ("one", "other"):
-        place = tmp_path / name
-        with committing(LocalUnitStore(place, place / "s"), kind=EXPERIENCE, cycle=1, inputs={}, made_by={}) as draft:
+        directory = tmp_path / name
+        with committing(
+            LocalUnitStore(directory, directory / "s"), kind=EXPERIENCE, cycle=1, inputs={}, made_by={}
+        ) as draft:
             write_experience(draft.directory, make_experience(15, 64))
             write_targets(draft.directory, make_targets())
             files = all_files(draft.directory)
-        units.append(open_unit(place / "00001"))
+        units.append(open_unit(directory / "00001"))
         (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(files))
     assert (tmp_path / "one.pickle").read_bytes() == (tmp_path / "other.pickle").read_bytes()
     assert units[0] is not None and units[1] is not None and units[0].digest == units[1].digest
 
 
-def test_different_data_are_different_files(tmp_path: Path, make_experience: Make) -> None:
+def test_different_data_makes_different_files(tmp_path: Path, make_experience: Make) -> None:
     experience = make_experience()
     digests = set()
     for number, field in enumerate([None, *fields(experience)]):
@@ -193,16 +191,18 @@ def test_different_data_are_different_files(tmp_path: Path, make_experience: Mak
             array = getattr(experience, field.name).copy()
             array.reshape(-1)[-1] = not array.reshape(-1)[-1] if array.dtype == bool else array.reshape(-1)[-1] + 1
             changed = replace(experience, **{field.name: array})
-        place = tmp_path / str(number)
-        with committing(LocalUnitStore(place, place / "s"), kind=EXPERIENCE, cycle=1, inputs={}, made_by={}) as draft:
+        directory = tmp_path / str(number)
+        with committing(
+            LocalUnitStore(directory, directory / "s"), kind=EXPERIENCE, cycle=1, inputs={}, made_by={}
+        ) as draft:
             write_experience(draft.directory, changed)
-        unit = open_unit(place / "00001")
+        unit = open_unit(directory / "00001")
         assert unit is not None
         digests.add(unit.digest)
     assert len(digests) == 1 + len(fields(experience))
 
 
-def test_a_chunk_of_the_states_that_was_lost_is_told(
+def test_lost_chunk_of_states_is_reported(
     tmp_path: Path, make_experience: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zarr.Array, "__setitem__", lambda array, rows, values: None)
@@ -210,7 +210,7 @@ def test_a_chunk_of_the_states_that_was_lost_is_told(
         write_experience(tmp_path, make_experience(14, 64))
 
 
-# ---------------------------------------------------------------- files that are not what they should be
+# ---------------------------------------------------------------- files with other content
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def read_both(directory: Path) -> None:
 
 @pytest.mark.parametrize("group", [EXPERIENCE_GROUP, TARGETS_GROUP])
 @pytest.mark.parametrize("what", ["nothing", "a file", "an empty directory", "an array", "foreign metadata"])
-def test_what_is_no_group_is_corrupt(written: Path, group: str, what: str) -> None:
+def test_file_in_place_of_a_group_is_corrupt(written: Path, group: str, what: str) -> None:
     shutil.rmtree(written / group)
     if what == "a file":
         (written / group).write_bytes(b"?")
@@ -242,14 +242,14 @@ def test_what_is_no_group_is_corrupt(written: Path, group: str, what: str) -> No
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Experience)])
-def test_a_missing_array_is_named(written: Path, name: str) -> None:
+def test_missing_array_is_named(written: Path, name: str) -> None:
     shutil.rmtree(written / EXPERIENCE_GROUP / name)
     with pytest.raises(CorruptUnitError, match=f"{EXPERIENCE_GROUP} has no array {name}"):
         read_experience(written)
 
 
 @pytest.mark.parametrize("name", ["q_values", "estimation_errors"])
-def test_a_group_in_place_of_an_array_is_named(written: Path, name: str) -> None:
+def test_group_in_place_of_an_array_is_named(written: Path, name: str) -> None:
     shutil.rmtree(written / TARGETS_GROUP / name)
     zarr.create_group(written / TARGETS_GROUP / name)
     with pytest.raises(CorruptUnitError, match=f"{TARGETS_GROUP} has no array {name}"):
@@ -257,7 +257,7 @@ def test_a_group_in_place_of_an_array_is_named(written: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"?" * 100, b"\0" * 8])
-def test_a_chunk_of_nonsense_is_corrupt(written: Path, data: bytes) -> None:
+def test_chunk_of_other_bytes_is_corrupt(written: Path, data: bytes) -> None:
     (written / TARGETS_GROUP / "q_values" / "c.0.0.0").write_bytes(data)
     with pytest.raises(CorruptUnitError, match="q_values"):
         read_targets(written)
@@ -290,7 +290,7 @@ NONSENSE: list[bytes | dict[str, object]] = [
 
 
 @pytest.mark.parametrize("metadata", NONSENSE, ids=lambda metadata: str(metadata)[:40])
-def test_foreign_metadata_of_an_array_are_corrupt(written: Path, metadata: bytes | dict[str, object]) -> None:
+def test_foreign_metadata_of_an_array_is_corrupt(written: Path, metadata: bytes | dict[str, object]) -> None:
     path = written / TARGETS_GROUP / "q_values" / "zarr.json"
     path.write_bytes(metadata) if isinstance(metadata, bytes) else edited(path, **metadata)
     with pytest.raises(CorruptUnitError, match="q_values"):
@@ -299,7 +299,7 @@ def test_foreign_metadata_of_an_array_are_corrupt(written: Path, metadata: bytes
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Experience)])
 @pytest.mark.parametrize("other", ["type", "shape", "dimensions"])
-def test_an_array_of_another_type_or_shape_is_corrupt(written: Path, name: str, other: str) -> None:
+def test_array_of_another_type_or_shape_is_corrupt(written: Path, name: str, other: str) -> None:
     array = np.asarray(zarr.open_group(written / EXPERIENCE_GROUP, mode="r")[name])
     foreign = {
         "type": array.astype(np.float64 if array.dtype != np.float64 else np.float32),
@@ -318,7 +318,7 @@ def test_targets_of_another_shape_are_corrupt(written: Path) -> None:
 
 
 class Payload:
-    """What a stranger would like to be loaded."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -343,10 +343,10 @@ PICKLED_BYTES = {"dtype": "|u1", "compressor": {"id": "pickle"}}
         (PICKLED_BYTES, True),
     ],
 )
-def test_a_group_in_the_format_that_knows_pickle_is_corrupt_and_runs_nothing(
+def test_group_with_pickled_objects_is_corrupt_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: dict[str, object], consolidated: bool
 ) -> None:
-    # As numcodecs was before it refused to unpickle, and as others may set it.
+    # Older versions of numcodecs unpickle, and other code may allow it again.
     monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
     base = {"zarr_format": 2, "shape": [1], "chunks": [1], "fill_value": 0, "order": "C", "filters": None}
     metadata = base | {"compressor": None} | array

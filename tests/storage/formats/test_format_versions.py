@@ -92,7 +92,7 @@ def test_export_of_the_previous_format_is_read(tmp_path: Path) -> None:
     assert agent_export.read_export(tmp_path).metadata == exported().metadata
 
 
-def test_newer_manifest_is_refused_not_passed_over(run: StoredRun) -> None:
+def test_newer_manifest_is_refused_and_not_skipped(run: StoredRun) -> None:
     """A resume must neither fall back to an older checkpoint nor make the unit again."""
     commit(run, CHECKPOINT, 1)
     newer = commit(run, CHECKPOINT, 2)

@@ -1,4 +1,4 @@
-"""Committed units on which something happens to the files. CORRUPTIONS sets how many bits are flipped."""
+"""Damage to files of committed units. CORRUPTIONS sets the number of flipped bits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Read = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Committed:
-    """A committed unit, what it held then, and how to look at it again."""
+    """A committed unit, its values, and functions that read and compare them."""
 
     unit: Unit
     values: object
@@ -53,14 +53,14 @@ class Committed:
             (self.unit.directory / name).write_bytes(self.files[name])
 
     def noticed(self, *names: str) -> bool:
-        """Whether opening tells of one of the files, or else all is as it was; False if it fails to tell.
+        """Whether opening the unit raises an error that names one of the files, or all values are unchanged.
 
-        Only a manifest may be changed without harm, in its white space or in what is not the unit's meaning.
+        Only a manifest can change harmlessly: in its white space, or in entries that are not part of the digest.
         """
         try:
             unit = open_unit(self.unit.directory)
         except CorruptUnitError as error:
-            # A manifest may also be changed so that it names another file, which then is the one to miss.
+            # A changed manifest may name another file, which is then reported as missing.
             return MANIFEST in names or any(str(self.unit.directory / name) in str(error) for name in names)
         assert unit is not None
         unharmed = {name: data for name, data in self.files.items() if name != MANIFEST} == {
@@ -108,13 +108,13 @@ def committed(
     return Committed(unit, made, read, same, files, set())
 
 
-def test_an_untouched_unit_is_the_same_when_opened_again(committed: Committed) -> None:
+def test_undamaged_unit_is_read_unchanged(committed: Committed) -> None:
     assert committed.noticed()
     assert committed.same(committed.read(committed.unit.directory), committed.values)
     assert len(committed.files) >= 5
 
 
-def test_a_flipped_bit_in_any_file_is_noticed(committed: Committed, figure: Tell) -> None:
+def test_flipped_bit_in_any_file_is_detected(committed: Committed, figure: Tell) -> None:
     draws = random.Random(f"flips {committed.unit.kind}")
     names = sorted(committed.files)
     flips = -(-CORRUPTIONS // len(KINDS))
@@ -129,7 +129,7 @@ def test_a_flipped_bit_in_any_file_is_noticed(committed: Committed, figure: Tell
     figure(7, f"{flips} flipped bits in files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
-def test_a_flipped_bit_in_a_file_is_never_taken_for_harmless(committed: Committed) -> None:
+def test_flipped_bit_in_a_listed_file_is_never_harmless(committed: Committed) -> None:
     for name in sorted(committed.files.keys() - {MANIFEST}):
         data = bytearray(committed.files[name])
         data[len(data) // 2] ^= 1
@@ -140,7 +140,7 @@ def test_a_flipped_bit_in_a_file_is_never_taken_for_harmless(committed: Committe
         committed.repair()
 
 
-def test_a_cut_off_or_lengthened_file_is_noticed(committed: Committed, figure: Tell) -> None:
+def test_file_of_another_length_is_detected(committed: Committed, figure: Tell) -> None:
     draws = random.Random(f"lengths {committed.unit.kind}")
     for name, data in sorted(committed.files.items()):
         for changed in (
@@ -153,14 +153,14 @@ def test_a_cut_off_or_lengthened_file_is_noticed(committed: Committed, figure: T
         ):
             committed.damage(name, changed)
             assert committed.noticed(name), (name, len(changed))
-            if name == MANIFEST and changed != data[:-1]:  # its last byte is the end of a line
+            if name == MANIFEST and changed != data[:-1]:  # its last byte is a newline
                 with pytest.raises(CorruptUnitError, match=r"manifest\.json"):
                     open_unit(committed.unit.directory)
             committed.repair()
     figure(7, f"{6 * len(committed.files)} wrong lengths of files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
-def test_a_deleted_file_is_noticed(committed: Committed, figure: Tell) -> None:
+def test_deleted_file_is_detected(committed: Committed, figure: Tell) -> None:
     for name in sorted(committed.files):
         committed.damage(name, None)
         with pytest.raises(CorruptUnitError) as raised:
@@ -170,7 +170,7 @@ def test_a_deleted_file_is_noticed(committed: Committed, figure: Tell) -> None:
     figure(7, f"{len(committed.files)} deleted files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
-def test_two_swapped_files_are_noticed(committed: Committed, figure: Tell) -> None:
+def test_swapped_files_are_detected(committed: Committed, figure: Tell) -> None:
     draws = random.Random(f"swaps {committed.unit.kind}")
     names = sorted(committed.files)
     pairs = [draws.sample(names, 2) for _ in range(20)]
@@ -182,7 +182,7 @@ def test_two_swapped_files_are_noticed(committed: Committed, figure: Tell) -> No
     figure(7, f"{len(pairs)} pairs of swapped files of a unit ({committed.unit.kind})", UNNOTICED)
 
 
-def test_a_file_of_another_unit_is_noticed(
+def test_file_of_another_unit_is_detected(
     committed: Committed, tmp_path: Path, make_targets: Callable[..., Targets]
 ) -> None:
     write_targets(tmp_path, make_targets(seed=1))
@@ -196,7 +196,7 @@ def test_a_file_of_another_unit_is_noticed(
             committed.repair()
 
 
-def test_the_manifest_of_another_unit_is_noticed(committed: Committed, tmp_path: Path) -> None:
+def test_manifest_of_another_unit_is_detected(committed: Committed, tmp_path: Path) -> None:
     with committing(LocalUnitStore(tmp_path, tmp_path / "s"), kind=TARGETS, cycle=3, inputs={}, made_by={}) as draft:
         (draft.directory / "x").write_bytes(b"x")
     committed.damage(MANIFEST, (tmp_path / "00003" / MANIFEST).read_bytes())
@@ -205,7 +205,7 @@ def test_the_manifest_of_another_unit_is_noticed(committed: Committed, tmp_path:
     committed.repair()
 
 
-def test_a_lost_directory_is_noticed(committed: Committed, tmp_path: Path) -> None:
+def test_lost_directory_is_detected(committed: Committed, tmp_path: Path) -> None:
     for folder in [path for path in sorted(committed.unit.directory.rglob("*")) if path.is_dir()]:
         copy = shutil.copytree(committed.unit.directory, tmp_path / "copy")
         shutil.rmtree(copy / folder.relative_to(committed.unit.directory))

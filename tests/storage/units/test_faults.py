@@ -1,4 +1,4 @@
-"""Faults around one commit: killed, or refused by the disk, at every operation on files."""
+"""Faults of one commit: a kill or an error of the disk at every operation on files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage.units.unit import TARGETS, open_unit
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-def test_the_harness_sees_every_operation(tmp_path: Path) -> None:
+def test_harness_counts_every_operation(tmp_path: Path) -> None:
     names = Scene("replaced", tmp_path).operations()
     assert set(names) >= CHANGES - {"replace"} | {"open", "scandir", "stat", "lstat", "open to read", "read"}
     assert names.count("fsync") >= 3 + 3 + 1  # three files, three directories, and the one with the unit's name
@@ -33,7 +33,7 @@ def test_the_harness_sees_every_operation(tmp_path: Path) -> None:
 
 
 def killed_at(root: Path, work: Callable[[Path], None], index: int) -> bool:
-    """Do `work` in a process that is killed before operation `index`; False if it finished before that."""
+    """Run `work` in a process that is killed before operation `index`; False if `work` ends before that."""
 
     def act(number: int, name: str) -> None:
         if number == index:
@@ -53,8 +53,8 @@ def killed_at(root: Path, work: Callable[[Path], None], index: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def test_killed_at_any_operation_there_is_the_old_state_or_the_new(scene: Scene) -> None:
-    # A unit that is replaced is out of its place for a moment; it was of no use any more.
+def test_kill_at_any_operation_is_all_or_nothing(scene: Scene) -> None:
+    # A unit that is being replaced is absent for a moment; its inputs have changed, so nothing needs it.
     allowed = {"first": {"none", "new"}, "next": {"none", "new"}, "replaced": {"old", "none", "new"}}[scene.name]
     seen = []
     operations = scene.operations()
@@ -74,7 +74,7 @@ def test_killed_at_any_operation_there_is_the_old_state_or_the_new(scene: Scene)
     assert len(seen) > 15
 
 
-def test_killed_while_discarding_a_unit_it_is_whole_or_gone(tmp_path: Path) -> None:
+def test_kill_during_discard_is_all_or_nothing(tmp_path: Path) -> None:
     scene = Scene("replaced", tmp_path)
 
     def work(root: Path) -> None:
@@ -90,7 +90,7 @@ def test_killed_while_discarding_a_unit_it_is_whole_or_gone(tmp_path: Path) -> N
         assert scene.others_intact(root)
         assert strays(root) == []
     assert set(seen) == {"old", "none"}
-    assert seen == sorted(seen, reverse=True)  # once gone, it stays gone
+    assert seen == sorted(seen, reverse=True)  # once removed, it stays removed
 
 
 # ---------------------------------------------------------------- full disk and I/O errors
@@ -119,14 +119,12 @@ def may_fail(operations: list[str], code: int) -> list[int]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-def test_after_one_error_at_any_operation_the_commit_is_told_and_undone_and_a_retry_succeeds(
-    scene: Scene, code: int, tmp_path: Path
-) -> None:
+def test_one_error_at_any_operation_is_undone(scene: Scene, code: int, tmp_path: Path) -> None:
     operations = scene.operations()
     for index in may_fail(operations, code):
         disk = Disk(scene.fresh())
         error = attempt(disk, refusing(code, index, for_good=False))
-        # Only what is cleared away without being asked about may fail in silence.
+        # Only the removal of files that are no longer needed may fail silently.
         assert state(disk.root) == ("new" if error is None else scene.before), (index, operations[index], error)
         assert scene.others_intact(disk.root)
         if error is None:
@@ -137,7 +135,7 @@ def test_after_one_error_at_any_operation_the_commit_is_told_and_undone_and_a_re
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-def test_after_errors_for_good_from_any_operation_nothing_is_torn_and_a_retry_succeeds(scene: Scene, code: int) -> None:
+def test_lasting_errors_leave_no_torn_unit(scene: Scene, code: int) -> None:
     operations = scene.operations()
     for index in may_fail(operations, code):
         if operations[index] not in CHANGES:
@@ -153,9 +151,7 @@ def test_after_errors_for_good_from_any_operation_nothing_is_torn_and_a_retry_su
 
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
-def test_after_a_failed_fsync_nothing_of_that_attempt_is_published(
-    scene: Scene, for_good: bool, figure: Callable[[int, str, str], None]
-) -> None:
+def test_failed_fsync_publishes_nothing(scene: Scene, for_good: bool, figure: Callable[[int, str, str], None]) -> None:
     fsyncs = [index for index, name in enumerate(scene.operations()) if name == "fsync"]
     for index in fsyncs:
 
@@ -171,11 +167,11 @@ def test_after_a_failed_fsync_nothing_of_that_attempt_is_published(
     figure(6, f"each of {len(fsyncs)} fsyncs of a commit ({scene.name}) fails, {when}", "nothing published")
 
 
-def test_a_full_disk_while_zarr_writes_is_told_and_nothing_is_published(
+def test_full_disk_in_zarr_publishes_nothing(
     tmp_path: Path, make_targets: Callable[..., Targets], same: Callable[[object, object], bool]
 ) -> None:
     targets = make_targets()
-    place = Path("replay/targets/00001")
+    unit_path = Path("replay/targets/00001")
 
     def work(root: Path) -> None:
         with committing(
@@ -190,7 +186,7 @@ def test_a_full_disk_while_zarr_writes_is_told_and_nothing_is_published(
         disk = Disk(root)
         error = attempt(disk, refusing(errno.ENOSPC, index, for_good=True), work)
         assert error is not None and error.errno == errno.ENOSPC, (index, operations[index])
-        assert open_unit(root / place) is None or "rename" in disk.trace[:index]
+        assert open_unit(root / unit_path) is None or "rename" in disk.trace[:index]
         work(root)
-        unit = open_unit(root / place)
+        unit = open_unit(root / unit_path)
         assert unit is not None and same(read_targets(unit.directory), targets)

@@ -19,7 +19,7 @@ from storage.units.unit import EXPERIENCE, FORMAT, MANIFEST, open_unit
 # ---------------------------------------------------------------- manifests from a stranger
 
 
-def test_a_forged_manifest_is_believed_where_it_tells_the_truth(tmp_path: Path) -> None:
+def test_consistent_forged_manifest_is_accepted(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     forge(unit.directory, kind="experience")
     forged = open_unit(unit.directory)
@@ -32,7 +32,7 @@ OUTSIDE = ["/etc/hostname", "../secret", "array/../../secret", "..", "", "./tabl
 @pytest.mark.parametrize(
     ("name", "problem"), [*((name, "leads out of the unit") for name in OUTSIDE), (".", "missing"), ("a\0b", "missing")]
 )
-def test_a_file_name_that_leads_elsewhere_is_refused_and_nothing_outside_is_read(
+def test_file_name_outside_the_unit_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, problem: str
 ) -> None:
     unit = commit(tmp_path)
@@ -45,32 +45,30 @@ def test_a_file_name_that_leads_elsewhere_is_refused_and_nothing_outside_is_read
 
 
 @pytest.mark.parametrize("what", ["file", "directory", "manifest", "unit"])
-def test_links_are_refused_and_nothing_outside_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_link_is_refused_and_its_target_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     unit = commit(tmp_path)
-    place = {
+    target = {
         "file": unit.directory / "table",
         "directory": unit.directory / "array",
         "manifest": unit.directory / MANIFEST,
         "unit": unit.directory,
     }[what]
     # What the link leads to is just what the manifest says, so only its being a link gives it away.
-    place.symlink_to(place.rename(tmp_path / "outside"))
+    target.symlink_to(target.rename(tmp_path / "outside"))
     with reads(monkeypatch) as opened, pytest.raises(CorruptUnitError, match=r"link|plain file") as raised:
         open_unit(unit.directory)
-    assert str(place) in str(raised.value)
+    assert str(target) in str(raised.value)
     assert all(path == unit.directory / MANIFEST and what != "manifest" for path in opened)
 
 
-def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+def test_link_to_itself_is_refused(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     (unit.directory / "loop").symlink_to("loop")
     with pytest.raises(CorruptUnitError, match="loop"):
         open_unit(unit.directory)
 
 
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+def test_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     (unit.directory / "empty").unlink()
     os.mkfifo(unit.directory / "empty")
@@ -108,7 +106,7 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     ],
     ids=lambda text: text[:20],
 )
-def test_foreign_json_is_no_manifest(tmp_path: Path, text: str) -> None:
+def test_foreign_json_is_corrupt(tmp_path: Path, text: str) -> None:
     unit = commit(tmp_path)
     (unit.directory / MANIFEST).write_text(text)
     with pytest.raises(CorruptUnitError, match=r"manifest\.json"):
@@ -125,7 +123,7 @@ def test_changed_number_of_the_format_is_corrupt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [0, "1", None, [1]])
-def test_another_format_is_named_and_refused(tmp_path: Path, other: object) -> None:
+def test_invalid_format_is_corrupt(tmp_path: Path, other: object) -> None:
     unit = commit(tmp_path)
     forge(unit.directory, format=other)
     with pytest.raises(CorruptUnitError, match=rf"manifest\.json has format .*; this version reads {FORMAT}"):
@@ -134,7 +132,7 @@ def test_another_format_is_named_and_refused(tmp_path: Path, other: object) -> N
 
 @hypothesis_settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=300))
-def test_random_bytes_are_no_manifest(data: bytes) -> None:
+def test_random_bytes_are_corrupt(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as home:
         unit = commit(Path(home))
         (unit.directory / MANIFEST).write_bytes(data)
@@ -149,7 +147,7 @@ def test_random_bytes_are_no_manifest(data: bytes) -> None:
 @example("metrics", [["loss/mean", 3, 10**400]])
 @example("files", {"table": [float("inf"), "ab"]})
 @example("made", {"created_ms": float("inf")})
-def test_a_manifest_with_anything_in_a_field_is_the_same_unit_or_corrupt(field: str, value: object) -> None:
+def test_any_value_of_a_field_is_harmless_or_corrupt(field: str, value: object) -> None:
     with tempfile.TemporaryDirectory() as home:
         unit = commit(Path(home))
         (unit.directory / MANIFEST).write_text(json.dumps(manifest_of(unit.directory) | {field: value}))
@@ -161,7 +159,7 @@ def test_a_manifest_with_anything_in_a_field_is_the_same_unit_or_corrupt(field: 
 
 
 @pytest.mark.parametrize("field", ["format", "kind", "cycle", "digest", "inputs", "files", "metrics", "made"])
-def test_a_manifest_without_a_field_is_corrupt(tmp_path: Path, field: str) -> None:
+def test_manifest_without_a_field_is_corrupt(tmp_path: Path, field: str) -> None:
     unit = commit(tmp_path)
     manifest = manifest_of(unit.directory)
     del manifest[field]
@@ -173,7 +171,7 @@ def test_a_manifest_without_a_field_is_corrupt(tmp_path: Path, field: str) -> No
 @pytest.mark.parametrize(
     "change", [{"kind": "experience"}, {"cycle": 5}, {"inputs": {}}, {"metrics": []}, {"digest": "0" * 64}], ids=str
 )
-def test_a_manifest_changed_by_hand_is_corrupt(tmp_path: Path, change: dict[str, object]) -> None:
+def test_manifest_changed_by_hand_is_corrupt(tmp_path: Path, change: dict[str, object]) -> None:
     unit = commit(tmp_path)
     (unit.directory / MANIFEST).write_text(json.dumps(manifest_of(unit.directory) | change))
     with pytest.raises(CorruptUnitError, match=r"manifest\.json was changed"):
@@ -187,7 +185,7 @@ def test_a_manifest_changed_by_hand_is_corrupt(tmp_path: Path, change: dict[str,
     ("name", "data"),
     [("table", b"\x00\x01" * 49 + b"\x00\x00"), ("table", b"\x00\x01" * 51), ("table", b""), ("empty", b"\0")],
 )
-def test_a_changed_file_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+def test_changed_file_is_named(tmp_path: Path, name: str, data: bytes) -> None:
     unit = commit(tmp_path)
     (unit.directory / name).write_bytes(data)
     with pytest.raises(CorruptUnitError) as raised:
@@ -195,14 +193,14 @@ def test_a_changed_file_is_named(tmp_path: Path, name: str, data: bytes) -> None
     assert f"{unit.directory / name} " in str(raised.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     (unit.directory / "array" / "c" / "0").unlink()
     with pytest.raises(CorruptUnitError, match=r"00004/array/c/0 is missing"):
         open_unit(unit.directory)
 
 
-def test_a_file_too_many_is_named(tmp_path: Path) -> None:
+def test_additional_file_is_named(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     (unit.directory / "array" / "c" / "1").write_bytes(b"")
     with pytest.raises(CorruptUnitError, match=r"00004/array/c/1 is not named"):
@@ -210,7 +208,7 @@ def test_a_file_too_many_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["a file", "an empty directory", "a directory without a manifest"])
-def test_what_has_no_manifest_is_corrupt(tmp_path: Path, what: str) -> None:
+def test_unit_without_a_manifest_is_corrupt(tmp_path: Path, what: str) -> None:
     unit = commit(tmp_path)
     (unit.directory / MANIFEST).unlink()
     if what != "a directory without a manifest":
@@ -221,11 +219,11 @@ def test_what_has_no_manifest_is_corrupt(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "manifest"])
-def test_a_directory_is_no_file(tmp_path: Path, what: str) -> None:
+def test_directory_in_place_of_a_file_is_corrupt(tmp_path: Path, what: str) -> None:
     unit = commit(tmp_path)
-    place = unit.directory / ("table" if what == "file" else MANIFEST)
-    place.unlink()
-    place.mkdir()
+    target = unit.directory / ("table" if what == "file" else MANIFEST)
+    target.unlink()
+    target.mkdir()
     with pytest.raises(CorruptUnitError) as raised:
         open_unit(unit.directory)
-    assert str(place) in str(raised.value)
+    assert str(target) in str(raised.value)

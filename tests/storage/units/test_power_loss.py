@@ -1,4 +1,4 @@
-"""Faults around one commit: the power gone, at every operation on files."""
+"""Power loss at every operation on files of one commit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from watched_disk import CHANGES, Disk, Killed, Scene, commit, state, worst
 from storage.durable import discard
 from storage.settings import Settings
 
-SAMPLES = int(os.environ.get("POWER_LOSSES", "2"))  # of what is left, for each operation
+SAMPLES = int(os.environ.get("POWER_LOSSES", "2"))  # random states after a power loss, for each operation
 
 
 def recoveries(disk: Disk, to: Path, seed: int, samples: int = SAMPLES) -> Iterator[Path]:
-    """What may be found after a power loss now: only what is durable, all there was, or some of it."""
+    """Possible states after a power loss now: only what is durable, everything, or random parts of the rest."""
     yield disk.after_power_loss(to, worst)
     yield disk.after_power_loss(to, lambda options: options[1])
     for sample in range(samples):
         yield disk.after_power_loss(to, random.Random(f"{seed} {sample}").choice)
 
 
-def test_power_loss_at_any_operation_leaves_the_old_state_or_the_new(
+def test_power_loss_at_any_operation_is_all_or_nothing(
     scene: Scene, tmp_path: Path, figure: Callable[[int, str, str], None]
 ) -> None:
     disk = Disk(scene.fresh())
@@ -40,7 +40,7 @@ def test_power_loss_at_any_operation_leaves_the_old_state_or_the_new(
             losses += 1
             now = state(found)
             seen.add(now)
-            # Of a unit that is being removed, files may be gone before its name is; that is noticed.
+            # Files of a unit that is being removed may be lost before its name, which opening it detects.
             torn = scene.name == "replaced" and now.startswith("broken")
             assert torn or now in {scene.before, "none", "new"}, (index, name)
             assert scene.others_intact(found)
@@ -52,7 +52,7 @@ def test_power_loss_at_any_operation_leaves_the_old_state_or_the_new(
     figure(4, tried, "0 acknowledged commits lost; the commit is there whole or not at all")
 
 
-def test_a_commit_that_returned_survives_power_loss(scene: Scene, tmp_path: Path) -> None:
+def test_finished_commit_survives_power_loss(scene: Scene, tmp_path: Path) -> None:
     disk = Disk(scene.fresh())
     with disk.watching():
         commit(disk.root)
@@ -61,7 +61,7 @@ def test_a_commit_that_returned_survives_power_loss(scene: Scene, tmp_path: Path
         assert scene.others_intact(found)
 
 
-def test_without_any_one_of_its_fsyncs_a_commit_would_not_survive_power_loss(tmp_path: Path) -> None:
+def test_every_fsync_of_a_commit_is_necessary(tmp_path: Path) -> None:
     scene = Scene("first", tmp_path)
     count = scene.operations().count("fsync")
     assert count == 3 + 3 + 3 + 1  # files, their directories, three new parents, and the unit's name
@@ -75,7 +75,7 @@ def test_without_any_one_of_its_fsyncs_a_commit_would_not_survive_power_loss(tmp
 
 
 @pytest.mark.parametrize("fault", ["killed", "fsync fails"])
-def test_what_an_earlier_attempt_left_does_not_weaken_the_next(tmp_path: Path, fault: str) -> None:
+def test_leftovers_of_an_attempt_do_not_weaken_the_next(tmp_path: Path, fault: str) -> None:
     scene = Scene("first", tmp_path)
     operations = scene.operations()
     for index, name in enumerate(operations):
@@ -96,7 +96,7 @@ def test_what_an_earlier_attempt_left_does_not_weaken_the_next(tmp_path: Path, f
         assert state(disk.after_power_loss(tmp_path / "after", worst)) == "new", (index, name)
 
 
-def test_the_first_commit_in_a_new_home_survives_power_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_commit_in_a_new_home_survives_power_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(Scene("first", tmp_path).fresh())
     monkeypatch.setenv("DQN_HOME", str(disk.root / "new" / "home"))
     with disk.watching():
@@ -106,7 +106,7 @@ def test_the_first_commit_in_a_new_home_survives_power_loss(tmp_path: Path, monk
     assert state(found / "new" / "home") == "new"
 
 
-def test_power_loss_while_discarding_a_unit_is_noticed(tmp_path: Path) -> None:
+def test_power_loss_during_discard_is_detected(tmp_path: Path) -> None:
     scene = Scene("replaced", tmp_path)
     disk = Disk(scene.fresh())
 

@@ -1,4 +1,4 @@
-"""What is told when object storage is away, refuses, or cannot be asked at all."""
+"""Errors of an S3 store that is unreachable, refuses requests, or is configured wrongly."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from storage.units.open_store import open_store
 from storage.units.s3_store import S3UnitStore
 
 
-def test_a_store_that_is_away_for_a_moment_in_mid_write_is_waited_for(
-    s3: S3Server, make_place: Callable[..., S3UnitStore]
-) -> None:
-    place = make_place(30.0)
+def test_write_waits_for_a_briefly_unreachable_store(s3: S3Server, make_store: Callable[..., S3UnitStore]) -> None:
+    store = make_store(30.0)
     waiting = threading.Event()
 
     def judge(method: str, path: str) -> str:
@@ -36,47 +34,47 @@ def test_a_store_that_is_away_for_a_moment_in_mid_write_is_waited_for(
 
     s3.judge = judge
     with ThreadPoolExecutor(1) as pool:
-        committed = pool.submit(commit, place)
+        committed = pool.submit(commit, store)
         assert waiting.wait(60)
         s3.go_away()
         s3.judge = lambda method, path: PASS
         time.sleep(1)  # for so long it is away
         s3.come_back()
         committed.result(60)
-    assert state(place) == "new"
+    assert state(store) == "new"
 
 
-def test_a_store_that_stays_away_is_told_in_one_line(s3: S3Server, make_place: Callable[..., S3UnitStore]) -> None:
-    place = make_place(0.2)
+def test_unreachable_store_is_reported_in_one_line(s3: S3Server, make_store: Callable[..., S3UnitStore]) -> None:
+    store = make_store(0.2)
     s3.go_away()
     try:
-        for work in (lambda: commit(place), lambda: place.open(2), place.cycles, place.names, lambda: place.prune(3)):
+        for work in (lambda: commit(store), lambda: store.open(2), store.cycles, store.names, lambda: store.prune(3)):
             with pytest.raises(OSError, match=r"^s3://units/\S+ cannot be \w+: http://127\S+ does not answer \(.*\)$"):
                 work()
     finally:
         s3.come_back()
-    assert local_leftovers(place) == []
+    assert local_leftovers(store) == []
 
 
-def test_a_bucket_that_does_not_exist_is_told(s3: S3Server, tmp_path: Path) -> None:
-    place = S3UnitStore("s3://nobodys/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+def test_missing_bucket_is_reported(s3: S3Server, tmp_path: Path) -> None:
+    store = S3UnitStore("s3://nobodys/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     told = r"^s3://nobodys/replay\S* cannot be \w+: NoSuchBucket: The specified bucket does not exist$"
-    for work in (lambda: commit(place), lambda: place.open(2), place.cycles, place.names):
+    for work in (lambda: commit(store), lambda: store.open(2), store.cycles, store.names):
         with pytest.raises(OSError, match=told):
             work()
 
 
-def test_wrong_credentials_are_told_and_not_shown(
-    s3: S3Server, make_place: Callable[..., S3UnitStore], monkeypatch: pytest.MonkeyPatch
+def test_wrong_credentials_are_reported_but_not_shown(
+    s3: S3Server, make_store: Callable[..., S3UnitStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = make_place(0.2)
+    store = make_store(0.2)
     s3.require_credentials(True)
     try:
-        for work in (lambda: commit(place), lambda: place.open(2), place.cycles):
+        for work in (lambda: commit(store), lambda: store.open(2), store.cycles):
             with pytest.raises(OSError, match=r"cannot be \w+: ") as raised:
                 work()
             assert "InvalidAccessKeyId" in str(raised.value) or "403 Forbidden" in str(raised.value)
-            assert str(raised.value).endswith("; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            assert str(raised.value).endswith("; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
             assert "\n" not in str(raised.value)
             assert SECRET not in str(raised.value)
     finally:
@@ -84,25 +82,23 @@ def test_wrong_credentials_are_told_and_not_shown(
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://localhost", "http://", "me@host"])
-def test_an_endpoint_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+def test_invalid_endpoint_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    place = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    store = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     with pytest.raises(ValueError, match=r"^AWS_ENDPOINT_URL is '.*'; write http://HOST:PORT or https://HOST$"):
-        place.cycles()
+        store.cycles()
 
 
-def test_half_of_the_credentials_is_told(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_credentials_are_reported(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setattr(storage.units.s3_store, "_open_store", storage.units.s3_store._open_store.__wrapped__)
-    place = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
-    with pytest.raises(OSError, match="Missing SecretAccessKey; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
-        place.cycles()
+    store = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    with pytest.raises(OSError, match="Missing SecretAccessKey; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        store.cycles()
 
 
-def test_a_manifest_that_may_not_be_written_is_told_at_once(
-    s3: S3Server, make_place: Callable[..., S3UnitStore]
-) -> None:
-    place, tries = make_place(), []
+def test_denied_manifest_is_reported_at_once(s3: S3Server, make_store: Callable[..., S3UnitStore]) -> None:
+    store, tries = make_store(), []
 
     def judge(method: str, path: str) -> str:
         if method == "PUT" and path.endswith("manifest.json"):
@@ -111,30 +107,30 @@ def test_a_manifest_that_may_not_be_written_is_told_at_once(
         return PASS
 
     s3.judge = judge
-    with pytest.raises(OSError, match=r"manifest\.json cannot be written: AccessDenied: told to deny; see to AWS"):
-        commit(place)
+    with pytest.raises(OSError, match=r"manifest\.json cannot be written: AccessDenied: told to deny; check AWS"):
+        commit(store)
     assert len(tries) == 3
-    assert state(place) == "none"
+    assert state(store) == "none"
 
 
-def test_a_password_in_the_endpoint_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_in_the_endpoint_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:9")
-    place = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
+    store = S3UnitStore("s3://units/replay", tmp_path / "staging", tmp_path / "cache", 0.2)
     with pytest.raises(OSError, match="does not answer") as raised:
-        place.cycles()
+        store.cycles()
     assert SECRET not in str(raised.value)
 
 
-def test_no_secret_is_kept_with_a_unit(make_place: Callable[..., S3UnitStore]) -> None:
-    place = make_place()
-    commit(place)
-    for key in place._keys():
-        assert SECRET.encode() not in bytes(obstore.get(place._store, key).bytes())
+def test_unit_contains_no_secret(make_store: Callable[..., S3UnitStore]) -> None:
+    store = make_store()
+    commit(store)
+    for key in store._keys():
+        assert SECRET.encode() not in bytes(obstore.get(store._store, key).bytes())
 
 
-def test_without_the_package_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported_with_its_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "storage.units.s3_store")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StorageError, match=r"^s3://units/replay needs a package .*: pip install 'dqn\[s3\]'$"):
@@ -142,7 +138,7 @@ def test_without_the_package_it_is_told_what_to_install(tmp_path: Path, monkeypa
     assert open_store("file:///tmp", Settings(home=tmp_path, tracking_uri="sqlite://"), "run")
 
 
-def test_only_the_object_store_asks_for_the_package() -> None:
+def test_only_the_s3_store_imports_the_package() -> None:
     root, found = Path(storage.__file__).parent.parent, set()
     for path in (path for package in ("dqn", "storage", "tasks", "flows") for path in (root / package).glob("**/*.py")):
         tree = ast.parse(path.read_text())

@@ -16,12 +16,12 @@ from storage.durable import discard
 from storage.errors import CorruptUnitError
 from storage.units.local_store import LocalUnitStore
 from storage.units.store import committing
-from storage.units.unit import EXPERIENCE, TARGETS, UnitKind, open_unit
+from storage.units.unit import EXPERIENCE, TARGETS, UnitKind, kinds_in, open_unit
 
 # ---------------------------------------------------------------- commit and open
 
 
-def test_what_was_committed_is_what_is_opened(tmp_path: Path) -> None:
+def test_opened_unit_equals_committed_unit(tmp_path: Path) -> None:
     unit = commit(tmp_path, made_by={"mlflow_run_id": "r1"})
     assert read_tree(unit.directory) == FILES
     assert (unit.kind, unit.cycle, unit.inputs) == (TARGETS, 4, {"experience": "ab" * 32})
@@ -32,7 +32,7 @@ def test_what_was_committed_is_what_is_opened(tmp_path: Path) -> None:
     assert open_unit(unit.directory) == unit
 
 
-def test_speeds_and_the_time_of_commit_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speeds_and_commit_time_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.units.unit.time.time_ns", lambda: 1_700_000_000_123_456_789)
     with committing(
         LocalUnitStore(tmp_path, tmp_path / "staging"), kind=TARGETS, cycle=0, inputs={}, made_by={}
@@ -46,7 +46,7 @@ def test_speeds_and_the_time_of_commit_are_kept(tmp_path: Path, monkeypatch: pyt
 
 @hypothesis_settings(deadline=None, max_examples=60)
 @given(trees)
-def test_any_tree_of_files_comes_back_and_has_one_digest(tree: Tree) -> None:
+def test_any_tree_of_files_is_restored_with_the_same_digest(tree: Tree) -> None:
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         unit = commit(Path(one), tree)
         assert read_tree(unit.directory) == tree
@@ -55,18 +55,18 @@ def test_any_tree_of_files_comes_back_and_has_one_digest(tree: Tree) -> None:
 
 @hypothesis_settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.text(max_size=9), st.integers(0, 2**63), st.floats()), max_size=5))
-def test_any_metrics_come_back(metrics: list[tuple[str, int, float]]) -> None:
+def test_any_metrics_are_restored(metrics: list[tuple[str, int, float]]) -> None:
     with tempfile.TemporaryDirectory() as home:
         unit = commit(Path(home), metrics=[Metric(*metric) for metric in metrics])
     assert repr(unit.metrics) == repr([Metric(*metric) for metric in metrics])  # repr, since nan is not nan
 
 
-def test_where_nothing_was_committed_there_is_no_unit(tmp_path: Path) -> None:
+def test_open_unit_returns_none_without_a_unit(tmp_path: Path) -> None:
     assert open_unit(tmp_path / "none") is None
     assert open_unit(tmp_path / "none" / "below") is None
 
 
-def test_a_commit_leaves_nothing_in_staging(tmp_path: Path) -> None:
+def test_commit_leaves_nothing_in_staging(tmp_path: Path) -> None:
     commit(tmp_path)
     commit(tmp_path)
     assert all_entries(tmp_path / "staging") == set()
@@ -86,25 +86,21 @@ ERRORS = [ValueError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit]
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_an_exception_inside_the_block_publishes_nothing_and_leaves_no_stage(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_exception_in_the_block_publishes_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error):
         commit(tmp_path, metrics=Failing(error))
     assert all_entries(tmp_path) == {"staging"}
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_an_exception_inside_the_block_leaves_the_unit_that_stands_there(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_exception_in_the_block_keeps_the_committed_unit(tmp_path: Path, error: type[BaseException]) -> None:
     before = commit(tmp_path)
     with pytest.raises(error):
         commit(tmp_path, {"table": b"new"}, metrics=Failing(error))
     assert open_unit(before.directory) == before
 
 
-def test_a_new_unit_replaces_the_old_one_whole(tmp_path: Path) -> None:
+def test_new_unit_replaces_all_files_of_the_old(tmp_path: Path) -> None:
     commit(tmp_path, {"old": b"1", "both": b"1"})
     unit = commit(tmp_path, {"new": b"2", "both": b"2"})
     assert read_tree(unit.directory) == {"new": b"2", "both": b"2"}
@@ -112,16 +108,16 @@ def test_a_new_unit_replaces_the_old_one_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["file", "link", "dangling link", "link to a directory", "broken unit"])
-def test_whatever_stands_in_the_way_is_replaced(tmp_path: Path, obstacle: str) -> None:
-    place, outside = tmp_path / "replay" / "00004", tmp_path / "outside"
+def test_obstacle_at_the_units_path_is_replaced(tmp_path: Path, obstacle: str) -> None:
+    path, outside = tmp_path / "replay" / "00004", tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_bytes(b"keep me")
     if obstacle == "broken unit":
         (commit(tmp_path).directory / "table").unlink()
     else:
-        place.parent.mkdir()
+        path.parent.mkdir()
         targets = {"link": outside / "precious", "dangling link": "nowhere", "link to a directory": outside}
-        place.write_bytes(b"?") if obstacle == "file" else place.symlink_to(targets[obstacle])
+        path.write_bytes(b"?") if obstacle == "file" else path.symlink_to(targets[obstacle])
     assert read_tree(commit(tmp_path).directory) == FILES
     assert (outside / "precious").read_bytes() == b"keep me"
 
@@ -138,7 +134,7 @@ def test_links_are_not_committed(tmp_path: Path, kind: str) -> None:
 # ---------------------------------------------------------------- the digest
 
 
-def test_the_digest_is_the_same_wherever_whenever_and_by_whomever_it_was_made(tmp_path: Path) -> None:
+def test_digest_ignores_place_time_and_maker(tmp_path: Path) -> None:
     one = commit(tmp_path / "here")
     with committing(
         LocalUnitStore(tmp_path / "there" / "elsewhere", tmp_path / "there"),
@@ -155,7 +151,7 @@ def test_the_digest_is_the_same_wherever_whenever_and_by_whomever_it_was_made(tm
     assert other.digest == one.digest
 
 
-def test_the_digest_stays_when_the_unit_is_moved(tmp_path: Path) -> None:
+def test_digest_of_a_moved_unit_stays(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     moved = unit.directory.rename(tmp_path / "moved")
     opened = open_unit(moved)
@@ -181,26 +177,26 @@ def test_the_digest_stays_when_the_unit_is_moved(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_the_digest_differs_with_content_kind_cycle_inputs_and_metrics(tmp_path: Path, changes: Any) -> None:
+def test_digest_depends_on_content_kind_cycle_inputs_metrics(tmp_path: Path, changes: Any) -> None:
     assert commit(tmp_path / "one").digest != commit(tmp_path / "other", **changes).digest
 
 
 # ---------------------------------------------------------------- discarding and listing
 
 
-def test_a_discarded_unit_is_gone_and_leaves_nothing(tmp_path: Path) -> None:
+def test_discard_removes_the_unit_and_leaves_nothing(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     discard(unit.directory, tmp_path / "staging")
     assert open_unit(unit.directory) is None
     assert all_entries(tmp_path) == {"replay", "staging"}
 
 
-def test_discarding_nothing_is_no_error(tmp_path: Path) -> None:
+def test_discard_without_a_unit_does_nothing(tmp_path: Path) -> None:
     discard(tmp_path / "none", tmp_path / "staging")
     assert all_entries(tmp_path) == set()
 
 
-def test_discarding_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
+def test_discard_of_a_link_keeps_its_target(tmp_path: Path) -> None:
     unit = commit(tmp_path)
     (tmp_path / "link").symlink_to(unit.directory)
     discard(tmp_path / "link", tmp_path / "staging")
@@ -208,11 +204,11 @@ def test_discarding_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
     assert open_unit(unit.directory) == unit
 
 
-def test_clearing_removes_what_killed_writers_left(tmp_path: Path) -> None:
+def test_clear_staging_removes_leftovers_of_killed_writers(tmp_path: Path) -> None:
     write_tree(tmp_path, {"staging": {"targets-00004-x": FILES, "trash-y": {"a": b"1"}}})
-    place = LocalUnitStore(tmp_path / "replay", tmp_path / "staging")
-    place.clear_staging()
-    place.clear_staging()
+    store = LocalUnitStore(tmp_path / "replay", tmp_path / "staging")
+    store.clear_staging()
+    store.clear_staging()
     assert all_entries(tmp_path) == set()
 
 
@@ -223,20 +219,54 @@ def test_cycles_are_listed_newest_first(tmp_path: Path) -> None:
     assert LocalUnitStore(tmp_path / "none", tmp_path / "staging").cycles() == []
 
 
-def test_entries_that_are_no_cycles_are_not_listed(tmp_path: Path) -> None:
+def test_other_entries_are_not_listed_as_cycles(tmp_path: Path) -> None:
     for name in ("notes", ".DS_Store", "00001.bak", "-0001", "1e3", " 00003", "00002~", "²"):
         (tmp_path / name).mkdir()
     (tmp_path / "00007").mkdir()
     assert LocalUnitStore(tmp_path, tmp_path / "staging").cycles() == [7]
 
 
-def test_a_cycle_is_listed_once_whatever_stands_beside_it(tmp_path: Path) -> None:
+def test_cycle_with_a_second_spelling_is_listed_once(tmp_path: Path) -> None:
     for name in ("00008", "000008"):
         (tmp_path / name).mkdir()
     assert LocalUnitStore(tmp_path, tmp_path / "staging").cycles() == [8]
 
 
 @pytest.mark.parametrize("name", ["7", "007", "000007", "\N{ARABIC-INDIC DIGIT SEVEN}"])
-def test_a_cycle_written_in_another_way_is_not_listed(tmp_path: Path, name: str) -> None:
+def test_other_spellings_of_a_cycle_are_not_listed(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     assert LocalUnitStore(tmp_path, tmp_path / "staging").cycles() == []
+
+
+# ---------------------------------------------------------------- kinds
+
+
+KIND_TEXTS = {
+    "experience": EXPERIENCE,
+    "experience-0": UnitKind("experience", 0),
+    "targets-12": UnitKind("targets", 12),
+    "checkpoint": UnitKind("checkpoint"),
+    "evaluation": UnitKind("evaluation"),
+    "evaluation-Breakout-2x0.01-seed0": UnitKind("evaluation", protocol="Breakout-2x0.01-seed0"),
+}
+
+
+@pytest.mark.parametrize("text", KIND_TEXTS)
+def test_kind_is_parsed_from_its_text(text: str) -> None:
+    assert UnitKind.parse(text) == KIND_TEXTS[text]
+    assert str(KIND_TEXTS[text]) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "checkpoints", "checkpoint-0", "experience-", "experience-01", "experience-x", "evaluation-", "k"]
+)
+def test_other_text_is_not_a_kind(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a kind of unit"):
+        UnitKind.parse(text)
+    assert kinds_in([text, "targets"]) == [TARGETS]
+
+
+def test_kinds_of_shards_exist_for_experience_and_targets() -> None:
+    assert EXPERIENCE.of_shards(1) == [EXPERIENCE]
+    assert [str(kind) for kind in TARGETS.of_shards(2)] == ["targets-0", "targets-1"]
+    assert KIND_TEXTS["checkpoint"].of_shards(2) == [KIND_TEXTS["checkpoint"]]
