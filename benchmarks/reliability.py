@@ -1,4 +1,4 @@
-"""What `make crash-test` found out: `benchmarks/results/reliability.json` and the table of `docs/reliability.md`."""
+"""Results of `make crash-test`: writes `benchmarks/results/reliability.json` and a table in `docs/reliability.md`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ PAGE, RESULTS = report.HERE.parent / "docs" / "reliability.md", report.HERE / "r
 
 
 def main() -> None:
-    """Collect the figures that the tests left in a directory, given as the one argument."""
+    """Collect the figures that the tests wrote to the directory which the argument names."""
     figures = [json.loads(path.read_text()) for path in sorted(Path(sys.argv[1]).glob("*.json"))]
     RESULTS.write_text(json.dumps({"machine": report.machine(), "figures": figures}, indent=2) + "\n")
-    rows = [f"| {each['promise']} | {each['tried']} | {each['came of it']} |" for each in figures]
-    report.replace_table(
-        PAGE, "make crash-test", ["| promise | what was tried | what came of it |", "|---|---|---|", *rows]
-    )
+    rows = [f"| {each['promise']} | {each['test']} | {each['result']} |" for each in figures]
+    report.replace_table(PAGE, "make crash-test", ["| promise | test | result |", "|---|---|---|", *rows])
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ import pytest
 
 from storage.environment import NO_TELEMETRY
 
-# The tests need no server, no network and nothing of the user's.
+# The tests use no external server, no network and no settings of the user.
 os.environ.update(NO_TELEMETRY)
-os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait take the cores of other tests
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait slow down other tests
 AWS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "ENDPOINT_URL", "REGION", "DEFAULT_REGION", "PROFILE")
-PLACES = ("DQN_HOME", "DQN_REPLAY", "DQN_CLUSTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
-for name in (*PLACES, *(f"AWS_{name}" for name in AWS)):
+SETTINGS = ("DQN_HOME", "DQN_REPLAY", "DQN_CLUSTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL")
+for name in (*SETTINGS, *(f"AWS_{name}" for name in AWS)):
     os.environ.pop(name, None)
 
 SMALL = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
@@ -32,43 +32,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def small() -> dict[str, object]:
-    """A configuration whose cycle takes a moment."""
+    """Configuration fields for a run whose cycle takes less than a second."""
     return dict(SMALL)
 
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[int, str, str], None]:
-    """Tells a figure of docs/reliability.md: the number of the promise, what was tried, and what came of it.
+    """Records a row of docs/reliability.md: the number of the promise, the test, and its result.
 
-    With FIGURES set to a directory it goes there, for `python -m benchmarks.reliability` to collect.
+    The row is written to the directory FIGURES, if that environment variable is set, from which
+    `python -m benchmarks.reliability` collects it.
     """
 
-    def tell(promise: int, tried: str, came: str) -> None:
+    def record(promise: int, test: str, result: str) -> None:
         if directory := os.environ.get("FIGURES"):
             with capsys.disabled():
-                print(f"\n{promise}. {tried}: {came}")
-            place = Path(directory, f"{promise:02d}-{request.node.name}.json")
-            place.write_text(json.dumps({"promise": promise, "tried": tried, "came of it": came}))
+                print(f"\n{promise}. {test}: {result}")
+            path = Path(directory, f"{promise:02d}-{request.node.name}.json")
+            path.write_text(json.dumps({"promise": promise, "test": test, "result": result}))
 
-    return tell
+    return record
 
 
 @pytest.fixture(scope="session")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One home for all tests that need a store: making its database takes seconds."""
+    """One home for all tests that need MLflow, because creating its database takes seconds."""
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture
 def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home in force during one test."""
+    """The shared home, which DQN_HOME names during the test."""
     monkeypatch.setenv("DQN_HOME", str(shared_home))
     return shared_home
 
 
 @pytest.fixture(scope="session")
 def trained_run(shared_home: Path, prefect_server: None) -> str:
-    """The id of a run of four short cycles of Breakout with two evaluations, for all who look at one."""
+    """The id of a run of four short cycles of Breakout with two evaluations, for tests that only read it."""
     from flows.train import train
 
     settings = {**SMALL, "lanes": 8, "replay_states": 256, "batch_size": 64, "max_epochs": 1, "threads": 1}
@@ -80,7 +81,7 @@ def trained_run(shared_home: Path, prefect_server: None) -> str:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """Prefect's embedded server with a database of its own, for the whole session."""
+    """Prefect's embedded server with a database of its own, for the whole test session."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):

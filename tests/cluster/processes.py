@@ -1,4 +1,4 @@
-"""A cluster on the loopback interface: every part of it a process group of its own, which can be killed."""
+"""A cluster on the loopback interface; each of its programs has a process group of its own, so a test can kill it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pathlib import Path
 
 from flows.server.processes import answers
 
-SECONDS = 300  # for anything to happen, on a slow machine
+SECONDS = 300  # time limit of every wait, enough for a slow machine
 DQN = (sys.executable, "-m", "flows.cli")
 
 
-def wait_until(happened: Callable[[], object], what: str, every: float = 0.1) -> None:
+def wait_until(happened: Callable[[], object], event: str, every: float = 0.1) -> None:
+    """Check `happened` every `every` seconds until it is true; fails after SECONDS with the name of the `event`."""
     deadline = time.monotonic() + SECONDS
     while not happened():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        assert time.monotonic() < deadline, f"{event}: not within {SECONDS} seconds"
         time.sleep(every)
 
 
@@ -32,7 +33,7 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A Prefect server, a Dask scheduler and workers; what they say is in the directory of logs."""
+    """A Prefect server, a Dask scheduler and Dask workers, each with a log in the directory `logs`."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self.logs = logs
@@ -48,13 +49,13 @@ class Cluster:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The environment of a training that uses it."""
+        """The environment of a training on this cluster."""
         return {**self.environment, "DQN_CLUSTER": f"tcp://{self.scheduler}"}
 
     def start(self, name: str, *command: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        with (self.logs / f"{name}.log").open("ab") as said:
+        with (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                command, env=environment or self.environment, stdout=said, stderr=said, start_new_session=True
+                command, env=environment or self.environment, stdout=log, stderr=log, start_new_session=True
             )
         self.running[name] = process
         return process
@@ -76,11 +77,12 @@ class Cluster:
         command = [sys.executable, "-m", "dask", "worker", f"tcp://{self.scheduler}", *options, *more]
         self.start(name, *command, environment=environment)
 
-    def said(self, name: str) -> str:
+    def output(self, name: str) -> str:
+        """Everything that a process has printed."""
         return (self.logs / f"{name}.log").read_text()
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """End a process with all it has started, as if its machine had died."""
+        """Send a signal to a process and everything that it started, as if its machine had died."""
         process = self.running.pop(name)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""What a cluster keeps things on, for real and on the loopback interface: S3, PostgreSQL, and MLflow over both."""
+"""The servers that store the data of a cluster, on the loopback interface: S3, PostgreSQL, and MLflow on both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ START_SECONDS = 180
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens now."""
+    """A port of the loopback interface that is free now."""
     with create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
@@ -35,11 +35,11 @@ class PostgreSQL:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
         self._programs = found[-1] if found else Path(shutil.which("postgres") or "/missing").parent
         if not (self._programs / "initdb").exists():
-            pytest.fail("these tests need PostgreSQL; install it (on Debian: apt-get install postgresql)")
+            pytest.fail("initdb of PostgreSQL was not found; install PostgreSQL (Debian: apt-get install postgresql)")
         self.port = free_port()
         self.uri = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._home = Path(tempfile.mkdtemp(prefix="postgresql-"))
-        if os.geteuid() == 0:  # as whom it refuses to run
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             shutil.chown(self._home, "postgres", "postgres")
         arguments = ["--pgdata", str(self._home / "data"), "--username", "postgres", "--auth", "trust", "--no-sync"]
         self._program("initdb", *arguments).wait(START_SECONDS)
@@ -62,14 +62,14 @@ class PostgreSQL:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """SIGKILL to it; what it started ends by itself when it notices."""
+        """Send SIGKILL to the server, and wait for its children, which end when they notice that."""
         self._process.kill()
         self._process.wait()
-        socket, deadline = self._home / f".s.PGSQL.{self.port}.lock", time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         children = ["pgrep", "--full", f"postgres.*{self._home}"]
         while subprocess.run(children, capture_output=True, check=False).stdout and time.monotonic() < deadline:
             time.sleep(0.1)
-        socket.unlink(missing_ok=True)
+        (self._home / f".s.PGSQL.{self.port}.lock").unlink(missing_ok=True)
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGINT)
@@ -81,7 +81,7 @@ class PostgreSQL:
 
 
 class MLflow:
-    """An MLflow server over a database, whose artifacts are on S3."""
+    """An MLflow server with its metadata in PostgreSQL and its artifacts on S3."""
 
     def __init__(self, directory: Path, database: PostgreSQL, s3: S3Server) -> None:
         self.port = free_port()
@@ -107,7 +107,7 @@ class MLflow:
 
 
 class Servers:
-    """All three, and the environment of a machine that uses them."""
+    """All three servers, and the environment of a machine that uses them."""
 
     def __init__(self, directory: Path) -> None:
         self.s3 = S3Server(directory)

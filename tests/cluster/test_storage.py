@@ -1,4 +1,4 @@
-"""`dqn train` with everything that it commits on S3 and in PostgreSQL, on machines that share nothing else."""
+"""`dqn train` which stores everything on S3 and in PostgreSQL, on machines that share nothing else."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CONFIG |= {"lanes": 2, "evaluation_states": 32, "evaluation_episodes": 1, "episo
 SETTINGS = [part for name, value in CONFIG.items() for part in ("--set", f"{name}={value}")]
 CYCLES = 3
 COMMAND_SECONDS = 600
-AWAY_SECONDS = 10
+OUTAGE_SECONDS = 10
 
-Tell = Callable[[int, str, str], None]
+Figure = Callable[[int, str, str], None]
 
 
 @dataclass
 class Machine:
-    """A home of its own, and what it shares with others by its environment."""
+    """A machine with a home of its own; `shared` is the environment which names the shared servers."""
 
     home: Path
     shared: dict[str, str]
@@ -47,7 +47,10 @@ class Machine:
         )
 
     def dqn(self, *arguments: str, status: int = 0) -> str:
-        """Run a command to its end: what it printed, or told as its error."""
+        """Run a command to its end.
+
+        Returns its standard output, or its standard error if a `status` other than 0 is expected.
+        """
         out, error = (process := self.start(*arguments)).communicate(timeout=COMMAND_SECONDS)
         assert process.returncode == status, (arguments, out, error)
         return error if status else out
@@ -55,14 +58,14 @@ class Machine:
     def verify(self, run: str) -> dict[str, Any]:
         return json.loads(self.dqn("verify", run, "--json"))
 
-    def text(self) -> bytes:
-        """All that its files say."""
+    def contents(self) -> bytes:
+        """The contents of all files of the home."""
         return b"".join(path.read_bytes() for path in self.home.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What comes of the run on one machine with nothing but its home."""
+    """The output of `dqn verify` for the same run on one machine, with local storage and without faults."""
     machine = Machine(tmp_path_factory.mktemp("alone") / "home", {})
     machine.dqn("train", "--cycles", str(CYCLES), "--name", "alone", *SETTINGS)
     return machine.verify("alone")
@@ -75,14 +78,14 @@ def machine(servers: Servers, tmp_path: Path) -> Callable[[str], Machine]:
 
 @pytest.fixture
 def at_request(servers: Servers) -> Callable[[str, Callable[[], None]], None]:
-    """Do something at the first request on S3 that writes a file whose key has a part; the request is cut off."""
+    """Calls a function at the first upload to S3 whose key contains `part`, and cuts that request off."""
 
-    def arrange(part: str, act: Callable[[], None]) -> None:
-        waiting = [act]
+    def arrange(part: str, function: Callable[[], None]) -> None:
+        pending = [function]
 
         def judge(method: str, path: str) -> str:
-            if method == "PUT" and part in path and waiting:
-                threading.Thread(target=waiting.pop()).start()
+            if method == "PUT" and part in path and pending:
+                threading.Thread(target=pending.pop()).start()
                 return CUT
             return PASS
 
@@ -92,25 +95,26 @@ def at_request(servers: Servers) -> Callable[[str, Callable[[], None]], None]:
     servers.s3.judge = lambda method, path: PASS
 
 
-def test_killed_in_mid_write_and_resumed_elsewhere_with_the_store_away_it_is_the_run_of_one_machine(
-    undisturbed: dict[str, Any], servers: Servers, machine: Any, at_request: Any, figure: Tell
+def test_run_moves_between_machines_with_the_same_digest(
+    undisturbed: dict[str, Any], servers: Servers, machine: Any, at_request: Any, figure: Figure
 ) -> None:
+    """The first machine is killed during an upload; the second one resumes, and waits for S3 during an outage."""
     first, second, third = machine("first"), machine("second"), machine("third")
-    came = threading.Event()
-    at_request("/experience/00002/", came.set)
+    uploading = threading.Event()
+    at_request("/experience/00002/", uploading.set)
     training = first.start("train", "--cycles", str(CYCLES), "--name", "moved", *SETTINGS)
-    assert came.wait(COMMAND_SECONDS)
+    assert uploading.wait(COMMAND_SECONDS)
     training.kill()
     training.communicate()
 
-    def be_away() -> None:
+    def interrupt_s3() -> None:
         servers.s3.go_away()
-        time.sleep(AWAY_SECONDS)
+        time.sleep(OUTAGE_SECONDS)
         servers.s3.come_back()
 
-    at_request("/targets/00003/", be_away)
-    told = second.dqn("train", "--resume", "moved")
-    assert "has played 48 states" in told
+    at_request("/targets/00003/", interrupt_s3)
+    output = second.dqn("train", "--resume", "moved")
+    assert "has played 48 states" in output
     found = third.verify("moved")
     for name in ("digest", "cycle", "units", "metrics", "problems"):
         assert found[name] == undisturbed[name], name
@@ -119,22 +123,23 @@ def test_killed_in_mid_write_and_resumed_elsewhere_with_the_store_away_it_is_the
     assert "champion" in first.dqn("share", "moved")
     assert "mean score" in third.dqn("evaluate", "models:/Breakout@champion", "--episodes", "1")
     assert "mean score" in third.dqn("evaluate", "moved", "--episodes", "1")
-    assert SECRET.encode() not in first.text() + second.text() + third.text()
-    kept = sorted(path.name for path in first.home.iterdir())
-    assert not {"mlflow.db", "replay", "artifacts"} & set(kept), kept
-    figure(2, "SIGKILL in mid-upload to S3, resumed on another machine", "the digest of the run of one machine")
+    assert SECRET.encode() not in first.contents() + second.contents() + third.contents()
+    local = sorted(path.name for path in first.home.iterdir())
+    assert not {"mlflow.db", "replay", "artifacts"} & set(local), local
+    figure(2, "SIGKILL during an upload to S3, resumed on another machine", "the digest of the run on one machine")
 
 
-def test_a_store_that_stays_away_ends_the_training_in_one_line_and_nothing_is_lost(
+def test_unreachable_s3_ends_the_training_with_one_line(
     undisturbed: dict[str, Any], servers: Servers, machine: Any, at_request: Any
 ) -> None:
+    """The line contains the command that resumes the run, and the resumed run loses nothing."""
     first = machine("first")
     at_request("/checkpoints/00002/", servers.s3.go_away)
     try:
-        told = first.dqn("train", "--cycles", str(CYCLES), "--name", "stranded", *SETTINGS, status=1)
+        errors = first.dqn("train", "--cycles", str(CYCLES), "--name", "stranded", *SETTINGS, status=1)
     finally:
         servers.s3.come_back()
-    (line,) = [line for line in told.splitlines() if line.startswith("dqn: ")]
+    (line,) = [line for line in errors.splitlines() if line.startswith("dqn: ")]
     assert "s3://" in line and "cannot be written" in line and "does not answer" in line
     assert "dqn train --resume " in line
     first.dqn("train", "--resume", "stranded")
@@ -142,9 +147,10 @@ def test_a_store_that_stays_away_ends_the_training_in_one_line_and_nothing_is_lo
     assert (found["digest"], found["problems"]) == (undisturbed["digest"], [])
 
 
-def test_of_two_machines_that_train_one_run_one_ends_in_one_line(
-    undisturbed: dict[str, Any], servers: Servers, machine: Any, figure: Tell
+def test_second_machine_on_one_run_ends_with_one_line(
+    undisturbed: dict[str, Any], servers: Servers, machine: Any, figure: Figure
 ) -> None:
+    """Without the lock files of the first machine, the second one fails when it commits the same unit."""
     first, second = machine("first"), machine("second")
     first.dqn("train", "--cycles", "1", "--name", "twice", *SETTINGS)
     (first.home / "locks").rename(first.home / "unlocked")
@@ -153,7 +159,7 @@ def test_of_two_machines_that_train_one_run_one_ends_in_one_line(
     def judge(method: str, path: str) -> str:
         if method == "PUT" and "/experience/00002/manifest.json" in path and len(arrived) < 2:
             arrived.append(path)
-            both.wait(COMMAND_SECONDS)  # until the other one is there, too
+            both.wait(COMMAND_SECONDS)  # until the other machine arrives here
         return PASS
 
     servers.s3.judge = judge
@@ -164,20 +170,20 @@ def test_of_two_machines_that_train_one_run_one_ends_in_one_line(
         servers.s3.judge = lambda method, path: PASS
     statuses = [training.returncode for training in trainings]
     assert sorted(statuses) == [0, 1], ends
-    told = ends[statuses.index(1)][1]
-    (line,) = [line for line in told.splitlines() if line.startswith("dqn: ")]
+    errors = ends[statuses.index(1)][1]
+    (line,) = [line for line in errors.splitlines() if line.startswith("dqn: ")]
     assert "/experience/00002 was committed meanwhile by flow run " in line and "trained twice" in line
     found = machine("third").verify("twice")
     assert (found["digest"], found["problems"]) == (undisturbed["digest"], [])
-    figure(10, "two machines that train one run on S3", "one trains, the other is told in one line")
+    figure(10, "two machines that train one run on S3", "one trains, the other ends with a one-line error")
 
 
-def test_metrics_wait_while_postgresql_is_away(
+def test_metrics_are_complete_after_a_postgresql_outage(
     undisturbed: dict[str, Any], servers: Servers, machine: Any, at_request: Any
 ) -> None:
     def restart() -> None:
         servers.postgresql.kill()
-        time.sleep(AWAY_SECONDS)
+        time.sleep(OUTAGE_SECONDS)
         servers.postgresql.start()
 
     first = machine("first")

@@ -1,6 +1,6 @@
-/* Preloaded into a trainer: sees every change that its process asks of the files below one directory,
- * whichever library asks, and at one of them kills the process or lets the change fail. It can also keep
- * what every fsync made durable, so that a power loss can be told from a kill; see power.py. */
+/* A library for LD_PRELOAD. It counts the calls of the C library by which a process changes files below one
+ * directory, and at one of them kills the process or returns an error. It can also copy everything that an
+ * fsync made durable, from which power.py restores the state after a power loss. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -18,32 +18,32 @@
 #include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static char home[PATH_MAX]; /* what is watched; nothing while it is empty */
-static char kept[PATH_MAX]; /* where a copy of what is durable goes; nowhere while it is empty */
+static char home[PATH_MAX]; /* the directory to watch; empty: none */
+static char copies[PATH_MAX]; /* the directory for copies of durable data; empty: no copies */
 static long seen, target;
-static int error, for_good;
+static int error, permanent;
 
-/* Watch `directory` from now on. At the operation number `at` (from 1; 0 is none) the process is killed,
- * or, if `code` is an errno, that operation fails, and with `forever` all later ones too. What becomes durable
- * is copied to the directory `keep`, unless that is empty. */
-void faults_arm(const char *directory, long at, int code, int forever, const char *keep)
+/* Start to watch `directory`. At operation number `at` (from 1; 0 is none) the process is killed or, if `code`
+ * is an errno, the operation fails with it; if `all_later` is set, every later operation fails too. Data that
+ * becomes durable is copied to the directory `durable`, unless that is empty. */
+void faults_arm(const char *directory, long at, int code, int all_later, const char *durable)
 {
     snprintf(home, sizeof home, "%s/", directory);
-    snprintf(kept, sizeof kept, "%s", keep);
-    seen = 0, target = at, error = code, for_good = forever;
+    snprintf(copies, sizeof copies, "%s", durable);
+    seen = 0, target = at, error = code, permanent = all_later;
 }
 
 long faults_seen(void) { return seen; }
 
-/* Whether the operation that begins now is to fail. A full disk still lets files be removed. */
+/* Whether the operation that starts now must fail. Files can still be removed from a full disk. */
 static int fails(int makes_room)
 {
     pthread_mutex_lock(&lock);
     long number = ++seen;
-    while (!error && number == target) /* with the lock, so that no copy is being made */
+    while (!error && number == target) /* while locked, so that no copy is incomplete */
         kill(getpid(), SIGKILL);
     pthread_mutex_unlock(&lock);
-    if (!target || number < target || (number > target && !for_good))
+    if (!target || number < target || (number > target && !permanent))
         return 0;
     if (makes_room && error == ENOSPC)
         return 0;
@@ -51,7 +51,8 @@ static int fails(int makes_room)
     return 1;
 }
 
-static int named(int folder, const char *path)
+/* Whether a path, relative to a directory unless it is absolute, is below the watched directory. */
+static int is_watched(int folder, const char *path)
 {
     char full[2 * PATH_MAX] = "", link[64];
     if (!home[0])
@@ -65,9 +66,9 @@ static int named(int folder, const char *path)
     return strncmp(full, home, strlen(home)) == 0;
 }
 
-static int opened(int file)
+static int is_watched_file(int file)
 {
-    int saved = errno, found = named(file, "");
+    int saved = errno, found = is_watched(file, "");
     errno = saved;
     return found;
 }
@@ -87,7 +88,7 @@ static int opened(int file)
     int name(const char *path, int flags, ...) \
     { \
         MODE(flags) \
-        return WRITES(flags) && named(AT_FDCWD, path) && fails(0) ? -1 : REAL(name)(path, flags, mode); \
+        return WRITES(flags) && is_watched(AT_FDCWD, path) && fails(0) ? -1 : REAL(name)(path, flags, mode); \
     }
 OPEN(open)
 OPEN(open64)
@@ -96,15 +97,15 @@ OPEN(open64)
     int name(int folder, const char *path, int flags, ...) \
     { \
         MODE(flags) \
-        return WRITES(flags) && named(folder, path) && fails(0) ? -1 : REAL(name)(folder, path, flags, mode); \
+        return WRITES(flags) && is_watched(folder, path) && fails(0) ? -1 : REAL(name)(folder, path, flags, mode); \
     }
 OPENAT(openat)
 OPENAT(openat64)
 
-/* A write comes in two halves, so that a kill between them tears it. */
+/* A write is split into two halves, so that a kill between them tears it. */
 ssize_t write(int file, const void *data, size_t size)
 {
-    if (!home[0] || !opened(file))
+    if (!home[0] || !is_watched_file(file))
         return REAL(write)(file, data, size);
     if (fails(0))
         return -1;
@@ -118,7 +119,7 @@ ssize_t write(int file, const void *data, size_t size)
 #define PWRITE(name) \
     ssize_t name(int file, const void *data, size_t size, off_t offset) \
     { \
-        if (!home[0] || !opened(file)) \
+        if (!home[0] || !is_watched_file(file)) \
             return REAL(name)(file, data, size, offset); \
         if (fails(0)) \
             return -1; \
@@ -132,16 +133,16 @@ PWRITE(pwrite)
 PWRITE(pwrite64)
 
 /* Copy the bytes of a file, or the names and inodes in a directory, to a file named after its inode. */
-static void keep(int file)
+static void copy_durable(int file)
 {
     struct stat found;
-    char place[PATH_MAX + 64], data[1 << 16];
-    if (!kept[0] || !opened(file) || fstat(file, &found))
+    char path[PATH_MAX + 64], data[1 << 16];
+    if (!copies[0] || !is_watched_file(file) || fstat(file, &found))
         return;
     pthread_mutex_lock(&lock);
-    const char *what = S_ISDIR(found.st_mode) ? "names" : "bytes";
-    snprintf(place, sizeof place, "%s/%lu.%s", kept, (unsigned long)found.st_ino, what);
-    FILE *copy = fopen(place, "w");
+    const char *content = S_ISDIR(found.st_mode) ? "names" : "bytes";
+    snprintf(path, sizeof path, "%s/%lu.%s", copies, (unsigned long)found.st_ino, content);
+    FILE *copy = fopen(path, "w");
     if (S_ISDIR(found.st_mode)) {
         DIR *names = fdopendir(REAL(openat)(file, ".", O_RDONLY | O_DIRECTORY));
         for (struct dirent *entry; (entry = readdir(names));)
@@ -149,7 +150,7 @@ static void keep(int file)
                 fprintf(copy, "%lu %s\n", (unsigned long)entry->d_ino, entry->d_name);
         closedir(names);
     } else {
-        snprintf(data, sizeof data, "/proc/self/fd/%d", file); /* it may be open for writing only */
+        snprintf(data, sizeof data, "/proc/self/fd/%d", file); /* because `file` may be write-only */
         int from = REAL(open)(data, O_RDONLY);
         for (ssize_t size; (size = read(from, data, sizeof data)) > 0;)
             fwrite(data, 1, size, copy);
@@ -162,23 +163,23 @@ static void keep(int file)
 #define SYNC(name) \
     int name(int file) \
     { \
-        if (opened(file) && fails(0)) \
+        if (is_watched_file(file) && fails(0)) \
             return -1; \
         int result = REAL(name)(file); \
         if (!result) \
-            keep(file); \
+            copy_durable(file); \
         return result; \
     }
 SYNC(fsync)
 SYNC(fdatasync)
 
 #define ON_FILE(name, parameters, ...) \
-    int name parameters { return opened(file) && fails(0) ? -1 : REAL(name)(__VA_ARGS__); }
+    int name parameters { return is_watched_file(file) && fails(0) ? -1 : REAL(name)(__VA_ARGS__); }
 ON_FILE(ftruncate, (int file, off_t size), file, size)
 ON_FILE(ftruncate64, (int file, off_t size), file, size)
 
 #define ON_NAME(name, makes_room, folder, path, parameters, ...) \
-    int name parameters { return named(folder, path) && fails(makes_room) ? -1 : REAL(name)(__VA_ARGS__); }
+    int name parameters { return is_watched(folder, path) && fails(makes_room) ? -1 : REAL(name)(__VA_ARGS__); }
 ON_NAME(rename, 0, AT_FDCWD, to, (const char *from, const char *to), from, to)
 ON_NAME(renameat, 0, there, to, (int here, const char *from, int there, const char *to), here, from, there, to)
 ON_NAME(mkdir, 0, AT_FDCWD, path, (const char *path, mode_t mode), path, mode)

@@ -1,4 +1,4 @@
-"""Trainings in child processes that can be killed, or fail, at any instant, and what comes of them."""
+"""Trainings in child processes which a test can kill, or make fail, at any instant, and the outcome of each."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from trainer import Fault
 from storage.units.unit import CHECKPOINT, Unit, open_unit
 
 CYCLES = 2
-CHILD_SECONDS = 250  # the longest that any child may take, below the limit of a test
-NOTHING = Fault(at=0)
+CHILD_SECONDS = 250  # time limit of a child, below the time limit of a test
+NO_FAULT = Fault(at=0)
 HERE = Path(__file__).parent
 
 
 @cache
-def server() -> Any:
-    """The server that forks children, with the faults of `faults.c` preloaded."""
+def fork_server() -> Any:
+    """The server which forks the children, with the library of `faults.c` in LD_PRELOAD."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warmed"])
+    context.set_forkserver_preload(["preload"])
     library = Path(tempfile.mkdtemp()) / "faults.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "faults.c", "-ldl", "-lpthread"], check=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -49,187 +49,198 @@ def server() -> Any:
 
 @dataclass
 class Child:
-    """A child's process, and the pipe on which it tells things: phases, and its operations at the end."""
+    """A child process, and the pipe on which it reports its phases and, at its end, its number of operations."""
 
     process: Any
     pipe: Any
 
     def join(self) -> int:
-        """Wait for its end; its exit code, negative for a signal."""
+        """Wait for the end of the process and return its exit code, which is negative for a signal."""
         self.process.join(CHILD_SECONDS)
-        assert self.process.exitcode is not None, f"it did not end within {CHILD_SECONDS} seconds"
+        assert self.process.exitcode is not None, f"the child did not end within {CHILD_SECONDS} seconds"
         return int(self.process.exitcode)
 
-    def said(self) -> list[Any]:
-        """All that it told until its end and was not read yet."""
-        told = []
+    def messages(self) -> list[Any]:
+        """All messages until the end of the process that were not read yet."""
+        received = []
         with contextlib.suppress(EOFError):
             while True:
-                told.append(self.pipe.recv())
-        return told
+                received.append(self.pipe.recv())
+        return received
 
     def kill_in(self, phase: int, seconds: float) -> str:
-        """SIGKILL it so long after the beginning of its phase number `phase`; the phase in which it died."""
+        """Send SIGKILL `seconds` after the start of phase number `phase`.
+
+        Returns the kind of the phase in which the process died.
+        """
         last = "start"
         with contextlib.suppress(EOFError):
             for _ in range(phase + 1):
                 last = self.pipe.recv()
             time.sleep(seconds)
         self.kill()
-        return kind_of([last, *self.said()][-1])
+        return phase_kind([last, *self.messages()][-1])
 
     def kill(self) -> None:
-        """SIGKILL it."""
+        """Send SIGKILL and wait for the end of the process."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
         self.join()
 
 
-def kind_of(phase: object) -> str:
-    """What a phase is, by what was told when it began."""
-    return phase.split()[0] if isinstance(phase, str) else "the end"
+def phase_kind(message: object) -> str:
+    """The kind of phase that a message announces, or "the end" for the last message, a number of operations."""
+    return message.split()[0] if isinstance(message, str) else "the end"
 
 
 def start(target: str, *arguments: Any) -> Child:
-    """Start a child that does a function of `trainer.py`."""
-    receiving, sending = server().Pipe(duplex=False)
-    process = server().Process(target=_begin, args=(target, sending, *arguments))
+    """Start a child which calls the function `target` of `trainer.py`."""
+    receiving, sending = fork_server().Pipe(duplex=False)
+    process = fork_server().Process(target=_main, args=(target, sending, *arguments))
     process.start()
     sending.close()
     return Child(process, receiving)
 
 
-def _begin(target: str, pipe: Any, *arguments: Any) -> None:
+def _main(target: str, pipe: Any, *arguments: Any) -> None:
     faulthandler.dump_traceback_later(CHILD_SECONDS - 10, exit=True)
     getattr(trainer, target)(*arguments, pipe.send)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a finished run left behind, but for clock times."""
+    """Everything that a finished run stored, except for clock times."""
 
     digest: str
     metrics: frozenset[tuple[str, int, float]]
-    doubled: int  # metrics with more than one point at a step
+    duplicates: int  # metrics with more than one point at a step
     status: str
     files: frozenset[str]
 
 
 @dataclass
-class Laboratory:
-    """One run, ready to go on, and what comes of it when nothing disturbs it."""
+class CrashRun:
+    """A run in a home of its own, which a test can reset to its template and train in a child process."""
 
     home: Path
     template: Path
     run_id: str
-    cycles: int = CYCLES  # where it ends
-    evaluates: bool = False  # in the end
+    cycles: int = CYCLES  # the cycle after which the run ends
+    evaluates: bool = False  # whether an evaluation follows the last cycle
 
     def reset(self) -> None:
-        """Go back to the run as it was when it was ready."""
+        """Replace the home with a copy of the template."""
         shutil.rmtree(self.home, ignore_errors=True)
         shutil.copytree(self.template, self.home)
 
-    def start(self, fault: Fault = NOTHING, cycles: int | None = None) -> Child:
-        """Let it go on in a child."""
+    def start(self, fault: Fault = NO_FAULT, cycles: int | None = None) -> Child:
+        """Start or resume the run in a child."""
         return start("train", str(self.home), self.run_id, cycles or self.cycles, self.evaluates, fault)
 
     def finish(self, cycles: int | None = None) -> Outcome:
-        """Resume the run, let it come to its end without doing again what was done, and see what came of it."""
-        there = {f"commit {unit.kind}-{unit.cycle:05d}" for unit in self.units()}
-        told = self._told_until_the_end(cycles)
-        assert not there & set(told), "what was committed is not made again"
+        """Resume the run and train it to its end.
+
+        Asserts that no committed unit is made again.
+        """
+        committed = {f"commit {unit.kind}-{unit.cycle:05d}" for unit in self.units()}
+        assert not committed & set(self._train_to_end(cycles))
         return self.outcome()
 
-    def finish_anew(self) -> Outcome:
-        """Resume the run, of which something was damaged, let it come to its end, and see what came of it."""
-        self._told_until_the_end(None)
+    def finish_after_damage(self) -> Outcome:
+        """Resume the run and train it to its end; units that are damaged may be made again."""
+        self._train_to_end(None)
         return self.outcome()
 
-    def _told_until_the_end(self, cycles: int | None) -> list[Any]:
+    def _train_to_end(self, cycles: int | None) -> list[Any]:
         child = self.start(cycles=cycles)
-        told = child.said()
-        assert child.join() == 0, told
-        return told
+        messages = child.messages()
+        assert child.join() == 0, messages
+        return messages
 
     def units(self) -> list[Unit]:
-        """Every unit there is: each is whole, or this raises."""
-        places = [*self.home.glob("replay/*/*/[0-9]*"), *self.home.glob("artifacts/*/*/artifacts/*/[0-9]*")]
-        return [unit for unit in map(open_unit, places) if unit]
+        """All committed units of the home; raises StorageError if one of them is not whole."""
+        paths = [*self.home.glob("replay/*/*/[0-9]*"), *self.home.glob("artifacts/*/*/artifacts/*/[0-9]*")]
+        return [unit for unit in map(open_unit, paths) if unit]
 
     def outcome(self) -> Outcome:
-        """What the finished run left."""
+        """The outcome of the finished run."""
         digest = max((unit.cycle, unit.digest) for unit in self.units() if unit.kind == CHECKPOINT)[1]
-        with contextlib.closing(sqlite3.connect(self.home / "mlflow.db")) as store:
-            rows = store.execute("select key, step, value from metrics where key not like 'speed/%'").fetchall()
-            doubled = store.execute("select key from metrics group by key, step having count(*) > 1").fetchall()
-            (status,) = store.execute("select status from runs").fetchone()
+        with contextlib.closing(sqlite3.connect(self.home / "mlflow.db")) as database:
+            rows = database.execute("select key, step, value from metrics where key not like 'speed/%'").fetchall()
+            duplicates = database.execute("select key from metrics group by key, step having count(*) > 1").fetchall()
+            (status,) = database.execute("select status from runs").fetchone()
         files = {str(path.relative_to(self.home)) for path in self.home.rglob("*") if path.is_file()}
         files = {name for name in files if not name.startswith("mlflow.db")}
-        return Outcome(digest, frozenset(rows), len(doubled), status, frozenset(files))
+        return Outcome(digest, frozenset(rows), len(duplicates), status, frozenset(files))
 
     def phases(self) -> tuple[list[str], list[float], int]:
-        """The phases of an undisturbed run, the seconds each takes, and the operations on files in all."""
+        """Train without faults.
+
+        Returns the phases, the seconds of each, and the number of operations on files.
+        """
         self.reset()
-        child, told, times = self.start(), [], []
+        child, messages, times = self.start(), [], []
         with contextlib.suppress(EOFError):
             while True:
-                told.append(child.pipe.recv())
+                messages.append(child.pipe.recv())
                 times.append(time.monotonic())
-        assert child.join() == 0, told
-        return told[:-1], [later - sooner for sooner, later in pairwise(times)], told[-1]
+        assert child.join() == 0, messages
+        return messages[:-1], [later - earlier for earlier, later in pairwise(times)], messages[-1]
 
 
-def build(root: Path, **changes: int) -> Laboratory:
-    """A run that was created, with `changes` to the small configuration, and has done nothing yet."""
+def build(root: Path, **changes: int) -> CrashRun:
+    """Create a run with `changes` to the small configuration, before its first cycle."""
     home, template = root / "home", root / "template"
     home.mkdir(parents=True)
     child = start("create", str(home), changes)
     assert child.join() == 0
     shutil.copytree(home, template)
-    return Laboratory(home, template, child.said()[0])
+    return CrashRun(home, template, child.messages()[0])
 
 
-def from_now_on(laboratory: Laboratory, name: str, **changes: Any) -> Laboratory:
-    """The same run, ready to go on from where it is now."""
-    template = laboratory.template.with_name(name)
-    shutil.copytree(laboratory.home, template)
-    return replace(laboratory, template=template, **changes)
+def snapshot(run: CrashRun, name: str, **changes: Any) -> CrashRun:
+    """The same run with its present home as the template."""
+    template = run.template.with_name(name)
+    shutil.copytree(run.home, template)
+    return replace(run, template=template, **changes)
 
 
-def after_first_cycle(laboratory: Laboratory) -> Laboratory:
-    """The same run with one cycle done: what is left is one whole cycle, from its play to its pruning."""
-    laboratory.reset()
-    assert laboratory.start(cycles=1).join() == 0
-    return from_now_on(laboratory, "second-cycle")
+def with_first_cycle(run: CrashRun) -> CrashRun:
+    """The same run after its first cycle: one whole cycle is left, from play to pruning."""
+    run.reset()
+    assert run.start(cycles=1).join() == 0
+    return snapshot(run, "second-cycle")
 
 
 @contextlib.contextmanager
-def small_disk(laboratory: Laboratory, mebibytes: float) -> Iterator[None]:
-    """The run on a file system of its own, of that size while the block begins."""
-    laboratory.reset()
-    moved = laboratory.home.with_name("moved")
+def small_disk(run: CrashRun, mebibytes: float) -> Iterator[None]:
+    """Move the home to a new file system of `mebibytes` for the time of the block."""
+    run.reset()
+    moved = run.home.with_name("moved")
     shutil.rmtree(moved, ignore_errors=True)
-    shutil.move(laboratory.home, moved)
-    laboratory.home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={round(1024 * mebibytes)}k", "tmpfs", str(laboratory.home)]
+    shutil.move(run.home, moved)
+    run.home.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={round(1024 * mebibytes)}k", "tmpfs", str(run.home)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk can be mounted by root only")
+        pytest.skip("only root can mount a small file system")
     try:
-        shutil.copytree(moved, laboratory.home, dirs_exist_ok=True)
+        shutil.copytree(moved, run.home, dirs_exist_ok=True)
         yield
     finally:
-        subprocess.run(["umount", str(laboratory.home)], check=True)
-        laboratory.home.rmdir()
+        subprocess.run(["umount", str(run.home)], check=True)
+        run.home.rmdir()
 
 
-def enlarge(laboratory: Laboratory) -> None:
-    """Make room on the small disk."""
-    subprocess.run(["mount", "-o", "remount,size=500m", str(laboratory.home)], check=True)
+def enlarge_disk(run: CrashRun) -> None:
+    """Enlarge the file system of `small_disk`, so that the run has space again."""
+    subprocess.run(["mount", "-o", "remount,size=500m", str(run.home)], check=True)
 
 
-def chosen(operations: int, purpose: int) -> list[int]:
-    """The operations to try: an even sample that differs by purpose, or every one (CRASH_OPERATIONS=0)."""
-    count = int(os.environ.get("CRASH_OPERATIONS", "1")) or operations
-    every = np.arange(1, operations + 1)
-    return sorted(np.random.default_rng(purpose).choice(every, min(count, operations), replace=False).tolist())
+def sample_operations(count: int, purpose: int) -> list[int]:
+    """Operations (from 1 to `count`) to test: a uniform sample of CRASH_OPERATIONS of them, or all if that is 0.
+
+    `purpose` is the seed, so that different tests sample different operations.
+    """
+    size = int(os.environ.get("CRASH_OPERATIONS", "1")) or count
+    operations = np.arange(1, count + 1)
+    return sorted(np.random.default_rng(purpose).choice(operations, min(size, count), replace=False).tolist())

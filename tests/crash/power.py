@@ -1,6 +1,6 @@
-"""What a power loss leaves of a training: what was fsynced, and of the rest anything or nothing.
+"""The files of a training after a power loss: everything that was fsynced, and any part of the rest.
 
-Inodes tell which file is which, so this needs a file system that never uses one again, as tmpfs does.
+Files are identified by inode, so the file system must never reuse an inode number; tmpfs does not.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import Laboratory, kind_of
+from harness import CrashRun, phase_kind
 from trainer import STAGES, Fault
 
 from storage.units.unit import open_unit
 
-BLOCK_BYTES = 4096  # what the disk writes whole or not at all
+BLOCK_BYTES = 4096  # the disk writes a block atomically
 
-Pick = Callable[[list[Any]], Any]  # one of [what is durable, what programs saw]
+Choose = Callable[[list[Any]], Any]  # picks one of [the durable version, the version that programs saw]
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Entries of directories and bytes of files, by inode."""
+    """Directory entries and file contents by inode."""
 
     entries: dict[int, dict[str, int]]
     data: dict[int, bytes]
 
     @classmethod
     def read(cls, root: Path) -> Disk:
-        """All below `root`, as programs see it."""
+        """Everything below `root` as programs see it."""
         entries, data = {}, {}
         for folder, _, files in os.walk(root):
-            here = entries[os.lstat(folder).st_ino] = {entry.name: entry.inode() for entry in os.scandir(folder)}
-            data |= {here[name]: Path(folder, name).read_bytes() for name in files}
+            inodes = entries[os.lstat(folder).st_ino] = {entry.name: entry.inode() for entry in os.scandir(folder)}
+            data |= {inodes[name]: Path(folder, name).read_bytes() for name in files}
         return cls(entries, data)
 
-    def synced(self, copies: Path) -> Disk:
-        """This one, with what was made durable since, of which `faults.c` kept copies."""
+    def with_synced(self, copies: Path) -> Disk:
+        """This disk with everything that was fsynced since then; `faults.c` stores copies of that in `copies`."""
         entries, data = dict(self.entries), dict(self.data)
         for copy in copies.glob("*.names"):
             pairs = (line.split(" ", 1) for line in copy.read_text().splitlines())
@@ -49,57 +49,58 @@ class Disk:
 
 
 class PowerLoss:
-    """A run whose machine loses power before the operation number `at` on its files."""
+    """A run whose machine loses power before operation number `at` on its files."""
 
-    def __init__(self, laboratory: Laboratory, at: int) -> None:
-        laboratory.reset()
-        self._home, copies = laboratory.home, laboratory.home.with_name("durable")
+    def __init__(self, run: CrashRun, at: int) -> None:
+        run.reset()
+        self._home, copies = run.home, run.home.with_name("durable")
         shutil.rmtree(copies, ignore_errors=True)
         copies.mkdir()
         before = Disk.read(self._home)
-        child = laboratory.start(Fault(at, keep=str(copies)))
-        self._told = child.said()
+        child = run.start(Fault(at, copies=str(copies)))
+        self._messages = child.messages()
         assert child.join() == -9
-        self._durable, self._live = before.synced(copies), Disk.read(self._home)
-        self._top = os.lstat(self._home).st_ino
+        self._durable, self._live = before.with_synced(copies), Disk.read(self._home)
+        self._root = os.lstat(self._home).st_ino
 
-    def leave(self, pick: Pick) -> None:
-        """Make the home what is found afterwards."""
+    def restore(self, choose: Choose) -> None:
+        """Replace the home with one of its possible states after the power loss."""
         shutil.rmtree(self._home)
-        self._recover(self._top, self._home, pick)
+        self._restore(self._root, self._home, choose)
 
-    def lost(self) -> list[str]:
-        """Commits that were acknowledged, or done before, and that are not there now."""
-        stages = [number for number, phase in enumerate(self._told) if phase in STAGES]
-        acknowledged = [phase for phase in self._told[: stages[-1] if stages else 0] if kind_of(phase) == "commit"]
-        if "commit checkpoint-00002" not in self._told:
+    def lost_commits(self) -> list[str]:
+        """Commits that were acknowledged before the power loss and that the home lacks now."""
+        stages = [number for number, phase in enumerate(self._messages) if phase in STAGES]
+        before_stage = self._messages[: stages[-1] if stages else 0]
+        acknowledged = [phase for phase in before_stage if phase_kind(phase) == "commit"]
+        if "commit checkpoint-00002" not in self._messages:
             acknowledged.append("commit checkpoint-00001")
-        return [phase for phase in acknowledged if not self._is_there(phase)]
+        return [phase for phase in acknowledged if not self._is_committed(phase)]
 
-    def _is_there(self, phase: str) -> bool:
+    def _is_committed(self, phase: str) -> bool:
         kind, _, cycle = phase.removeprefix("commit ").rpartition("-")
-        below = "artifacts/*/*/artifacts/checkpoints" if kind == "checkpoint" else f"replay/*/{kind}"
-        return any(open_unit(place) for place in self._home.glob(f"{below}/{cycle}"))
+        parent = "artifacts/*/*/artifacts/checkpoints" if kind == "checkpoint" else f"replay/*/{kind}"
+        return any(open_unit(path) for path in self._home.glob(f"{parent}/{cycle}"))
 
-    def _recover(self, inode: int, to: Path, pick: Pick) -> None:
+    def _restore(self, inode: int, path: Path, choose: Choose) -> None:
         if inode not in {**self._durable.entries, **self._live.entries}:
-            to.write_bytes(self._bytes(inode, pick))
+            path.write_bytes(self._bytes(inode, choose))
             return
-        to.mkdir()
+        path.mkdir()
         durable, live = (disk.entries.get(inode, {}) for disk in (self._durable, self._live))
         for name in sorted({*durable, *live}):
-            chosen = pick([durable.get(name), live.get(name)])
+            chosen = choose([durable.get(name), live.get(name)])
             if chosen is not None:
-                self._recover(chosen, to / name, pick)
+                self._restore(chosen, path / name, choose)
 
-    def _bytes(self, inode: int, pick: Pick) -> bytes:
+    def _bytes(self, inode: int, choose: Choose) -> bytes:
         durable = self._durable.data.get(inode, b"")
         live = self._live.data.get(inode, durable)
         if durable == live:
             return live
-        size = pick([len(durable), len(live)])
+        size = choose([len(durable), len(live)])
         blocks = []
         for start in range(0, size, BLOCK_BYTES):
             versions = [each[start : start + BLOCK_BYTES].ljust(BLOCK_BYTES, b"\0") for each in (durable, live)]
-            blocks.append(pick(versions))
+            blocks.append(choose(versions))
         return b"".join(blocks)[:size]

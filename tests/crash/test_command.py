@@ -1,4 +1,4 @@
-"""The command itself, killed and resumed: what its user waits for, and that these tests train what it trains."""
+"""The command `dqn train`, killed and resumed: the seconds of a resume, and the digest of the other tests' trainer."""
 
 from __future__ import annotations
 
@@ -10,41 +10,50 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import Laboratory, build
+from harness import CrashRun, build
 from trainer import CONFIG
 
 RESUMES = int(os.environ.get("CRASH_RESUMES", "1"))
 DQN = [sys.executable, "-m", "flows.cli"]
+SETTINGS = [part for name, value in CONFIG.items() for part in ("--set", f"{name}={value}")]
 
 
-def test_the_command_resumes_within_seconds_what_was_killed(
-    memory: Path, figure: Callable[[int, str, str], None]
-) -> None:
-    home = memory / "command"
-    settings = [part for name, value in CONFIG.items() for part in ("--set", f"{name}={value}")]
-    wanted, seconds, cycles = ["--name", "killed", *settings], [], 100_000
-    for number in range(RESUMES + 1):
-        before = checkpoints(home)
-        if number == RESUMES:
-            cycles = max(before) + 2
-        began = time.monotonic()
-        training = start_command(home, "train", "--cycles", str(cycles), *wanted)
-        while not list(home.glob("staging/*/experience-*")):
-            assert training.poll() is None
-            time.sleep(0.01)
-        seconds.append(time.monotonic() - began)
-        while checkpoints(home) == before:
-            time.sleep(0.01)
-        if number < RESUMES:
-            training.kill()
-            for left in home.glob("staging/*/experience-*"):  # by which the next one's is told apart
-                left.rename(left.with_name("left"))
-        wanted = ["--resume", "killed"]
-        assert training.wait() == (0 if number == RESUMES else -signal.SIGKILL)
-    digest = Laboratory(home, home, "").outcome().digest
-    assert digest == build(memory / "not-the-command").finish(cycles).digest
-    tried = f"`dqn train --resume` after SIGKILL, {RESUMES} times, to the first new state"
-    figure(11, tried, f"{', '.join(f'{each:.1f}' for each in seconds[1:])} s; nothing committed is made again")
+def test_killed_command_resumes_within_seconds(ram_directory: Path, figure: Callable[[int, str, str], None]) -> None:
+    """The resumed command ends with the digest that `trainer.train` gives."""
+    home, options, cycles = ram_directory / "command", ["--name", "killed", *SETTINGS], 100_000
+    seconds = []
+    for _ in range(RESUMES):
+        training, waited = train_a_cycle(home, "--cycles", str(cycles), *options)
+        seconds.append(waited)
+        training.kill()
+        for draft in home.glob("staging/*/experience-*"):  # otherwise the next training's draft is not recognized
+            draft.rename(draft.with_name("left"))
+        options = ["--resume", "killed"]
+        assert training.wait() == -signal.SIGKILL
+    cycles = max(checkpoints(home)) + 2
+    training, waited = train_a_cycle(home, "--cycles", str(cycles), *options)
+    seconds.append(waited)
+    assert training.wait() == 0
+    digest = CrashRun(home, home, "").outcome().digest
+    assert digest == build(ram_directory / "not-the-command").finish(cycles).digest
+    test = f"`dqn train --resume` after SIGKILL, {RESUMES} times, to the first new state"
+    figure(11, test, f"{', '.join(f'{each:.1f}' for each in seconds[1:])} s; nothing committed is made again")
+
+
+def train_a_cycle(home: Path, *options: str) -> tuple[subprocess.Popen[bytes], float]:
+    """Start `dqn train` and wait for its next checkpoint.
+
+    Returns the process, which goes on, and the seconds until it started to play.
+    """
+    before, began = checkpoints(home), time.monotonic()
+    training = start_command(home, "train", *options)
+    while not list(home.glob("staging/*/experience-*")):
+        assert training.poll() is None
+        time.sleep(0.01)
+    seconds = time.monotonic() - began
+    while checkpoints(home) == before:
+        time.sleep(0.01)
+    return training, seconds
 
 
 def start_command(home: Path, *arguments: str) -> subprocess.Popen[bytes]:

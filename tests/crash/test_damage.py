@@ -1,4 +1,4 @@
-"""Files of a real training that are damaged while it is away; `make crash-test` does it more often."""
+"""Damage to files of a real training between its end and its resume; `make crash-test` does more of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import Laboratory, build, from_now_on, kind_of
+from harness import CrashRun, build, phase_kind, snapshot
 
 from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
 
@@ -17,29 +17,30 @@ NEWEST = {(CHECKPOINT, 1), (EXPERIENCE, 2), (TARGETS, 2)}
 KINDS = ("flipped bit", "truncated", "deleted", "swapped")
 
 
-def test_a_damaged_run_goes_on_from_what_is_whole_and_ends_as_if_nothing_had_happened(
-    memory: Path, figure: Callable[[int, str, str], None]
+def test_damaged_run_resumes_to_the_undisturbed_outcome(
+    ram_directory: Path, figure: Callable[[int, str, str], None]
 ) -> None:
-    laboratory = build(memory / "damaged", keep_cycles=2)
-    reference = laboratory.finish()
-    phase = [index for index, name in enumerate(laboratory.phases()[0]) if kind_of(name) == "optimization"][1]
-    laboratory.reset()
-    laboratory.start().kill_in(phase, 0)  # experience and targets of two cycles, checkpoints 0 and 1
-    interrupted = from_now_on(laboratory, "interrupted")
-    done: Counter[str] = Counter()
+    """A resume uses the newest units that are whole, and makes the damaged ones again."""
+    run = build(ram_directory / "damaged", keep_cycles=2)
+    reference = run.finish()
+    phase = [index for index, name in enumerate(run.phases()[0]) if phase_kind(name) == "optimization"][1]
+    run.reset()
+    run.start().kill_in(phase, 0)  # leaves experience and targets of two cycles, and checkpoints 0 and 1
+    interrupted = snapshot(run, "interrupted")
+    counts: Counter[str] = Counter()
     for number in range(DAMAGES):
         kind = KINDS[number % len(KINDS)]
         interrupted.reset()
         damage(interrupted, kind, random.Random(number))
-        done[kind] += 1
-        assert interrupted.finish_anew() == reference, (kind, number)
-    counts = ", ".join(f"{count} {kind}" for kind, count in done.items())
-    figure(7, f"files of an interrupted run: {counts}", f"{DAMAGES} of {DAMAGES} digests are the undisturbed run's")
+        counts[kind] += 1
+        assert interrupted.finish_after_damage() == reference, (kind, number)
+    test = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    figure(7, f"files of an interrupted run: {test}", f"{DAMAGES} of {DAMAGES} digests equal the undisturbed run's")
 
 
-def damage(laboratory: Laboratory, kind: str, draws: random.Random) -> None:
-    """Damage one committed file (two, if they are swapped) of one unit that the run would go on from."""
-    units = [unit for unit in laboratory.units() if (unit.kind, unit.cycle) in NEWEST]
+def damage(run: CrashRun, kind: str, draws: random.Random) -> None:
+    """Damage one committed file (two for "swapped") of one unit that a resume would use."""
+    units = [unit for unit in run.units() if (unit.kind, unit.cycle) in NEWEST]
     unit = draws.choice(units)
     one, other = (unit.directory / name for name in draws.sample(["manifest.json", *unit.files], 2))
     data = bytearray(one.read_bytes())

@@ -1,4 +1,4 @@
-"""Disks that are full or broken under a real training; `make crash-test` does it far more often."""
+"""Disks that are full or broken during a real training; `make crash-test` tests every operation on files."""
 
 from __future__ import annotations
 
@@ -8,51 +8,61 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from harness import Laboratory, Outcome, chosen, enlarge, small_disk
+from harness import CrashRun, Outcome, enlarge_disk, sample_operations, small_disk
 from trainer import FAILED, Fault
 
-Tell = Callable[[int, str, str], None]
+Figure = Callable[[int, str, str], None]
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-@pytest.mark.parametrize("forever", [False, True], ids=["once", "for good"])
-def test_an_error_at_any_operation_is_told_and_corrupts_nothing(
-    one_cycle: Laboratory, one_cycle_reference: Outcome, operations: int, error: int, forever: bool, figure: Tell
+@pytest.mark.parametrize("permanent", [False, True], ids=["once", "permanent"])
+def test_disk_error_ends_in_one_line_and_corrupts_nothing(
+    one_cycle_run: CrashRun,
+    one_cycle_reference: Outcome,
+    operation_count: int,
+    error: int,
+    permanent: bool,
+    figure: Figure,
 ) -> None:
+    """The training either overcomes the error or ends with a one-line message; the resumed run is undisturbed."""
     failed = 0
-    every = sorted({1, *chosen(operations, purpose=error + forever)})
-    for at in every:
-        one_cycle.reset()
-        child = one_cycle.start(Fault(at, error, forever))
+    operations = sorted({1, *sample_operations(operation_count, purpose=error + permanent)})
+    for at in operations:
+        one_cycle_run.reset()
+        child = one_cycle_run.start(Fault(at, error, permanent))
         status = child.join()
-        assert status in (0, FAILED), f"operation {at} ended with {status}"
+        assert status in (0, FAILED), f"operation {at} ended with status {status}"
         if status:
             failed += 1
-            message = child.said()[-2]
+            message = child.messages()[-2]
             assert isinstance(message, str) and message.strip() and "\n" not in message, (at, message)
-        one_cycle.units()
-        assert one_cycle.finish() == one_cycle_reference, f"operation {at}"
-    assert failed or not forever, "the first operation cannot be done without for good"
-    tried = (
-        f"{errno.errorcode[error]} {'for good from' if forever else 'once at'} {len(every)} of {operations} operations"
+        one_cycle_run.units()
+        assert one_cycle_run.finish() == one_cycle_reference, f"operation {at}"
+    assert failed or not permanent  # no training can overcome a permanent error of the first operation
+    name = errno.errorcode[error]
+    fault = f"permanent {name} starting" if permanent else f"a single {name}"
+    figure(
+        5,
+        f"{fault} at {len(operations)} of {operation_count} operations",
+        f"{failed} times a one-line error, otherwise overcome; {len(operations)} undisturbed digests after resuming",
     )
-    figure(5, tried, f"{failed} times told in one line, else overcome; {len(every)} undisturbed digests after resuming")
 
 
-def test_a_disk_that_fills_up_stops_the_run_cleanly_and_room_lets_it_go_on(
-    laboratory: Laboratory, reference: Outcome, figure: Tell
-) -> None:
+def test_full_disk_stops_the_run_and_space_resumes_it(run: CrashRun, reference: Outcome, figure: Figure) -> None:
     failed = 0
     count = int(os.environ.get("CRASH_SIZES", "1"))
     for mebibytes in np.linspace(20, 5, count) if count > 1 else [12]:
-        with small_disk(laboratory, mebibytes):
-            child = laboratory.start()
+        with small_disk(run, mebibytes):
+            child = run.start()
             status = child.join()
-            assert status in (0, FAILED), (mebibytes, child.said())
+            assert status in (0, FAILED), (mebibytes, child.messages())
             failed += status == FAILED
-            laboratory.units()
-            enlarge(laboratory)
-            assert laboratory.finish() == reference, mebibytes
-    assert failed, "at least one was too small"
-    came = f"{failed} too small, told in one line; {count} undisturbed digests once there is room"
-    figure(5, f"a file system of {count} sizes filled up", came)
+            run.units()
+            enlarge_disk(run)
+            assert run.finish() == reference, mebibytes
+    assert failed  # at least one of the file systems is too small
+    figure(
+        5,
+        f"a file system of {count} sizes filled up",
+        f"{failed} too small, each with a one-line error; {count} undisturbed digests once there is space",
+    )

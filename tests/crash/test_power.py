@@ -1,4 +1,4 @@
-"""The power goes in the middle of a real training; `make crash-test` does it at every operation."""
+"""Power loss in the middle of a real training; `make crash-test` tests every operation on files."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Laboratory, Outcome, chosen
+from harness import CrashRun, Outcome, sample_operations
 from power import PowerLoss
 
 
-def test_a_training_survives_power_loss_at_any_operation(
-    memory: Path,
-    one_cycle: Laboratory,
+def test_power_loss_at_any_operation_loses_no_commit(
+    ram_directory: Path,
+    one_cycle_run: CrashRun,
     one_cycle_reference: Outcome,
-    operations: int,
+    operation_count: int,
     figure: Callable[[int, str, str], None],
 ) -> None:
-    if not memory.is_relative_to("/dev/shm"):
-        pytest.skip("it takes a file system in memory, which never uses an inode again")
-    every = chosen(operations, purpose=3)
-    for at in every:
-        loss = PowerLoss(one_cycle, at)
-        for pick in (lambda options: options[0], random.Random(at).choice):
-            loss.leave(pick)
-            assert loss.lost() == [], f"operation {at}"
-            assert one_cycle.finish_anew() == one_cycle_reference, f"operation {at}"
-    left = "only what was fsynced is left, or some of the rest"
-    tried = f"power lost at {len(every)} of {operations} operations of a cycle, SQLite's included: {left}"
-    figure(4, tried, f"0 acknowledged commits lost; {2 * len(every)} undisturbed digests after resuming")
+    """After the power loss, the resumed run has the outcome of the undisturbed one."""
+    if not ram_directory.is_relative_to("/dev/shm"):
+        pytest.skip("this test needs tmpfs at /dev/shm, because tmpfs never reuses an inode number")
+    operations = sample_operations(operation_count, purpose=3)
+    for at in operations:
+        loss = PowerLoss(one_cycle_run, at)
+        for choose in (lambda versions: versions[0], random.Random(at).choice):
+            loss.restore(choose)
+            assert loss.lost_commits() == [], f"operation {at}"
+            assert one_cycle_run.finish_after_damage() == one_cycle_reference, f"operation {at}"
+    count = f"{len(operations)} of {operation_count} operations of a cycle, including those of SQLite"
+    figure(
+        4,
+        f"power lost at {count}: only fsynced data remains, or also a part of the rest",
+        f"0 acknowledged commits lost; {2 * len(operations)} undisturbed digests after resuming",
+    )

@@ -1,7 +1,7 @@
-"""What runs in a child: a training on real Breakout, without Prefect around its tasks.
+"""The functions that children execute: a training on real Breakout whose tasks run without a Prefect flow.
 
-Children are forked from a server in which everything is imported and compiled (`warmed.py`), so that
-one costs a moment.
+A child is forked from a server in which everything is imported and compiled (`preload.py`), so that it
+starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -38,101 +38,107 @@ from tasks.update_q_values import update_q_values
 CONFIG = {"network": "nips", "replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 1}
 CONFIG |= {"lanes": 2, "evaluation_episodes": 1, "episode_frames_limit": 400}
 STAGES = ("play", "sweep", "optimization")
-FAILED = 3  # the exit status of a failure that was told in one line
+FAILED = 3  # exit status of a training which reported a one-line error
+
+Send = Callable[[object], None]  # sends a message to the test
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the operation number `at` (from 1) that changes files of the home."""
+    """The fault at operation number `at` (from 1; 0 is none) of those that change files of the home."""
 
     at: int
     error: int = 0  # an errno; 0 means SIGKILL
-    forever: bool = False  # every later operation fails too, as on a full disk
-    keep: str = ""  # the directory to which goes what becomes durable
+    permanent: bool = False  # every later operation fails too, as on a full disk
+    copies: str = ""  # the directory for copies of everything that becomes durable
 
 
-def create(home: str, changes: dict[str, int], say: Callable[[object], None]) -> None:
-    """Create a run of the small configuration with some `changes` in `home`."""
+def create(home: str, changes: dict[str, int], send: Send) -> None:
+    """Create a run of the small configuration with `changes` in `home`, and send its id."""
     os.environ["DQN_HOME"] = home
     config = requested_config("fast", CONFIG | changes)
-    say(create_run(config, dqn.envs.games.action_names(config.game), "crash", {}).run_id)
+    send(create_run(config, dqn.envs.games.action_names(config.game), "crash", {}).run_id)
 
 
-def statuses(home: str, say: Callable[[object], None]) -> None:
-    """Tell the status of every run, as `dqn runs` does."""
+def statuses(home: str, send: Send) -> None:
+    """Send the status of every run, as `dqn runs` shows it."""
     os.environ["DQN_HOME"] = home
-    say([row["status"] for row in list_runs()])
+    send([row["status"] for row in list_runs()])
 
 
-def train(home: str, run_id: str, cycles: int, evaluates: bool, fault: Fault, say: Callable[[object], None]) -> None:
-    """Train a run to its cycle number `cycles`, and perhaps evaluate it then; tells each phase as it begins."""
+def train(home: str, run_id: str, cycles: int, evaluates: bool, fault: Fault, send: Send) -> None:
+    """Train a run to cycle `cycles`, and evaluate it then if `evaluates`.
+
+    Sends the name of each phase when it starts, the error message if the training fails, and at last the
+    number of operations on files.
+    """
     os.environ["DQN_HOME"] = home
-    _tell_phases(say)
+    _send_inner_phases(send)
     faults = ctypes.CDLL(None)
-    faults.faults_arm(home.encode(), ctypes.c_long(fault.at), fault.error, fault.forever, fault.keep.encode())
+    faults.faults_arm(home.encode(), ctypes.c_long(fault.at), fault.error, fault.permanent, fault.copies.encode())
     try:
         with disable_run_logger():
-            _cycles(run_id, cycles, evaluates, say)
+            _train(run_id, cycles, evaluates, send)
     except (OSError, StorageError) as error:
-        say(str(error))
+        send(str(error))
         sys.exit(FAILED)
     finally:
-        say(int(faults.faults_seen()))
+        send(int(faults.faults_seen()))
 
 
-def _cycles(run_id: str, cycles: int, evaluates: bool, say: Callable[[object], None]) -> None:
-    """The cycles as flows.train runs them."""
+def _train(run_id: str, cycles: int, evaluates: bool, send: Send) -> None:
+    """The same cycles as in flows.train."""
     run = open_run(run_id)
     with run.writing():
         run.tracking.set_status(run_id, "RUNNING")
         checkpoint = UnitReference.of(resume_run(run))
         while checkpoint.cycle < cycles:
-            say("play")
-            experience = _twice(collect_episodes, run_id, checkpoint)
-            say("sweep")
-            targets = _twice(update_q_values, run_id, experience)
-            say("optimization")
-            checkpoint = _twice(tasks.optimize.optimize, run_id, checkpoint, [experience], [targets])
+            send("play")
+            experience = _run_twice(collect_episodes, run_id, checkpoint)
+            send("sweep")
+            targets = _run_twice(update_q_values, run_id, experience)
+            send("optimization")
+            checkpoint = _run_twice(tasks.optimize.optimize, run_id, checkpoint, [experience], [targets])
             publish_and_prune(run, checkpoint)
         if evaluates:
-            say("evaluation")
-            publish_and_prune(run, _twice(evaluate, run_id, checkpoint))
+            send("evaluation")
+            publish_and_prune(run, _run_twice(evaluate, run_id, checkpoint))
         process_cache.clear()
         publish_waiting(run)
         run.tracking.set_status(run_id, "FINISHED")
 
 
-def _twice(task: Any, *arguments: Any) -> UnitReference:
-    """Run a task twice: the second run finds the committed unit and does nothing."""
+def _run_twice(task: Any, *arguments: Any) -> UnitReference:
+    """Run a task twice: the second time it finds the committed unit and does nothing."""
     made: UnitReference = task.fn(*arguments)
     assert made == task.fn(*arguments)
     return made
 
 
-def _tell_phases(say: Callable[[object], None]) -> None:
-    """Let what belongs to no stage alone tell when it begins; a commit says of what."""
+def _send_inner_phases(send: Send) -> None:
+    """Also send the phases within a stage: writing a checkpoint, and each commit with the name of its unit."""
     write, sync = tasks.optimize.write_checkpoint, storage.units.local_store.sync_tree
 
     def write_checkpoint(*arguments: Any) -> None:
-        say("checkpoint")
+        send("checkpoint")
         write(*arguments)
 
     def sync_tree(stage: Path) -> None:
-        say(f"commit {stage.name.rpartition('-')[0]}")
+        send(f"commit {stage.name.rpartition('-')[0]}")
         sync(stage)
 
     tasks.optimize.write_checkpoint, storage.units.local_store.sync_tree = write_checkpoint, sync_tree
 
 
-def warm() -> None:
-    """Compile, load and open all that a training needs, and leave nothing of it behind."""
-    dqn.envs.games.action_names = cache(dqn.envs.games.action_names)  # opens a game to ask it
-    torch.set_num_threads(1)  # a fork loses the threads of a pool
+def preload() -> None:
+    """Import, compile and load everything that a training needs, and remove what that leaves."""
+    dqn.envs.games.action_names = cache(dqn.envs.games.action_names)  # each call opens a game
+    torch.set_num_threads(1)  # a forked process lacks the threads of its parent's pool
     home = tempfile.mkdtemp()
-    said: list[object] = []
+    messages: list[object] = []
     with disable_run_logger():
-        create(home, {}, said.append)
-        _cycles(str(said[0]), 2, True, said.append)
+        create(home, {}, messages.append)
+        _train(str(messages[0]), 2, True, messages.append)
     shutil.rmtree(home)
     os.environ.pop("DQN_HOME")
-    gc.collect()  # here, where the threads of the games still are
+    gc.collect()  # before the fork, because only this process has the threads of the games

@@ -1,4 +1,7 @@
-"""The tutorial's own program computed these numbers; PARITY_DATA names another directory of the same form."""
+"""The preset `tutorial` against numbers which the tutorial's own program computed, stored in `data`.
+
+The environment variable PARITY_DATA names another directory of files in the same format.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def golden_sweep() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def swept(golden_sweep: dict[str, np.ndarray]) -> Targets:
     q_values, actions = golden_sweep["in_q_values"], golden_sweep["in_actions"]
-    played = len(q_values) - 1  # the tutorial leaves the last state alone: here it is the bootstrap
+    played = len(q_values) - 1  # the tutorial does not update the last state; here it is the bootstrap state
     assert q_values.dtype == np.float64 and np.array_equal(actions, actions.astype(np.uint8))
     experience = Experience(
         states=np.zeros((0, 1, 105, 80, 2), np.uint8),
@@ -50,44 +53,44 @@ def swept(golden_sweep: dict[str, np.ndarray]) -> Targets:
     return backward_sweep(experience, SweepRule.of(config))
 
 
-def test_preset_has_the_tutorials_discount_reward_clip_threshold_and_batch() -> None:
+def test_preset_has_the_constants_of_the_tutorial() -> None:
     found = (TUTORIAL.discount, TUTORIAL.reward_clip, TUTORIAL.error_threshold, TUTORIAL.batch_size)
     assert found == (0.97, 1.0, 0.1, 128)
 
 
-def test_sweep_gives_the_tutorials_q_values(golden_sweep: dict[str, np.ndarray], swept: Targets) -> None:
+def test_sweep_gives_the_q_values_of_the_tutorial(golden_sweep: dict[str, np.ndarray], swept: Targets) -> None:
     q_values = np.concatenate([swept.q_values[:, 0], golden_sweep["in_q_values"][-1:]])
     np.testing.assert_allclose(q_values, golden_sweep["out_q_values"], rtol=0, atol=1e-6)
 
 
-def test_sweep_gives_the_tutorials_estimation_errors(golden_sweep: dict[str, np.ndarray], swept: Targets) -> None:
+def test_sweep_gives_the_errors_of_the_tutorial(golden_sweep: dict[str, np.ndarray], swept: Targets) -> None:
     errors = np.append(swept.estimation_errors, 0.0)
     np.testing.assert_allclose(errors, golden_sweep["out_estimation_errors"], rtol=0, atol=1e-6)
 
 
-def test_batches_are_shared_out_as_in_the_tutorial(golden_sweep: dict[str, np.ndarray], swept: Targets) -> None:
+def test_batches_are_balanced_as_in_the_tutorial(golden_sweep: dict[str, np.ndarray], swept: Targets) -> None:
     threshold, batch_size = TUTORIAL.error_threshold, TUTORIAL.batch_size
     errors = np.append(swept.estimation_errors, 0.0)
     high = int((errors > threshold).sum())
     low = len(errors) - high
     assert high == golden_sweep["out_num_high_error"]
     assert golden_sweep["out_batch_high"] + golden_sweep["out_batch_low"] == batch_size
-    # Where a group is too small for its share the tutorial crashes; here the other group fills up.
-    places = min(batch_size, len(errors))
-    expected = int(np.clip(golden_sweep["out_batch_high"], places - low, high))
-    assert balanced_sizes(high, low, batch_size) == (expected, places - expected)
+    # The tutorial crashes if a group is smaller than its share of a batch; here the other group fills the batch.
+    size = min(batch_size, len(errors))
+    expected = int(np.clip(golden_sweep["out_batch_high"], size - low, high))
+    assert balanced_sizes(high, low, batch_size) == (expected, size - expected)
     batch = next(balanced_batches(errors, threshold, batch_size, np.random.default_rng(0)))
-    assert (errors[batch] > threshold).sum() == expected and len(batch) == places
+    assert (errors[batch] > threshold).sum() == expected and len(batch) == size
 
 
 @pytest.mark.parametrize("name", ["epsilon", "learning_rate", "loss_limit", "max_epochs", "replay_fraction"])
-def test_schedule_follows_the_tutorials(name: str) -> None:
+def test_schedule_equals_the_one_of_the_tutorial(name: str) -> None:
     golden = load("schedules")
     values = [TUTORIAL.scheduled(int(states))[name] for states in golden["iterations"]]
     np.testing.assert_allclose(values, golden[name], rtol=0, atol=1e-12)
 
 
-def test_rmsprop_moves_weights_as_tensorflow_does() -> None:
+def test_rmsprop_step_equals_the_one_of_tensorflow() -> None:
     golden = load("rmsprop")
     weights = torch.tensor(golden["out_weights"][0])
     optimizer = TensorFlowRMSprop([weights], lr=float(golden["in_learning_rate"]))
@@ -97,7 +100,7 @@ def test_rmsprop_moves_weights_as_tensorflow_does() -> None:
         np.testing.assert_allclose(weights.numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_motion_tracer_shows_the_tutorials_states() -> None:
+def test_motion_tracer_gives_the_states_of_the_tutorial() -> None:
     golden = load("motion_tracer")
     expected = golden["out_states"]
     frames = small_frames(gray_frames(golden["in_frames"]))
@@ -111,4 +114,4 @@ def test_motion_tracer_shows_the_tutorials_states() -> None:
     assert found.shape == expected.shape and found.dtype == expected.dtype
     assert np.abs(found[..., 0].astype(int) - expected[..., 0]).max() <= 2
     assert (found[..., 1] == expected[..., 1]).mean() >= 0.995
-    assert expected[..., 1].any()  # something moves, or the line above says nothing
+    assert expected[..., 1].any()  # something moves; without motion the line above tests nothing
