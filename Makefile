@@ -1,13 +1,13 @@
-# make train   set everything up and train on Breakout
-# make test    set everything up and pass the tests
-# make crash-test   an hour of kills, failures and damage into docs/reliability.md; `make test` runs a sample of each
-# make operate-test   minutes of killing what runs below `make serve`; `make test` kills a flow process
-# make cluster-test   minutes of servers and workers that die; needs PostgreSQL (Debian: postgresql)
-# make bench   how fast it is on this machine, into docs/performance.md
-# make check   formatting, lint, types, import directions
-# make serve   a Prefect server, an MLflow server and a worker, until Ctrl-C
-# make ui      the MLflow UI over the runs
-# make lock    pin the newest versions that pyproject.toml allows
+# make train          install the project and train on Breakout
+# make test           install the project and run the tests
+# make crash-test     an hour of kills, disk errors and damage; writes docs/reliability.md (`make test` runs a sample)
+# make operate-test   kill each process of `make serve`; takes minutes (`make test` kills only a flow process)
+# make cluster-test   kill servers and workers of a cluster; takes minutes and needs PostgreSQL (Debian: postgresql)
+# make bench          measure the speed on this machine; writes docs/performance.md
+# make check          formatting, lint, types and directions of imports
+# make serve          a Prefect server, an MLflow server and a worker, until Ctrl-C
+# make ui             the MLflow UI for the runs
+# make lock           pin the newest versions that pyproject.toml allows
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
 
-# Two processes, for much of the time a test waits for a server to start.
+# Two processes, because many tests wait for a server to start.
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -32,7 +32,7 @@ operate-test: $(READY)
 cluster-test: $(READY)
 	$(BIN)/python -m pytest -m cluster --timeout 1200 $(ARGS)
 
-# Two processes, for each trial keeps one core busy; what they find out goes into docs/reliability.md.
+# Two processes, because each test keeps one core busy; benchmarks.reliability writes docs/reliability.md.
 crash-test: $(READY)
 	rm -rf $(FIGURES) && mkdir -p $(FIGURES)
 	$(MAKE) --jobs 2 --keep-going crash-kills crash-failures
@@ -67,7 +67,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# torch is pinned without the local part of its version, so that the CPU and the CUDA build both fit.
+# torch is pinned without the local part of its version, so that both the CPU and the CUDA build match.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --upgrade pip setuptools

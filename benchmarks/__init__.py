@@ -1,1 +1,1 @@
-"""Speed, measured as ratios against something in the same run."""
+"""Benchmarks of speed, learning and scaling; each compares measurements of the same run where it can."""

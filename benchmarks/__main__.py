@@ -1,4 +1,4 @@
-"""`make bench`: every figure of docs/performance.md."""
+"""`make bench`: measures every figure of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dqn.hardware import resolve
 
 
 def main() -> None:
-    """Measure, and write what was measured."""
+    """Run the benchmarks of speed and write their results."""
     config = resolve(make_config())
     results: dict[str, Any] = {"machine": report.machine(), "precision": config.precision, "threads": config.threads}
     rows = []

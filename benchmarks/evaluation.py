@@ -1,6 +1,6 @@
-"""An evaluation of 30 episodes beside play of the same network: `python -m benchmarks.evaluation RUN`.
+"""Speed of an evaluation, compared with play by the same network: `python -m benchmarks.evaluation RUN`.
 
-`make bench` measures it with an untrained network at epsilon 1, which needs no run; its episodes are short.
+`make bench` measures an untrained network at epsilon 1, which needs no run and has short episodes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EPISODES, TURNS = 30, 3
 
 
 def bench_evaluation(learner: Learner, protocol: Protocol) -> Rates:
-    """States per second of an evaluation, opening its games included, and of play as in a training."""
+    """States per second of an evaluation, including the opening of its games, and of play as in a training."""
     cores = len(os.sched_getaffinity(0))
     config = resolve(learner.config.model_copy(update={"threads": cores, "lane_groups": 0}))
     prepare(config)
@@ -57,10 +57,10 @@ def bench_evaluation(learner: Learner, protocol: Protocol) -> Rates:
             lanes.close()
 
 
-def row(rates: Rates, of: str) -> Row:
-    """The figures for people."""
+def row(rates: Rates, network: str) -> Row:
+    """The row of the table of results."""
     return Row(
-        f"evaluation of {EPISODES} episodes, {of}",
+        f"evaluation of {EPISODES} episodes, {network}",
         f"{rates['evaluation']:,.0f} states/s",
         f"{rates['evaluation'] / rates['play']:.0%} of play of the same network ({rates['play']:,.0f})",
         "both cores",
@@ -68,7 +68,7 @@ def row(rates: Rates, of: str) -> Row:
 
 
 def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure an untrained network; fills `results`."""
+    """Measure an untrained network, store the rates in `results`, and yield their row."""
     config = resolve(make_config())
     learner = Learner(config, len(action_names(config.game)), prepare(config))
     rates = results["evaluation"] = bench_evaluation(learner, Protocol(config.game, EPISODES, 1.0))
@@ -76,7 +76,7 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Measure the latest checkpoint of a run."""
+    """Measure the latest checkpoint of the run that the argument names."""
     agent = open_agent(sys.argv[1])
     print(row(bench_evaluation(agent.learner, agent.protocol(EPISODES)), f"run {agent.name}"))
 

@@ -1,7 +1,7 @@
-"""Seconds of a cycle after many cycles: the command `dqn train` with play and training faked, and nothing else.
+"""The command `dqn train` with fake play, to measure whether a cycle takes longer after many cycles.
 
-`python -m benchmarks.growth CYCLES` trains in the home of DQN_HOME. What is stored, logged and orchestrated is what
-every training does; states are what the first cycle's random play would be.
+`python -m benchmarks.growth CYCLES` trains in the home DQN_HOME. Everything but play is real: training on a few
+states, storage, logging and orchestration.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SETTINGS |= {"max_epochs": 1, "threads": 1, "lane_groups": 1}
 
 
 class FakeLanes:
-    """Games that nobody plays."""
+    """Stands in for the lanes of real games."""
 
     episodes = np.zeros(LANES, np.int64)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing; there are no games to close."""
 
 
 def fake_collect(checkpoint: Any, *others: Any) -> Experience:
-    """Random play in which nothing ends before the last step."""
+    """Random experience in which no episode ends before the last step."""
     states = checkpoint.metadata.counters.states
     experience = Experience.empty(STEPS, LANES, 4)
     draws = np.random.default_rng(states)
@@ -39,13 +39,13 @@ def fake_collect(checkpoint: Any, *others: Any) -> Experience:
     experience.actions[:] = draws.integers(4, size=experience.actions.shape)
     for table in (experience.rewards, experience.life_lost, experience.terminated, experience.truncated):
         table[:] = 0
-    experience.terminated[-1] = True  # so that the lanes' histories stay short
+    experience.terminated[-1] = True  # because the end of an episode keeps the histories of the lanes short
     experience.episode[:] = np.arange(LANES) + states // STEPS
     return experience
 
 
 def main() -> None:
-    """Train for the cycles given as the one argument."""
+    """Train for the number of cycles that the argument gives."""
     quiet_prefect()
     from flows import cli
     from tasks import collect_episodes, process_cache

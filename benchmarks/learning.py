@@ -1,8 +1,8 @@
-"""What recipes learn in how much time: `python -m benchmarks.learning NAME …`, into docs/results.md.
+"""Scores and training times of recipes: `python -m benchmarks.learning NAME …` writes docs/results.md.
 
-Trains the named studies one seed after another with the command `dqn` in a home of its own, and evaluates the last
-checkpoint of each run. Interrupted, the same command goes on where it was. Minutes are those of work: from the
-creation of a run to its last checkpoint, without pauses; the command takes some ten seconds more.
+Trains the named studies, one seed after another, with the command `dqn` in a home of their own, and evaluates the
+last checkpoint of each run. The same command continues an interrupted study. Minutes are the working time from the
+creation of a run to its last checkpoint, without pauses; the command takes about ten seconds longer.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from storage.runs import open_tracking
 
 PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "learning.json"
 DQN = [sys.executable, "-m", "flows.cli"]
-POINTS = 200  # of a curve that are kept
+POINTS = 200  # stored points of a curve
 
 
 class Study(NamedTuple):
-    """One recipe: how it is trained, with which seeds, and how its last checkpoints are evaluated."""
+    """One recipe: its training, its seeds, and the evaluations of its last checkpoints."""
 
     train: str  # options of `dqn train`
     seeds: tuple[int, ...]
@@ -45,7 +45,7 @@ class Study(NamedTuple):
 
 
 def falling_until(states: int) -> str:
-    """Options for a training of so many states with the learning rate of `fast`, which has fallen by then."""
+    """Options for a training of `states` states, in which the learning rate of `fast` falls until the end."""
     return f"--set learning_rate=5e-4:1e-5:{states} --states {states}"
 
 
@@ -75,11 +75,11 @@ STUDIES = {
 
 
 def main() -> None:
-    """Do the studies that are named, and write what all studies gave so far."""
+    """Run the named studies, and write the results of all studies so far."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("names", nargs="+", choices=STUDIES, metavar="NAME", help=f"one of: {', '.join(STUDIES)}")
-    parser.add_argument("--home", type=Path, default=HERE.parent / "dqn-home", help="where the runs are kept")
-    parser.add_argument("--seeds", type=int, nargs="+", help="these seeds instead of the study's own")
+    parser.add_argument("--home", type=Path, default=HERE.parent / "dqn-home", help="the directory of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="use these seeds instead of those of the study")
     given = parser.parse_args()
     os.environ["DQN_HOME"] = str(given.home.absolute())
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def run_study(run: str, study: Study, record: dict[str, Any]) -> None:
-    """Train a run to its end, unless it is there, and evaluate its last checkpoint; fills `record`."""
+    """Train a run to its end, unless it has finished, evaluate its last checkpoint, and fill `record`."""
     if "evaluations" in record:
         return
     options = [*shlex.split(study.train), "--seed", str(record["seed"])]
@@ -113,10 +113,10 @@ def run_study(run: str, study: Study, record: dict[str, Any]) -> None:
 
 
 def dqn(*arguments: str) -> str:
-    """Run the command `dqn`; what it printed. Its progress, and why it failed, go on to the terminal.
+    """Run the command `dqn` and return its standard output; its progress and errors appear in the terminal.
 
     Raises:
-        SystemExit: the command failed, with its status.
+        SystemExit: the command failed; the status is that of the command.
     """
     done = subprocess.run([*DQN, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -125,7 +125,7 @@ def dqn(*arguments: str) -> str:
 
 
 def curves(run_id: str) -> dict[str, list[float]]:
-    """Mean score of the last 100 training episodes, and minutes, against states."""
+    """The mean score of the last 100 training episodes and the minutes, both by states played."""
     tracking = open_tracking()
     score, minutes = tracking.curves(run_id, [SCORE_MEAN_100])[SCORE_MEAN_100], tracking.minutes(run_id)
     kept = np.linspace(0, len(score.states) - 1, POINTS).astype(int)
@@ -139,14 +139,14 @@ def curves(run_id: str) -> dict[str, list[float]]:
 
 
 def publish(results: dict[str, Any]) -> None:
-    """Write the tables and draw the pictures."""
+    """Write the tables and draw the figures."""
     replace_table(PAGE, "python -m benchmarks.learning", list(table(results)))
     replace_table(PAGE, "python -m benchmarks.learning, seeds and games together", list(summary(results)))
     draw(results)
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
-    """A line for each evaluation."""
+    """The lines of the table with a row for each evaluation."""
     yield "| command | states | minutes | evaluation | mean score (95 % interval) | sd | max | human-normalized |"
     yield "|---|---|---|---|---|---|---|---|"
     for record in results.values():
@@ -161,8 +161,8 @@ def table(results: dict[str, Any]) -> Iterator[str]:
 
 
 def summary(results: dict[str, Any]) -> Iterator[str]:
-    """A line for each protocol of a study with several seeds, and one for `two-epochs` on all games it was tried on."""
-    yield "| what | evaluation | mean | interquartile mean of the episodes (95 % interval) |"
+    """The lines of the table with a row for each protocol of a study with several seeds, and one for all games."""
+    yield "| training | evaluation | mean | interquartile mean of the episodes (95 % interval) |"
     yield "|---|---|---|---|"
     for name, study in STUDIES.items():
         seeds = [record for record in results.values() if record["study"] == name]
@@ -178,17 +178,18 @@ def summary(results: dict[str, Any]) -> Iterator[str]:
     yield _summary_line(f"`dqn train {AN_HOUR_OF_TWO_EPOCHS}` on {names}, seed 0, human-normalized", "as above", scores)
 
 
-def _summary_line(what: str, episodes: str, scores: list[list[float]]) -> str:
+def _summary_line(training: str, episodes: str, scores: list[list[float]]) -> str:
     middle, low, high = interquartile_mean(list(map(np.array, scores)))
     mean = np.mean([np.mean(each) for each in scores])
-    return f"| {what} | {episodes} | {mean:.3g} | {middle:.3g} ({low:.3g} to {high:.3g}) |"
+    return f"| {training} | {episodes} | {mean:.3g} | {middle:.3g} ({low:.3g} to {high:.3g}) |"
 
 
 def interquartile_mean(strata: list[np.ndarray]) -> tuple[float, float, float]:
-    """Mean of the middle half of all scores, each seed or game with the same weight, and its 95 % bootstrap interval.
+    """Interquartile mean of the scores of episodes, with its 95 % stratified bootstrap interval.
 
-    Source: Agarwal and others 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice; the
-    bootstrap draws within each stratum. Here scores are those of episodes.
+    `strata` are the scores of each seed or game; all strata have the same weight.
+    Returns the mean, and the low and the high end of the interval.
+    Source: Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice.
     """
     size = int(np.lcm.reduce([len(scores) for scores in strata]))
 
@@ -202,32 +203,37 @@ def interquartile_mean(strata: list[np.ndarray]) -> tuple[float, float, float]:
 
 
 def draw(results: dict[str, Any]) -> None:
-    """Training scores against states and against minutes, and evaluations: a picture for each game, whatever version.
+    """Draw a figure for each game: training scores and evaluations by states played and by minutes.
 
-    All seeds of a study have one colour and one kind of line.
+    All versions of a game share a figure; all seeds of a study have the same color and line style.
     """
     for title in {game_title(record["game"]) for record in results.values()}:
         runs = [record for record in results.values() if game_title(record["game"]) == title]
-        studies = dict.fromkeys(run["study"] for run in runs)
-        styles = dict(zip(studies, itertools.product(("-", ":"), RUN_COLORS), strict=False))
-        figure = new_figure(10, 4.6, f"{title}: last 100 training episodes, and evaluations with 95 % intervals")
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, along in zip(panels, ("states", "minutes"), strict=True):
-            for run in runs:
-                (line, color), found, x = styles[run["study"]], run["evaluations"][0], run["curves"][along]
-                axes.plot(x, run["curves"]["score"], line, color=color, lw=1.5)
-                reach = [[found["mean"] - found["mean_low"]], [found["mean_high"] - found["mean"]]]
-                axes.errorbar(x[-1], found["mean"], reach, color=color, marker="o", ms=5, capsize=3, lw=1.5)
-            axes.set_xlabel("states played" if along == "states" else "minutes of work")
-            axes.set_xlim(left=0)
-        for study, (line, color) in styles.items():
-            panels[0].plot([], [], line, color=color, lw=2, label=study)
-        panels[0].set_ylabel("mean score [points]")
-        if all(min(run["curves"]["score"]) >= 0 for run in runs):
-            panels[0].set_ylim(bottom=0)
-        panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-        panels[0].legend(frameon=False, fontsize=9, loc="lower right")
-        figure.savefig(PAGE.parent / f"learning-{title.lower()}.png", dpi=100)
+        draw_game(title, runs)
+
+
+def draw_game(title: str, runs: list[dict[str, Any]]) -> None:
+    """Draw the figure of one game from the records of its runs."""
+    studies = dict.fromkeys(run["study"] for run in runs)
+    styles = dict(zip(studies, itertools.product(("-", ":"), RUN_COLORS), strict=False))
+    figure = new_figure(10, 4.6, f"{title}: last 100 training episodes, and evaluations with 95 % intervals")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, column in zip(panels, ("states", "minutes"), strict=True):
+        for run in runs:
+            (line, color), found, x = styles[run["study"]], run["evaluations"][0], run["curves"][column]
+            axes.plot(x, run["curves"]["score"], line, color=color, lw=1.5)
+            interval = [[found["mean"] - found["mean_low"]], [found["mean_high"] - found["mean"]]]
+            axes.errorbar(x[-1], found["mean"], interval, color=color, marker="o", ms=5, capsize=3, lw=1.5)
+        axes.set_xlabel("states played" if column == "states" else "minutes of work")
+        axes.set_xlim(left=0)
+    for study, (line, color) in styles.items():
+        panels[0].plot([], [], line, color=color, lw=2, label=study)
+    panels[0].set_ylabel("mean score [points]")
+    if all(min(run["curves"]["score"]) >= 0 for run in runs):
+        panels[0].set_ylim(bottom=0)
+    panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    panels[0].legend(frameon=False, fontsize=9, loc="lower right")
+    figure.savefig(PAGE.parent / f"learning-{title.lower()}.png", dpi=100)
 
 
 if __name__ == "__main__":

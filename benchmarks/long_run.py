@@ -1,9 +1,9 @@
-"""How large Prefect's database, MLflow's, the log and the memory get in a training of thousands of cycles.
+"""Growth of the databases of Prefect and MLflow, the log and the memory in a training of thousands of cycles.
 
     python -m benchmarks.long_run [cycles]
 
-Play, sweep and optimization are faked; the flow, its tasks, reports, flow runs and hand-overs, the checkpoints'
-commits and MLflow are the real ones. It writes `benchmarks/results/long_run.json` and a table in `docs/operating.md`.
+Play, sweep and optimization are fake. The flow, its tasks, reports and flow runs, the commits of checkpoints and
+MLflow are real. It writes `benchmarks/results/long_run.json` and a table in `docs/operating.md`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 CYCLES, SAMPLE_CYCLES = 3_000, 500
-STATES = 1_024  # in a cycle
-CURVES = 45  # metrics of a cycle, about as many as a real one has
+STATES = 1_024  # of a cycle
+METRICS = 45  # of a cycle, about as many as a real one has
 FIELDS = {"lanes": 1, "replay_states": 1, "batch_size": 1, "threads": 1, "network": "small"}
 
 
 def main() -> None:
-    """Train, and write what was measured."""
+    """Run the training and write its results."""
     cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(home: Path, cycles: int) -> list[dict[str, float]]:
-    """Train with faked tasks; what was found every so many cycles."""
+    """Train with fake tasks, and return a sample for each SAMPLE_CYCLES cycles."""
     import psutil
 
     import flows.train
@@ -81,10 +81,32 @@ def measure(home: Path, cycles: int) -> list[dict[str, float]]:
 
 
 def fakes(sample: Any) -> tuple[Any, Any, Any]:
-    """The three tasks without their work; the last one commits a checkpoint."""
+    """The three tasks without their work; `optimize` commits a checkpoint and then calls `sample` with the cycle."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
+    from storage.units.unit import EXPERIENCE, TARGETS
+    from tasks.unit_reference import UnitReference
+
+    @task(name="collect-episodes", task_run_name="collect-episodes-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
+    def collect_episodes(run_id: str, checkpoint: UnitReference, shard: int) -> UnitReference:
+        return UnitReference(EXPERIENCE, checkpoint.next_cycle, "", {})
+
+    @task(name="update-q-values", task_run_name="update-q-values-{experience.cycle:05d}", cache_policy=NO_CACHE)
+    def update_q_values(run_id: str, experience: UnitReference) -> UnitReference:
+        return UnitReference(TARGETS, experience.cycle, "", {})
+
+    @task(name="optimize", task_run_name="optimize-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
+    def optimize(run_id: str, checkpoint: UnitReference, experience: Any, targets: Any) -> UnitReference:
+        reference = commit_checkpoint(run_id, checkpoint)
+        sample(reference.cycle)
+        return reference
+
+    return collect_episodes, update_q_values, optimize
+
+
+def commit_checkpoint(run_id: str, checkpoint: Any) -> Any:
+    """Commit a copy of a checkpoint as that of the next cycle, with METRICS metrics, and return its reference."""
     from dqn.metrics import (
         COUNTER_CYCLES,
         COUNTER_EPISODES,
@@ -100,43 +122,30 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     )
     from storage.formats.checkpoint import write_checkpoint
     from storage.runs import open_run
-    from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
+    from storage.units.unit import CHECKPOINT
     from tasks.unit_reference import UnitReference, made_by
 
-    @task(name="collect-episodes", task_run_name="collect-episodes-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
-    def collect_episodes(run_id: str, checkpoint: UnitReference, shard: int) -> UnitReference:
-        return UnitReference(EXPERIENCE, checkpoint.next_cycle, "", {})
-
-    @task(name="update-q-values", task_run_name="update-q-values-{experience.cycle:05d}", cache_policy=NO_CACHE)
-    def update_q_values(run_id: str, experience: UnitReference) -> UnitReference:
-        return UnitReference(TARGETS, experience.cycle, "", {})
-
-    @task(name="optimize", task_run_name="optimize-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
-    def optimize(run_id: str, checkpoint: UnitReference, experience: Any, targets: Any) -> UnitReference:
-        run, cycle = open_run(run_id), checkpoint.next_cycle
-        before = run.checkpoint(checkpoint.open(run))
-        states = cycle * STATES
-        counters = replace(before.metadata.counters, cycle=cycle, states=states)
-        with run.commit(CHECKPOINT, cycle, {}, made_by()) as draft:
-            names = [SCHEDULE_EPSILON, Q_VALUES_BEFORE_MEAN, Q_VALUES_AFTER_MEAN, ESTIMATION_ERROR_MEAN]
-            names += [LOSS_MEAN, OPTIMIZATION_EPOCHS, SCORE_MEAN_100, COUNTER_EPISODES]
-            names += [f"other/{number}" for number in range(CURVES - len(names) - 2)]
-            draft.metrics += [Metric(name, states, 1 / cycle) for name in names]
-            draft.metrics += [Metric(COUNTER_STATES, states, states), Metric(COUNTER_CYCLES, states, cycle)]
-            write_checkpoint(draft.directory, replace(before, metadata=replace(before.metadata, counters=counters)))
-        sample(cycle)
-        return UnitReference.of(draft.unit)
-
-    return collect_episodes, update_q_values, optimize
+    run, cycle = open_run(run_id), checkpoint.next_cycle
+    before = run.checkpoint(checkpoint.open(run))
+    states = cycle * STATES
+    counters = replace(before.metadata.counters, cycle=cycle, states=states)
+    with run.commit(CHECKPOINT, cycle, {}, made_by()) as draft:
+        names = [SCHEDULE_EPSILON, Q_VALUES_BEFORE_MEAN, Q_VALUES_AFTER_MEAN, ESTIMATION_ERROR_MEAN]
+        names += [LOSS_MEAN, OPTIMIZATION_EPOCHS, SCORE_MEAN_100, COUNTER_EPISODES]
+        names += [f"other/{number}" for number in range(METRICS - len(names) - 2)]
+        draft.metrics += [Metric(name, states, 1 / cycle) for name in names]
+        draft.metrics += [Metric(COUNTER_STATES, states, states), Metric(COUNTER_CYCLES, states, cycle)]
+        write_checkpoint(draft.directory, replace(before, metadata=replace(before.metadata, counters=counters)))
+    return UnitReference.of(draft.unit)
 
 
 def size(home: Path, database: str) -> float:
-    """Megabytes of a database of SQLite's, with what is not merged into it yet."""
+    """Megabytes of an SQLite database, including its write-ahead log."""
     return sum(path.stat().st_size for path in home.glob(f"{database}*")) / 1e6
 
 
 def rows(home: Path, table: str) -> int:
-    """Rows of a table of Prefect's."""
+    """Number of rows of a table of Prefect's database."""
     import contextlib
     import sqlite3
 

@@ -1,8 +1,9 @@
-"""What Stable-Baselines3's DQN learns in the same time: `python -m benchmarks.peer --minutes 60`, into docs/results.md.
+"""The score of the DQN of Stable-Baselines3 after the same time: `python -m benchmarks.peer --minutes 60`.
 
-Hyper-parameters are those of its zoo for Atari (rl-baselines3-zoo, hyperparams/dqn.yml), preprocessing is its own, and
-the game has sticky actions as ours has. `pip install --group peer` installs it. Scores are of complete games,
-unclipped; it is evaluated with its own preprocessing at our epsilon. The minutes are those of training alone.
+It uses the hyper-parameters of its zoo for Atari (rl-baselines3-zoo, hyperparams/dqn.yml) and its own preprocessing;
+the game has sticky actions, as in this project. Scores are of complete games, without clipping; the evaluation uses
+this project's epsilon. The minutes are those of the training alone. Writes a row and a curve into docs/results.md.
+`pip install --group peer` installs Stable-Baselines3.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ ZOO: dict[str, Any] = {
     "exploration_fraction": 0.1,
     "exploration_final_eps": 0.01,
 }
-ZOO_STATES = 10_000_000  # of which exploration_fraction is a part
+ZOO_STATES = 10_000_000  # total_timesteps, to which exploration_fraction refers
 
 
 class Curve(BaseCallback):
-    """Keeps the mean of the last 100 complete games every so many states, and stops when the time is up."""
+    """Records the mean score of the last 100 complete games every `every_states` states; stops after `minutes`."""
 
     def __init__(self, minutes: float, every_states: int = 5_000) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Curve(BaseCallback):
 
 
 def main() -> None:
-    """Train it for the time given, evaluate it, and write its row beside ours."""
+    """Train for the given time, evaluate, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--game", default="ALE/Breakout-v5")
@@ -69,17 +70,7 @@ def main() -> None:
     model = DQN("CnnPolicy", open_games(given.game, 1, seed=0), seed=0, **ZOO)
     curve = Curve(given.minutes)
     model.learn(ZOO_STATES, callback=curve)
-    protocol = Protocol(given.game, given.episodes, 0.01)
-    model.exploration_rate = protocol.epsilon
-    scores, steps = evaluate_policy(
-        model,
-        open_games(given.game, 10, seed=1),
-        n_eval_episodes=protocol.episodes,
-        deterministic=False,
-        return_episode_rewards=True,
-    )
-    assert isinstance(scores, list) and isinstance(steps, list)
-    evaluation = Evaluation(protocol, [float(score) for score in scores], [int(each) for each in steps], 0)
+    evaluation = evaluate(model, Protocol(given.game, given.episodes, 0.01))
     results = json.loads(RESULTS.read_text())
     results["stable-baselines3"] = {
         "study": "Stable-Baselines3",
@@ -96,8 +87,22 @@ def main() -> None:
     publish(results)
 
 
+def evaluate(model: DQN, protocol: Protocol) -> Evaluation:
+    """Play complete episodes with the model's own preprocessing."""
+    model.exploration_rate = protocol.epsilon
+    scores, steps = evaluate_policy(
+        model,
+        open_games(protocol.game, 10, seed=1),
+        n_eval_episodes=protocol.episodes,
+        deterministic=False,
+        return_episode_rewards=True,
+    )
+    assert isinstance(scores, list) and isinstance(steps, list)
+    return Evaluation(protocol, [float(score) for score in scores], [int(each) for each in steps], 0)
+
+
 def open_games(game: str, count: int, seed: int) -> VecEnv:
-    """Games as its zoo plays them, four frames stacked; ours are sticky, and so are these, frame by frame."""
+    """Games with the preprocessing of the zoo, four stacked frames, and sticky actions for each frame."""
     games = make_atari_env(game, count, seed=seed, env_kwargs={"frameskip": 1, "repeat_action_probability": 0.25})
     return VecFrameStack(games, n_stack=4)
 

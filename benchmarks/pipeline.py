@@ -1,4 +1,4 @@
-"""How fast and how large whole trainings are: the command `dqn`, in homes of their own."""
+"""Time and memory of whole trainings: runs the command `dqn`, each time in a new home."""
 
 from __future__ import annotations
 
@@ -27,36 +27,40 @@ from dqn.metrics import COUNTER_CYCLES
 
 DQN = [sys.executable, "-c", "from flows.cli import main; main()"]
 CYCLES = 20
-EARLY, LATE = (10, 60), (950, 1_000)  # cycles that are compared
+EARLY, LATE = (10, 60), (950, 1_000)  # cycles to compare
 LARGE_STATES, SMALL_STATES = 200_000, 20_000
 
 
 @contextmanager
 def training(*options: str) -> Iterator[tuple[psutil.Process, Path]]:
-    """`dqn train` at work, and its home; it is over when the block ends."""
+    """Start `dqn train` in a new home; waits for its end when the block ends.
+
+    Raises:
+        RuntimeError: the training failed.
+    """
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "DQN_HOME": home}
         command = [*DQN, "train", *options]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         yield psutil.Process(process.pid), Path(home)
-        _, said = process.communicate()
+        _, error = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{' '.join(options)} failed: {said.decode()}")
+            raise RuntimeError(f"dqn train {' '.join(options)} failed: {error.decode()}")
 
 
 def settings(*fields: str) -> list[str]:
-    """Fields of the configuration as options."""
+    """The options of `dqn train` that set fields of the configuration."""
     return [option for field in fields for option in ("--set", field)]
 
 
 def wait(process: psutil.Process) -> None:
-    """Wait for a child to end without taking its exit status from its parent."""
+    """Wait for the end of a child, but leave its exit status for the parent to collect."""
     while process.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.2)
 
 
 def cycle_seconds(home: Path) -> list[float]:
-    """From each cycle's checkpoint to the next one's."""
+    """Seconds from the checkpoint of each cycle to the next one."""
     client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments)
@@ -65,13 +69,13 @@ def cycle_seconds(home: Path) -> list[float]:
 
 
 def bare_cycle_seconds(config: TrainConfig, cycles: int) -> list[float]:
-    """Seconds of each cycle of `dqn.cycle.train`, which stores, logs and orchestrates nothing."""
+    """Seconds of each cycle of `dqn.cycle.train`, without storage, logging and orchestration."""
     times = [perf_counter(), *(perf_counter() for _ in train(config, cycles))]
     return [float(seconds) for seconds in np.diff(times)]
 
 
 def bench_cycle() -> dict[str, float]:
-    """Seconds of a cycle of `fast` in a training and in a bare loop, and from the command to the first frame."""
+    """Median seconds of a cycle of `fast` in a training and in a bare loop, and seconds until the first frame."""
     began = perf_counter()
     with training("--cycles", str(CYCLES)) as (process, home):
         while not list(home.glob("staging/*/experience-*")):
@@ -88,7 +92,7 @@ def bench_cycle() -> dict[str, float]:
 
 
 def bench_memory(states: int) -> dict[str, float]:
-    """Highest memory of all processes together, in bytes, and seconds of a state, with that many to remember."""
+    """Peak memory of all processes in bytes, and seconds per state, with `states` states in replay memory."""
     fields = [f"replay_states={states}", "max_epochs=0.2"]
     peak = 0
     with training("--cycles", "2", *settings(*fields)) as (process, home):
@@ -100,7 +104,7 @@ def bench_memory(states: int) -> dict[str, float]:
 
 
 def bench_growth() -> dict[str, float]:
-    """Median seconds of cycles early and late in a long training in which play is faked, storage never."""
+    """Median seconds of early and late cycles of a long training with fake play and real storage."""
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, "-m", "benchmarks.growth", str(LATE[1])]
         environment = {**os.environ, "DQN_HOME": home, "DQN_FLOW_RUN_CYCLES": str(LATE[1])}
@@ -110,7 +114,7 @@ def bench_growth() -> dict[str, float]:
 
 
 def _memory(process: psutil.Process) -> int:
-    """Memory of a process and all it started; what they share counts once."""
+    """Proportional set size in bytes of a process and its descendants, so that shared pages count once."""
     total = 0
     for each in (process, *process.children(recursive=True)):
         with suppress(psutil.Error):
@@ -119,7 +123,7 @@ def _memory(process: psutil.Process) -> int:
 
 
 def bench_help() -> float:
-    """Seconds that `dqn --help` takes, the best of five."""
+    """Seconds of `dqn --help`, the fastest of five."""
     seconds = []
     for _ in range(5):
         began = perf_counter()
@@ -129,7 +133,7 @@ def bench_help() -> float:
 
 
 def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure all of it; fills `results` and gives a row for each figure."""
+    """Measure trainings, store the results in `results`, and yield a row for each."""
     cycle = results["cycle"] = bench_cycle()
     share = 1 - cycle["bare loop"] / cycle["training"]
     yield Row(
@@ -138,7 +142,7 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
         f"the same calls in a bare loop: {cycle['bare loop']:.2f} s",
         "5 %",
     )
-    yield Row("`dqn train` to its first frame", f"{cycle['first frame']:.1f} s", "", "15 s")
+    yield Row("`dqn train`, time until the first frame", f"{cycle['first frame']:.1f} s", "", "15 s")
     large, small = (bench_memory(states) for states in (LARGE_STATES, SMALL_STATES))
     results["memory"] = {"large": large, "small": small}
     states_bytes = Experience.empty(1, 1, 4).states.nbytes * LARGE_STATES
@@ -149,14 +153,14 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
         f"{(1.3 * states_bytes + 2.5e9) / 1e9:.1f} GB",
     )
     yield Row(
-        f"seconds for a state, {LARGE_STATES:,} states remembered",
+        f"seconds per state, {LARGE_STATES:,} states in replay memory",
         f"{large['seconds'] / small['seconds'] - 1:+.0%}",
-        f"{SMALL_STATES:,} states remembered",
+        f"{SMALL_STATES:,} states",
         "10 %",
     )
     growth = results["growth"] = bench_growth()
     yield Row(
-        f"seconds of a cycle, cycles {LATE[0]} to {LATE[1]}, play faked",
+        f"seconds of a cycle, cycles {LATE[0]} to {LATE[1]}, fake play",
         f"{growth['late'] / growth['early'] - 1:+.0%}",
         f"cycles {EARLY[0]} to {EARLY[1]}: {growth['early']:.3f} s",
         "10 %",

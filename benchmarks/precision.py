@@ -1,4 +1,4 @@
-"""What mixed precision does to learning: loss curves on fixed data into docs/precision.png; `make bench` draws it."""
+"""Effect of mixed precision on learning: draws loss curves on fixed data into docs/precision.png."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ PICTURE = PAGE.parent / "precision.png"
 
 
 def fixed_data(config: TrainConfig, actions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States (N, 105, 80, C) of moving squares, targets that are where they are, and actions; no game is needed."""
+    """Data that needs no game: a square at a random position in each state.
+
+    Returns states (N, 105, 80, C), targets (N, 4), which are the position of the square, and actions (N,).
+    """
     draws = np.random.default_rng(0)
     states = np.zeros((STATES, 105, 80, config.state_channels), np.uint8)
     rows, columns = draws.integers(0, 95, STATES), draws.integers(0, 70, STATES)
     for state, row, column in zip(states, rows, columns, strict=True):
         state[row : row + 10, column : column + 10] = 200
-    place = np.stack([rows / 95, columns / 70, 1 - rows / 95, 1 - columns / 70], axis=1)
+    position = np.stack([rows / 95, columns / 70, 1 - rows / 95, 1 - columns / 70], axis=1)
     taken = draws.integers(actions, size=STATES)
-    return torch.from_numpy(states), torch.from_numpy(place.astype(np.float32)), torch.from_numpy(taken)
+    return torch.from_numpy(states), torch.from_numpy(position.astype(np.float32)), torch.from_numpy(taken)
 
 
 def losses(learner: Any, config: TrainConfig) -> np.ndarray:
-    """The loss of every batch (STEPS,) of a training on the fixed data, the same batches for each learner."""
+    """The loss (STEPS,) of each batch of a training on the fixed data; every learner gets the same batches."""
     data = [each.to(config.device) for each in fixed_data(config, 4)]
     draws, made = np.random.default_rng(1), []
     for _ in range(STEPS):
@@ -42,7 +45,7 @@ def losses(learner: Any, config: TrainConfig) -> np.ndarray:
 
 
 def bench_precision(preset: str) -> dict[str, list[float]]:
-    """Losses of a plain float32 loop, and of the learner in float32 and in what this machine chooses."""
+    """Losses of a plain float32 loop, and of the learner in float32 and in the precision that this machine selects."""
     config = resolve(make_config(preset))
     device = prepare(config)
     found = {"plain float32 loop": losses(PlainLoop(config, device), config).tolist()}
@@ -54,8 +57,8 @@ def bench_precision(preset: str) -> dict[str, list[float]]:
 
 
 def draw(curves: dict[str, dict[str, list[float]]]) -> None:
-    """The curves of each preset, side by side."""
-    figure = new_figure(10, 4.2, "The loss of one training on fixed data, by arithmetic")
+    """Draw the curves of the presets side by side."""
+    figure = new_figure(10, 4.2, "Loss of a training on fixed data, by precision")
     for axes, (preset, found) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         for style, (name, values) in zip((":", "-", "--"), found.items(), strict=False):
             axes.plot(values, style, lw=1.6, label=name)
@@ -68,7 +71,7 @@ def draw(curves: dict[str, dict[str, list[float]]]) -> None:
 
 
 def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure, draw, and give a row for each preset; fills `results`."""
+    """Measure the losses, draw them, store them in `results`, and yield a row for each preset."""
     curves = results["losses"] = {preset: bench_precision(preset) for preset in ("fast", "tutorial")}
     draw(curves)
     for preset, found in curves.items():
@@ -76,9 +79,9 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
         spread = float(np.std(found["plain float32 loop"][-LAST:]))
         name = list(final)[-1]
         yield Row(
-            f"loss at the end of {STEPS} batches of fixed data, preset `{preset}`, {name}",
+            f"loss after {STEPS} batches of fixed data, preset `{preset}`, {name}",
             f"{final[name]:.4f}",
-            f"a plain float32 loop: {final['plain float32 loop']:.4f}, sd of a batch {spread:.4f}",
+            f"a plain float32 loop: {final['plain float32 loop']:.4f}, standard deviation of a batch {spread:.4f}",
             "within noise",
         )
 

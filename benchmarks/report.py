@@ -1,4 +1,4 @@
-"""Where the figures go: `benchmarks/results/speed.json` and the table of `docs/performance.md`."""
+"""Writes results: `benchmarks/results/speed.json` and tables in pages of the documentation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ END = "<!-- end -->\n"
 
 
 class Row(NamedTuple):
-    """A figure for people: what it is of, against what it was measured, and what it was to reach."""
+    """A row of the table of `docs/performance.md`: a measurement, its result, a comparison, and its target."""
 
-    what: str
-    figure: str
-    against: str
+    measurement: str
+    result: str
+    comparison: str
     target: str
 
     def __str__(self) -> str:
@@ -31,12 +31,12 @@ def write(results: dict[str, Any], rows: list[Row]) -> None:
     """Write the raw results and the table."""
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    table = [str(Row("what", "figure", "against", "to reach")), "|---|---|---|---|", *map(str, rows)]
+    table = [str(Row("measurement", "result", "compared with", "target")), "|---|---|---|---|", *map(str, rows)]
     replace_table(PAGE, "make bench", table)
 
 
 def replace_table(page: Path, command: str, table: list[str]) -> None:
-    """Replace what a page of the docs says was measured by a command."""
+    """Replace the table in `page` that a comment marks as measured by `command`."""
     start = f"<!-- measured by {command} -->\n"
     before, _, rest = page.read_text().partition(start)
     after = rest.partition(END)[2]
@@ -45,7 +45,7 @@ def replace_table(page: Path, command: str, table: list[str]) -> None:
 
 
 def machine() -> str:
-    """The processor, its cores, and torch."""
+    """The processor, the number of its cores, the GPU, and the version of torch."""
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
     )

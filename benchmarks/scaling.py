@@ -1,9 +1,10 @@
 """States per second of play with one and with two Dask workers of one core each: `python -m benchmarks.scaling`.
 
-Trainings of both take turns in a home of their own, with a Prefect server and a Dask scheduler on the loopback
-interface. What is measured is the stage: from the start of a cycle's first shard to the commit of its last, as their
-manifests have it, so Prefect, Dask, zarr and fsync between shards are in it. What else the plan of docs/scaling.md
-rests on is measured, too: what Dask takes of the memory, what a cycle costs whoever plays it, and what reading costs.
+Trainings with one and with two workers alternate in one home, with a Prefect server and a Dask scheduler on the
+loopback interface. The time of play is that from the start of a cycle's first shard to the commit of its last one,
+according to their manifests, so it includes Prefect, Dask, zarr and fsync between shards. Other numbers that
+docs/scaling.md uses are measured as well: the memory of Dask's processes, the time between two shards, and the speed
+of reading.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ DQN = [sys.executable, "-m", "flows.cli"]
 
 
 def main() -> None:
-    """Measure, and write what was measured."""
+    """Run the trainings and write the results."""
     with tempfile.TemporaryDirectory() as home:
         environment = {
             **os.environ,
@@ -43,13 +44,7 @@ def main() -> None:
             "PREFECT_HOME": home,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         }
-        with servers(Path(home), environment) as (scheduler, memory):
-            speeds: dict[int, list[float]] = {1: [], 2: []}
-            for turn in range(ROUNDS):
-                for count in speeds:
-                    with workers(Path(home), environment, scheduler, count, memory):
-                        speeds[count] += played(Path(home), environment, scheduler, f"{count}-{turn}")
-                    print(count, [round(speed) for speed in speeds[count]], flush=True)
+        speeds, memory = measure(Path(home), environment)
         tasks = [each for run in (Path(home) / "replay").glob("*") for each in task_seconds(run)]
         reading = read_speed(next((Path(home) / "replay").glob("*")))
     medians = {count: statistics.median(found) for count, found in speeds.items()}
@@ -59,29 +54,48 @@ def main() -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     rows = [
         ["play with one worker of one core", f"{medians[1]:,.0f} states/s", ""],
-        ["play with two", f"{medians[2]:,.0f} states/s", f"{medians[2] / medians[1]:.2f} times; to reach: 1.7 times"],
+        [
+            "play with two workers",
+            f"{medians[2]:,.0f} states/s",
+            f"{medians[2] / medians[1]:.2f} times; target: 1.7 times",
+        ],
         ["from the end of a shard to the start of the next on a worker", f"{statistics.median(tasks):.3f} s", ""],
-        ["states read from zarr", f"{reading / 1e9:.2f} GB for a second of one core", ""],
+        ["states read from zarr", f"{reading / 1e9:.2f} GB per second of one core", ""],
         *([f"memory of an idle {name}", f"{size / 1e6:.0f} MB", ""] for name, size in memory.items()),
     ]
-    table = ["| what | figure | against |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    table = ["| measurement | result | comparison |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     replace_table(PAGE, "python -m benchmarks.scaling", table)
     print("\n".join(table))
 
 
+def measure(home: Path, environment: dict[str, str]) -> tuple[dict[int, list[float]], dict[str, float]]:
+    """States per second of play in each cycle by number of workers, and the memory of Dask's processes in bytes."""
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    with servers(home, environment) as (scheduler, memory):
+        for turn in range(ROUNDS):
+            for count in speeds:
+                with workers(home, environment, scheduler, count, memory):
+                    speeds[count] += play_speeds(home, environment, scheduler, f"{count}-{turn}")
+                print(count, [round(speed) for speed in speeds[count]], flush=True)
+    return speeds, memory
+
+
 @contextmanager
 def servers(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, dict[str, float]]]:
-    """A Prefect server, which `environment` then names, and a Dask scheduler: its address, and its memory."""
+    """Start a Prefect server, which `environment` then names, and a Dask scheduler.
+
+    Yields the address of the scheduler, and its memory in bytes.
+    """
     prefect, dask = free_port(), free_port()
     environment["PREFECT_API_URL"] = f"http://127.0.0.1:{prefect}/api"
     with ExitStack() as stack:
         server = ["prefect", "server", "start", "--port", str(prefect)]
         scheduler = ["dask", "scheduler", "--host", "127.0.0.1", "--port", str(dask), "--no-dashboard"]
         for command in (server, scheduler):
-            said = stack.enter_context((home / f"{command[0]}.log").open("w+b"))
-            process = start_server([sys.executable, "-m", *command], environment, said)
+            log = stack.enter_context((home / f"{command[0]}.log").open("w+b"))
+            process = start_server([sys.executable, "-m", *command], environment, log)
             stack.callback(stop_server, process)
-        wait_for_server(lambda: answers(f"http://127.0.0.1:{prefect}/api/health"), "the Prefect server", process, said)
+        wait_for_server(lambda: answers(f"http://127.0.0.1:{prefect}/api/health"), "the Prefect server", process, log)
         yield f"tcp://127.0.0.1:{dask}", {"scheduler": psutil.Process(process.pid).memory_info().rss}
 
 
@@ -89,13 +103,16 @@ def servers(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, dict
 def workers(
     home: Path, environment: dict[str, str], scheduler: str, count: int, memory: dict[str, float]
 ) -> Iterator[None]:
-    """So many Dask workers that play, each on a core of its own; the memory of an idle one with its nanny goes on."""
+    """Start `count` Dask workers that play, each on a core of its own.
+
+    Adds the memory of an idle worker and its nanny to `memory`.
+    """
     from distributed import Client
 
     cores = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         for number in range(count):
-            said = stack.enter_context((home / f"worker-{number}.log").open("w+b"))
+            log = stack.enter_context((home / f"worker-{number}.log").open("w+b"))
             command = [
                 "taskset",
                 "-c",
@@ -107,7 +124,7 @@ def workers(
                 scheduler,
             ]
             command += ["--nthreads", "1", "--resources", "collector=1", "--no-dashboard", "--memory-limit", "0"]
-            process = start_server([*command, "--local-directory", str(home / "dask")], environment, said)
+            process = start_server([*command, "--local-directory", str(home / "dask")], environment, log)
             stack.callback(stop_server, process)
         with Client(scheduler) as client:
             client.wait_for_workers(count, timeout=120)
@@ -120,8 +137,8 @@ def workers(
             time.sleep(0.2)
 
 
-def played(home: Path, environment: dict[str, str], scheduler: str, name: str) -> list[float]:
-    """States per second of the play of each cycle but the first of a training."""
+def play_speeds(home: Path, environment: dict[str, str], scheduler: str, name: str) -> list[float]:
+    """Train, and return the states per second of play in each cycle after the first WARM_CYCLES."""
     command = [*DQN, "train", "--cycles", str(CYCLES), "--shards", str(SHARDS), "--name", name]
     command += [option for field, value in FIELDS.items() for option in ("--set", f"{field}={value}")]
     before = set((home / "replay").glob("*"))
@@ -132,13 +149,13 @@ def played(home: Path, environment: dict[str, str], scheduler: str, name: str) -
 
 
 def cycle_speed(run: Path, cycle: int) -> float:
-    """States per second from the start of the first shard of a cycle to the commit of the last."""
+    """States per second from the start of the first shard of a cycle to the commit of the last one."""
     begins, ends = zip(*spans(run, cycle), strict=True)
     return STATES / (max(ends) - min(begins))
 
 
 def spans(run: Path, cycle: int) -> list[tuple[float, float]]:
-    """When the play of each shard of a cycle began and was committed, in seconds since 1970."""
+    """For each shard of a cycle, the start of its play and its commit, in seconds since 1970."""
     found = []
     for shard in range(SHARDS):
         path = run / f"experience-{shard}" / f"{cycle:05d}" / "manifest.json"
@@ -149,7 +166,7 @@ def spans(run: Path, cycle: int) -> list[tuple[float, float]]:
 
 
 def task_seconds(run: Path) -> list[float]:
-    """Seconds from a shard's commit to the start of the next, where one worker plays both: Dask's and Prefect's."""
+    """Seconds that Dask and Prefect take from the commit of a shard to the start of the next one on its worker."""
     found = []
     for cycle in range(WARM_CYCLES + 1, CYCLES + 1):
         first, second = sorted(spans(run, cycle))
@@ -159,7 +176,7 @@ def task_seconds(run: Path) -> list[float]:
 
 
 def read_speed(run: Path) -> float:
-    """Bytes of states that a second of one core reads into the memory of all shards; the best of five."""
+    """Bytes of states read per second of processor time, the fastest of five."""
     shards = [run / f"experience-{shard}" / f"{CYCLES:05d}" for shard in range(SHARDS)]
     best = 0.0
     for _ in range(5):
@@ -170,7 +187,7 @@ def read_speed(run: Path) -> float:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""How fast the tasks' pure parts are, each beside what limits it or what one would write first.
+"""Speed of play, sweep and optimization without storage, each compared with a limit or with a simple program.
 
-Contenders take turns, so that a machine that slows down slows them all; each figure is the median of
-the turns.
+The compared functions take turns, so that a change of the machine's speed affects all of them; each result is the
+median of the turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.report import Row
 from dqn.config import TrainConfig, make_config
 from dqn.envs.experience import Experience
 from dqn.envs.histories import SEEDED_STEPS, first_histories
-from dqn.envs.lanes import open_lanes
+from dqn.envs.lanes import Lanes, open_lanes
 from dqn.envs.policy import CyclePolicy
 from dqn.envs.rollout import play_cycle
 from dqn.hardware import prepare, resolve
@@ -36,13 +36,16 @@ from storage.formats.experience import write_experience
 LANES, STEPS, TURNS = 64, 64, 7
 GAME = "ALE/Breakout-v5"
 LEARNING_RATE = 1e-4
-PEAK_SIZE = 2_048  # of the square matrices whose product is the machine's measured best
+PEAK_SIZE = 2_048  # rows of the square matrices whose product measures the peak of the machine
 
 Rates = dict[str, float]
 
 
 def take_turns(contenders: dict[str, Callable[[], int]], turns: int = TURNS) -> Rates:
-    """Things per second of each contender: a call says how many things it did. The first turn is not counted."""
+    """Median rate per second of each contender, whose call returns the number of items that it processed.
+
+    The first turn warms up and is not counted.
+    """
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(turns + 1):
         for name, contender in contenders.items():
@@ -54,22 +57,9 @@ def take_turns(contenders: dict[str, Callable[[], int]], turns: int = TURNS) -> 
 
 
 def bench_play(network: str) -> Rates:
-    """States per second of the emulator alone, of the network alone, and of play written to zarr."""
+    """States per second of the emulator alone, of the network alone, and of play which is written to zarr."""
     config = resolve(make_config("fast", {"network": network, "game": GAME, "lanes": LANES}))
-    alone = gymnasium.make_vec(
-        GAME,
-        num_envs=LANES,
-        vectorization_mode="vector_entry_point",
-        num_threads=config.threads,
-        img_height=105,
-        img_width=80,
-        stack_num=1,
-        maxpool=False,
-        noop_max=0,
-        reward_clipping=False,
-        use_fire_reset=False,
-    )
-    alone.reset(seed=0)
+    emulator = open_emulator(config.threads)
     random = np.random.default_rng(0)
     groups = open_lanes(config, first_histories(LANES))
     learner = Learner(config, 4, prepare(config))
@@ -80,7 +70,7 @@ def bench_play(network: str) -> Rates:
 
     def emulate() -> int:
         for _ in range(STEPS):
-            alone.step(random.integers(4, size=LANES))
+            emulator.step(random.integers(4, size=LANES))
         return STEPS * LANES
 
     def infer() -> int:
@@ -95,20 +85,42 @@ def bench_play(network: str) -> Rates:
         return STEPS * LANES
 
     rates = take_turns({"emulator": emulate, "network": infer, "play": collect})
-    # Seeding falls outside these turns; on average it costs every state this much more.
-    began = perf_counter()
-    first = np.arange(len(groups[0].episodes)) == 0
-    groups[0]._reset(first, first)
-    seeding = (perf_counter() - began) / SEEDED_STEPS / len(groups)  # the other groups play on
-    rates["play"] = 1 / (1 / rates["play"] + seeding)
-    alone.close()
+    rates["play"] = 1 / (1 / rates["play"] + seeding_seconds(groups))
+    emulator.close()
     for lanes in groups:
         lanes.close()
     return rates
 
 
+def open_emulator(threads: int) -> gymnasium.vector.VectorEnv:
+    """The vector environment of ale-py with as little preprocessing as possible."""
+    emulator = gymnasium.make_vec(
+        GAME,
+        num_envs=LANES,
+        vectorization_mode="vector_entry_point",
+        num_threads=threads,
+        img_height=105,
+        img_width=80,
+        stack_num=1,
+        maxpool=False,
+        noop_max=0,
+        reward_clipping=False,
+        use_fire_reset=False,
+    )
+    emulator.reset(seed=0)
+    return emulator
+
+
+def seeding_seconds(groups: list[Lanes]) -> float:
+    """Seconds per state for seeding games anew, which the turns do not include."""
+    began = perf_counter()
+    first = np.arange(len(groups[0].episodes)) == 0
+    groups[0]._reset(first, first)
+    return (perf_counter() - began) / SEEDED_STEPS / len(groups)  # the other groups play meanwhile
+
+
 def bench_sweep(states: int) -> Rates:
-    """States per second of each operator over `states` states of 64 lanes, new arrays included."""
+    """States per second of each operator for `states` states of 64 lanes, including the allocation of the targets."""
     draws = np.random.default_rng(0)
     experience = Experience.empty(states // LANES, LANES, 4, with_states=False)
     table = experience.actions.shape
@@ -129,7 +141,7 @@ def bench_sweep(states: int) -> Rates:
 
 
 def bench_optimize(preset: str) -> Rates:
-    """States trained per second by the learner, and by the loop one would write first: eager float32."""
+    """States per second of training by the learner and by a plain eager float32 loop, and operations per second."""
     config = resolve(make_config(preset))
     device, size = prepare(config), config.batch_size
     learner = Learner(config, 4, device)
@@ -143,12 +155,12 @@ def bench_optimize(preset: str) -> Rates:
     kind = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     left, right = (torch.rand(PEAK_SIZE, PEAK_SIZE, device=device).to(kind) for _ in range(2))
 
-    def ours() -> int:
+    def train() -> int:
         for _ in range(4):
             learner.train_batch(states, targets, actions)
         return 4 * size
 
-    def plainly() -> int:
+    def train_plainly() -> int:
         for _ in range(4):
             plain.train_batch(states, targets, actions)
         return 4 * size
@@ -156,16 +168,16 @@ def bench_optimize(preset: str) -> Rates:
     def multiply() -> int:
         for _ in range(8):
             product = left @ right
-        product[0, 0].item()  # a GPU has done it only then
+        product[0, 0].item()  # waits until a GPU has finished
         return 8 * 2 * PEAK_SIZE**3
 
-    rates = take_turns({"plain": plainly, "learner": ours, "operations at best": multiply}, turns=5)
+    rates = take_turns({"plain": train_plainly, "learner": train, "operations at best": multiply}, turns=5)
     rates["operations"] = rates["learner"] * counter.get_total_flops() / size
     return rates
 
 
 class PlainLoop:
-    """The same network and optimizer in float32 and torch's own memory layout, as in a first program."""
+    """The same network and optimizer in a simple program: float32, and the default memory layout of torch."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config.model_copy(update={"precision": "float32"})
@@ -179,7 +191,7 @@ class PlainLoop:
         self.optimizer.param_groups[0]["lr"] = LEARNING_RATE
 
     def train_batch(self, states: torch.Tensor, targets: torch.Tensor, actions: torch.Tensor) -> float:
-        """One step; the loss is read each time."""
+        """Take one step and return the loss, which waits for a GPU each time."""
         pixels = states.permute(0, 3, 1, 2).float().contiguous()
         features = self.network.convolutions(pixels)
         q_values = self.network.dense(features.permute(0, 2, 3, 1).flatten(1))
@@ -193,13 +205,13 @@ class PlainLoop:
 
 
 def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure all of it; fills `results` and gives a row for each figure."""
+    """Measure play, sweep and optimization, store the rates in `results`, and yield a row for each."""
     config = resolve(make_config())
     for network in (config.network, "tutorial"):
         rates = results[f"play {network}"] = bench_play(network)
         both = 1 / (1 / rates["emulator"] + 1 / rates["network"])
         yield Row(
-            f"play, network `{network}`, seeding and zarr included",
+            f"play, network `{network}`, including seeding and zarr",
             f"{rates['play']:,.0f} states/s",
             f"{rates['play'] / rates['emulator']:.0%} of the emulator alone ({rates['emulator']:,.0f}), "
             f"{rates['play'] / both:.0%} of emulator and network in turn",
