@@ -20,7 +20,21 @@ SMALL = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsil
 
 # Files that take over half a minute, the slowest first. Two processes work through the files in this order, so that
 # both end at about the same time.
-SLOW_FILES: tuple[str, ...] = ()
+SLOW_FILES = (
+    "integration/test_serve.py",
+    "integration/test_prefect_away.py",
+    "flows/cli/test_app.py",
+    "crash/test_command.py",
+    "integration/test_inspect.py",
+    "compat/test_releases.py",
+    "integration/test_server_away.py",
+    "integration/test_train.py",
+    "crash/test_kills.py",
+    "tasks/test_options.py",
+    "flows/commands/test_verify.py",
+    "dqn/envs/test_restoring.py",
+    "storage/units/test_faults.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -96,8 +96,8 @@ def test_exported_agent_plays(release: SimpleNamespace) -> None:
         assert torch.equal(weight, agent.weights[key]), key
 
 
-def test_newest_cycle_is_inspected(release: SimpleNamespace, name: str) -> None:
-    report = Path(inspect_run(stored(name)))
+def test_newest_cycle_is_inspected(release: SimpleNamespace) -> None:
+    report = Path(inspect_run(stored("sharded")))
     assert "cycle 3" in report.read_text()
 
 

@@ -1,4 +1,4 @@
-"""One training cycle without storage equals the cycle of the tasks; see also tests/tasks/test_cycle.py."""
+"""One training cycle without storage equals the cycle of the tasks; see also tests/tasks/test_tasks_and_cycle.py."""
 
 from __future__ import annotations
 
