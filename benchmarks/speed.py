@@ -59,7 +59,7 @@ def take_turns(contenders: dict[str, Callable[[], int]], turns: int = TURNS) -> 
 def bench_play(network: str) -> Rates:
     """States per second of the emulator alone, of the network alone, and of play which is written to zarr."""
     config = resolve(make_config("fast", {"network": network, "game": GAME, "lanes": LANES}))
-    emulator = open_emulator(config.threads)
+    emulator = open_emulator(LANES, config.threads)
     random = np.random.default_rng(0)
     groups = open_lanes(config, first_histories(LANES))
     learner = Learner(config, 4, prepare(config))
@@ -92,11 +92,11 @@ def bench_play(network: str) -> Rates:
     return rates
 
 
-def open_emulator(threads: int) -> gymnasium.vector.VectorEnv:
+def open_emulator(games: int, threads: int) -> gymnasium.vector.VectorEnv:
     """The vector environment of ale-py with as little preprocessing as possible."""
     emulator = gymnasium.make_vec(
         GAME,
-        num_envs=LANES,
+        num_envs=games,
         vectorization_mode="vector_entry_point",
         num_threads=threads,
         img_height=105,

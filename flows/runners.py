@@ -100,7 +100,7 @@ def check_cluster(address: str) -> None:
         raise _unreachable(address, error) from None
 
 
-def for_each_shard(arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
+def arguments_by_shard(arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
     """The arguments of each shard's task run: lists are taken apart, all other arguments are repeated."""
     (count,) = {len(argument) for argument in arguments if isinstance(argument, list)}
     columns = [argument if isinstance(argument, list) else [argument] * count for argument in arguments]
@@ -120,7 +120,7 @@ class LocalRunner:
 
     def map(self, task: Task[..., UnitReference], *arguments: Any) -> list[UnitReference]:
         """Run the task for one shard after the other."""
-        return [task(*each) for each in for_each_shard(arguments)]
+        return [task(*each) for each in arguments_by_shard(arguments)]
 
     def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
         """Run the task."""
@@ -169,7 +169,7 @@ class DaskRunner:
 
     def map(self, task: Task[..., UnitReference], *arguments: Any) -> list[UnitReference]:
         """Run the task for all shards at the same time, on workers that offer `collector`."""
-        calls = for_each_shard(arguments)
+        calls = arguments_by_shard(arguments)
         futures = [self._submit(task, COLLECTOR, call, self._near.get(shard)) for shard, call in enumerate(calls)]
         cycle = next(argument.next_cycle for argument in calls[0] if isinstance(argument, UnitReference))
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from torch import Tensor
 from benchmarks.gpu.common import (
     Results,
     add_device,
-    check_device,
+    parse_parts,
     parser,
     run_dqn,
     set_options,
@@ -40,6 +39,7 @@ from benchmarks.gpu.common import (
     use_home,
 )
 from benchmarks.report import machine
+from benchmarks.speed import open_emulator
 from dqn.config import TrainConfig, make_config
 from dqn.envs.experience import Experience
 from dqn.envs.histories import first_histories
@@ -342,20 +342,7 @@ def graphed_step(learner: Learner, batch: tuple[Tensor, Tensor, Tensor]) -> torc
 def bench_emulator(bench: Bench) -> None:
     """States per second of the emulators by numbers of games and threads."""
     for games, threads in ((8, 2),) if bench.quick else ((16, 1), (64, 8), (64, 16), (256, 16)):
-        emulator = gymnasium.make_vec(
-            GAME,
-            num_envs=games,
-            vectorization_mode="vector_entry_point",
-            num_threads=threads,
-            img_height=105,
-            img_width=80,
-            stack_num=1,
-            maxpool=False,
-            noop_max=0,
-            reward_clipping=False,
-            use_fire_reset=False,
-        )
-        emulator.reset(seed=0)
+        emulator = open_emulator(games, threads)
         actions = np.random.default_rng(0).integers(ACTIONS, size=(10, games))
         speed = bench.rate(lambda emulator=emulator, actions=actions: [*map(emulator.step, actions)], 10 * games)
         bench.results.add("emulator", f"{games} games, {threads} threads, states/s", speed)
@@ -417,11 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--compiled", choices=("yes", "no"), default="yes", help="whether the loss is compiled")
     options.add_argument("--quick", action="store_true", help="small measurements, which test the script itself")
     options.add_argument("--seconds", type=float, default=480, help="no part starts after this time: 480")
-    options.add_argument("parts", nargs="*", metavar="PART", help=f"all by default; any of: {', '.join(PARTS)}")
-    given = options.parse_args(arguments)
-    if unknown := set(given.parts) - set(PARTS):
-        options.error(f"unknown part {min(unknown)!r}; choose from: {', '.join(PARTS)}")
-    check_device(options, given.device)
+    given = parse_parts(options, PARTS, arguments)
     began, results = perf_counter(), Results(given.out / "bench.json")
     quick = given.quick or given.device == "cpu"
     bench = Bench(given.device, given.compiled, quick, results, given.out)

@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.gpu.common import (
     Results,
     add_device,
-    check_device,
+    parse_parts,
     parser,
     run_dqn,
     set_options,
@@ -293,11 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts, and return the exit status."""
     options = parser("check", __doc__)
     add_device(options)
-    options.add_argument("parts", nargs="*", metavar="PART", help=f"all by default; any of: {', '.join(PARTS)}")
-    given = options.parse_args(arguments)
-    if unknown := set(given.parts) - set(PARTS):
-        options.error(f"unknown part {min(unknown)!r}; choose from: {', '.join(PARTS)}")
-    check_device(options, given.device)
+    given = parse_parts(options, PARTS, arguments)
     check = Check(given.device, Results(given.out / "check.json"), given.out)
     for part in given.parts or PARTS:
         with check.results.attempt(part):

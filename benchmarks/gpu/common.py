@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,19 @@ def check_device(options: argparse.ArgumentParser, device: str) -> None:
     """Exit with an error of one line if torch does not find the device."""
     if device == "cuda" and not torch.cuda.is_available():
         options.error("torch finds no CUDA device; --device cpu tests the script without one")
+
+
+def parse_parts(
+    options: argparse.ArgumentParser, parts: Collection[str], arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse the options of a script that has a device and parts; an unknown part or a missing device is an error."""
+    names = ", ".join(parts)
+    options.add_argument("parts", nargs="*", metavar="PART", help=f"all by default; any of: {names}")
+    given = options.parse_args(arguments)
+    if unknown := set(given.parts) - set(parts):
+        options.error(f"unknown part {min(unknown)!r}; choose from: {names}")
+    check_device(options, given.device)
+    return given
 
 
 def synchronize() -> None:
