@@ -1,6 +1,9 @@
 import json
 import os
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,23 @@ def trained_run(shared_home: Path, prefect_server: None) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(shared_home))
         return train(cycles=4, seed=1, name="looked-at", overrides=settings)
+
+
+@pytest.fixture
+def damageable_run(home: Path, trained_run: str) -> Iterator[str]:
+    """The id of the trained run for a test that changes what is stored of it; everything is restored afterwards."""
+    from storage.runs import open_run
+
+    run = open_run(trained_run)
+    directories = [run.replay.directory, run.artifacts.directory]
+    copies = [Path(shutil.copytree(path, home / f"copy{number}")) for number, path in enumerate(directories)]
+    with closing(sqlite3.connect(home / "mlflow.db")) as store, closing(sqlite3.connect(":memory:")) as backup:
+        store.backup(backup)
+        yield trained_run
+        backup.backup(store)  # written into the same file, because MLflow has it open
+    for directory, copy in zip(directories, copies, strict=True):
+        shutil.rmtree(directory)
+        copy.rename(directory)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,8 @@ def test_inspect_refuses_what_does_not_exist(run: StoredRun, options: dict[str, 
         inspect_run(run, **options)
 
 
-def test_inspect_names_what_was_pruned_and_shows_the_rest(run: StoredRun) -> None:
+def test_inspect_names_what_was_pruned_and_shows_the_rest(damageable_run: str) -> None:
+    run = open_run(damageable_run)
     for kind in (EXPERIENCE, TARGETS):
         run.store(kind).discard(3)
     text = Path(inspect_run(run, 3)).read_text()
