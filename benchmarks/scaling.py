@@ -3,8 +3,8 @@
 Trainings with one and with two workers alternate in one home, with a Prefect server and a Dask scheduler on the
 loopback interface. The time of play is that from the start of a cycle's first shard to the commit of its last one,
 according to their manifests, so it includes Prefect, Dask, zarr and fsync between shards. Other numbers that
-docs/cluster-estimate.md uses are measured as well: the memory of Dask's processes, the time between two shards, and the speed
-of reading.
+docs/cluster-estimate.md uses are measured as well: the memory of Dask's processes, the time between two shards, and
+the speed of reading.
 """
 
 from __future__ import annotations

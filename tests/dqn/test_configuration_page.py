@@ -1,4 +1,7 @@
-"""docs/configuration.md is generated from the code by `python -m tests.dqn.test_configuration_page`."""
+"""Two pages are generated from the code by `python -m tests.dqn.test_configuration_page`.
+
+They are docs/configuration.md, the fields, and docs/configuration-choices.md, what values are for that no preset has.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,23 @@ from pydantic.fields import FieldInfo
 from dqn.config import TrainConfig, make_config
 from dqn.schedules import LinearSchedule
 
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 INTRODUCTION = """# Configuration
 
-All fields of `TrainConfig` (`dqn/config.py`), with their values in both presets; one value means that both presets have
-it. Replace a value by `dqn train --set FIELD=VALUE`, or in Prefect by the parameter `overrides`. A schedule is one
-number, or `start:end:states`: the value changes linearly from start to end over that number of states and then stays at
-end. [Choices that no preset makes](#choices-that-no-preset-makes) lists what the other values are for.
+All fields of `TrainConfig` ([dqn/config.py](../dqn/config.py)), with their values in both presets; one value means that
+both presets have it. Replace a value by `dqn train --set FIELD=VALUE`, or in Prefect by the parameter `overrides`. A
+schedule is one number, or `start:end:states`: the value changes linearly from start to end over that number of states and
+then stays at end. [Choices that no preset makes](configuration-choices.md) lists what the other values are for.
+
 """
 
-CHOICES_INTRODUCTION = """
-What each choice is for, and whether a training to the end of its learning rate schedule has used it. Results are in
-[recipes.md](recipes.md) and [results.md](results.md); the studies are in `benchmarks/learning.py`. Tests check each
-choice against its formula.
+CHOICES_INTRODUCTION = """# Choices that no preset makes
+
+What each choice is for, and whether a training to the end of its learning rate schedule has used it. The fields are
+described in [Configuration](configuration.md), what was tested in [Recipes](recipes.md), and the scores in
+[Results](results.md). The studies are in [benchmarks/learning.py](../benchmarks/learning.py). Tests check each choice
+against its formula.
 """
 
 NOT_TRIED = "not tried in a full training"
@@ -59,10 +65,15 @@ CHOICES = {
 }
 
 
-def page() -> str:
-    """The text of the page."""
+def pages() -> dict[str, str]:
+    """The text of each page by the name of its file."""
+    return {"configuration.md": fields_page(), "configuration-choices.md": choices_page()}
+
+
+def fields_page() -> str:
+    """The text of the page about the fields."""
     fast, tutorial = make_config("fast"), make_config("tutorial")
-    lines = [INTRODUCTION.rstrip()]
+    lines = [INTRODUCTION + "\n".join(f"- [{title}](#{title.lower()})" for title, _ in groups())]
     for title, names in groups():
         lines += ["", f"## {title}", "", "| field | values | `fast`; `tutorial` | meaning |", "|---|---|---|---|"]
         for name in names:
@@ -70,7 +81,12 @@ def page() -> str:
             values = dict.fromkeys(text_of(getattr(config, name)) for config in (fast, tutorial))
             meaning = str(field.description).replace("|", r"\|")
             lines.append(f"| `{name}` | {allowed(field)} | {'; '.join(values)} | {meaning} |")
-    lines += ["", "## Choices that no preset makes", CHOICES_INTRODUCTION]
+    return "\n".join(lines) + "\n"
+
+
+def choices_page() -> str:
+    """The text of the page about choices that no preset makes."""
+    lines = [CHOICES_INTRODUCTION]
     lines += ["| choice | what it is for | full training |", "|---|---|---|"]
     lines += [f"| `{choice}` | {purpose} | {tried} |" for choice, (purpose, tried) in CHOICES.items()]
     return "\n".join(lines) + "\n"
@@ -111,8 +127,9 @@ def text_of(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def test_configuration_page_matches_the_code() -> None:
-    assert PAGE.read_text() == page(), "run: python -m tests.dqn.test_configuration_page"
+def test_configuration_pages_match_the_code() -> None:
+    for name, text in pages().items():
+        assert (DOCS / name).read_text() == text, "run: python -m tests.dqn.test_configuration_page"
 
 
 def test_every_field_is_in_a_group() -> None:
@@ -133,4 +150,5 @@ def test_choices_of_the_page_are_valid_and_not_defaults() -> None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    for name, text in pages().items():
+        (DOCS / name).write_text(text)
