@@ -1,4 +1,4 @@
-"""Scores and training times of recipes: `python -m benchmarks.learning NAME …` writes docs/results.md.
+"""Scores and training times of recipes, in docs/scores.md and docs/results.md: `python -m benchmarks.learning NAME …`.
 
 Trains the named studies, one seed after another, with the command `dqn` in a home of their own, and evaluates the
 last checkpoint of each run. The same command continues an interrupted study. Minutes are the working time from the
@@ -31,7 +31,7 @@ from dqn.plots.curve_figures import RUN_COLORS
 from dqn.plots.figures import new_figure
 from storage.runs import open_tracking
 
-PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "learning.json"
+DOCS, RESULTS = HERE.parent / "docs", HERE / "results" / "learning.json"
 DQN = [sys.executable, "-m", "flows.cli"]
 POINTS = 200  # stored points of a curve
 
@@ -140,48 +140,59 @@ def curves(run_id: str) -> dict[str, list[float]]:
 
 def publish(results: dict[str, Any]) -> None:
     """Write the tables and draw the figures."""
-    replace_table(PAGE, "python -m benchmarks.learning", list(table(results)))
-    replace_table(PAGE, "python -m benchmarks.learning, seeds and games together", list(summary(results)))
+    replace_table(DOCS / "scores.md", "python -m benchmarks.learning, commands", list(commands(results)))
+    replace_table(DOCS / "scores.md", "python -m benchmarks.learning", list(table(results)))
+    replace_table(
+        DOCS / "results.md", "python -m benchmarks.learning, seeds and games together", list(summary(results))
+    )
     draw(results)
+
+
+def commands(results: dict[str, Any]) -> Iterator[str]:
+    """The lines of the table with the command of each study."""
+    yield "| study | command |"
+    yield "|---|---|"
+    found = {record["study"]: record["command"] for record in results.values()}
+    for name, command in found.items():
+        yield f"| {name} | `{f'dqn train {STUDIES[name].train}'.strip() if name in STUDIES else command}` |"
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
     """The lines of the table with a row for each evaluation."""
-    yield "| command | states | minutes | evaluation | mean score (95 % interval) | sd | max | human-normalized |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| study, seed | states | minutes | evaluation | mean score (95 % interval) | sd; max; human-normalized |"
+    yield "|---|---|---|---|---|---|"
     for record in results.values():
         for found in record["evaluations"]:
             human = found.get("human_normalized")
             yield (
-                f"| `{record['command']}` | {record['states']:,} | {record['minutes']:.1f} "
+                f"| {record['study']}, {record['seed']} | {record['states']:,} | {record['minutes']:.1f} "
                 f"| {found['episodes']} of {found['game']}, epsilon {found['epsilon']:g} "
                 f"| {found['mean']:.1f} ({found['mean_low']:.1f} to {found['mean_high']:.1f}) "
-                f"| {found['sd']:.1f} | {found['max']:.0f} | {'-' if human is None else f'{human:.2f}'} |"
+                f"| {found['sd']:.1f}; {found['max']:.0f}; {'-' if human is None else f'{human:.2f}'} |"
             )
 
 
 def summary(results: dict[str, Any]) -> Iterator[str]:
     """The lines of the table with a row for each protocol of a study with several seeds, and one for all games."""
-    yield "| training | evaluation | mean | interquartile mean of the episodes (95 % interval) |"
+    yield "| study | evaluation | mean | interquartile mean of the episodes (95 % interval) |"
     yield "|---|---|---|---|"
-    for name, study in STUDIES.items():
+    for name in STUDIES:
         seeds = [record for record in results.values() if record["study"] == name]
         for found in zip(*(record["evaluations"] for record in seeds), strict=True) if len(seeds) > 1 else ():
-            command = f"dqn train {study.train}".strip()
             episodes = f"{found[0]['episodes']} of {found[0]['game']} for each seed"
-            yield _summary_line(f"`{command}`, {len(seeds)} seeds", episodes, [each["scores"] for each in found])
+            yield _summary_line(f"{name}, {len(seeds)} seeds", episodes, [each["scores"] for each in found])
     games = [
         results[run]["evaluations"][0] for name in ("two-epochs", *OTHER_GAMES) if (run := f"{name}-seed0") in results
     ]
     scores = [[human_normalized(found["game"], score) for score in found["scores"]] for found in games]
     names = ", ".join(game_title(found["game"]) for found in games)
-    yield _summary_line(f"`dqn train {AN_HOUR_OF_TWO_EPOCHS}` on {names}, seed 0, human-normalized", "as above", scores)
+    yield _summary_line(f"two-epochs on {names}, seed 0, human-normalized", "as in the table of scores", scores)
 
 
-def _summary_line(training: str, episodes: str, scores: list[list[float]]) -> str:
+def _summary_line(study: str, episodes: str, scores: list[list[float]]) -> str:
     middle, low, high = interquartile_mean(list(map(np.array, scores)))
     mean = np.mean([np.mean(each) for each in scores])
-    return f"| {training} | {episodes} | {mean:.3g} | {middle:.3g} ({low:.3g} to {high:.3g}) |"
+    return f"| {study} | {episodes} | {mean:.3g} | {middle:.3g} ({low:.3g} to {high:.3g}) |"
 
 
 def interquartile_mean(strata: list[np.ndarray]) -> tuple[float, float, float]:
@@ -233,7 +244,7 @@ def draw_game(title: str, runs: list[dict[str, Any]]) -> None:
         panels[0].set_ylim(bottom=0)
     panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
     panels[0].legend(frameon=False, fontsize=9, loc="lower right")
-    figure.savefig(PAGE.parent / f"learning-{title.lower()}.png", dpi=100)
+    figure.savefig(DOCS / f"learning-{title.lower()}.png", dpi=100)
 
 
 if __name__ == "__main__":

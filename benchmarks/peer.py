@@ -2,7 +2,7 @@
 
 It uses the hyper-parameters of its zoo for Atari (rl-baselines3-zoo, hyperparams/dqn.yml) and its own preprocessing;
 the game has sticky actions, as in this project. Scores are of complete games, without clipping; the evaluation uses
-this project's epsilon. The minutes are those of the training alone. Writes a row and a curve into docs/results.md.
+this project's epsilon. The minutes are those of the training alone. Writes a row into docs/scores.md and draws a curve.
 `pip install --group peer` installs Stable-Baselines3.
 """
 

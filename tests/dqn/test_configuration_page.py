@@ -22,8 +22,8 @@ INTRODUCTION = """# Configuration
 
 All fields of `TrainConfig` ([dqn/config.py](../dqn/config.py)), with their values in both presets; one value means that
 both presets have it. Replace a value by `dqn train --set FIELD=VALUE`, or in Prefect by the parameter `overrides`. A
-schedule is one number, or `start:end:states`: the value changes linearly from start to end over that number of states and
-then stays at end. [Choices that no preset makes](configuration-choices.md) lists what the other values are for.
+schedule is one number, or `start:end:states`: the value changes linearly from start to end over that number of states
+and then stays at end. [Choices that no preset makes](configuration-choices.md) lists what the other values are for.
 
 """
 
