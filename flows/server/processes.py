@@ -189,7 +189,7 @@ def wait_for_server(is_up: Callable[[], bool], name: str, server: subprocess.Pop
         if server.poll() is not None:
             log_file.seek(0)
             lines = log_file.read().decode(errors="replace").strip().splitlines()
-            raise StorageError(f"{name} did not start: {lines[-1] if lines else 'it log_file nothing'}")
+            raise StorageError(f"{name} did not start: {lines[-1] if lines else 'it logged nothing'}")
         if is_up():
             return
         time.sleep(0.2)

@@ -26,6 +26,6 @@ def open_store(url: str, settings: Settings, run_id: str) -> UnitStore:
         from storage.units.s3_store import S3UnitStore
     except ModuleNotFoundError as error:
         raise StorageError(
-            f"{url} needs a package that is not installed ({error.name}): pip install 'dqn[s3]'"
+            f"{url} needs a package that is not installed ({error.name}): install this project with [s3]"
         ) from None
     return S3UnitStore(url, settings.staging(run_id), settings.cache(run_id))
