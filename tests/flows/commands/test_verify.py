@@ -6,7 +6,6 @@ import json
 import sqlite3
 import sys
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
