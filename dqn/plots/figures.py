@@ -136,15 +136,16 @@ def _q_value_bars(axes: Axes, q_values: np.ndarray, taken: np.ndarray) -> None:
     margin = 0.08 * (high - low) or 0.1
     lengths = (q_values - low + margin) / (high - low + 2 * margin)
     names = range(q_values.shape[1])
+    inside: Any = {"in_layout": False}  # of the axes, so that the layout need not measure them
     bare(axes)
     for column, values in enumerate(q_values):
         left, best = column * _PITCH, int(values.argmax())
         colors = [ORANGE if action == taken[column] else LIGHT for action in names]
-        axes.barh(names, lengths[column], left=left, color=colors, height=0.8)
+        axes.barh(names, lengths[column], left=left, color=colors, height=0.8, **inside)
         for action in names:
             weight = "bold" if action == best else "normal"
             text = f" {values[action]:.3f}"
-            axes.text(left, action, text, va="center", fontsize=7, fontweight=weight, color=INK)
+            axes.text(left, action, text, va="center", fontsize=7, fontweight=weight, color=INK, **inside)
     axes.invert_yaxis()
 
 
