@@ -23,22 +23,25 @@ for name in (*SETTINGS, *(f"AWS_{name}" for name in AWS)):
 SMALL = {"network": "small", "lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
 
 
-# Files that take over half a minute, the slowest first. Two processes work through the files in this order, so that
-# both end at about the same time.
+# Files that take over a quarter of a minute, the slowest first. Two processes work through the files in this order, so
+# that both end at about the same time.
 SLOW_FILES = (
     "integration/test_serve.py",
     "integration/test_prefect_away.py",
     "flows/cli/test_app.py",
-    "crash/test_command.py",
-    "integration/test_inspect.py",
-    "compat/test_releases.py",
-    "integration/test_server_away.py",
-    "integration/test_train.py",
     "crash/test_kills.py",
-    "tasks/test_options.py",
-    "flows/commands/test_verify.py",
+    "crash/test_command.py",
+    "integration/test_train.py",
+    "integration/test_server_away.py",
+    "integration/test_inspect.py",
     "dqn/envs/test_restoring.py",
+    "flows/commands/test_verify.py",
+    "tasks/test_options.py",
     "storage/units/test_faults.py",
+    "compat/test_releases.py",
+    "dqn/envs/test_lanes.py",
+    "integration/test_notebook.py",
+    "tasks/test_replay_cycles.py",
 )
 
 
