@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
+import tempfile
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlflow.exceptions
 import numpy as np
@@ -25,9 +25,6 @@ from storage.provenance import made_with
 from storage.settings import Settings, without_password
 from storage.units.unit import Unit
 from storage.urls import check_url
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # which `dqn runs` need not import
 
 MARK = "dqn.run"  # the tag of training runs, by which they are found among other runs of the store
 FLOW_RUN = "prefect.flow_run_id"
@@ -172,15 +169,17 @@ class Tracking:
         """All points of a metric of a run, each with its step, value and timestamp in milliseconds."""
         return list(self.client.get_metric_history(run_id, name))
 
-    def log_report(self, run_id: str, folder: str, figures: Iterable[tuple[str, Figure]], html: str) -> str:
-        """Log `report.html` and its figures, by name, as artifacts of a run below `folder`.
+    def log_report(self, run_id: str, folder: str, pictures: Mapping[str, bytes], html: str) -> str:
+        """Log `report.html` and its PNG files, by name, as artifacts of a run below `folder`.
 
         Returns:
             The path of the report below the run's artifacts.
         """
-        for name, figure in figures:
-            self.client.log_figure(run_id, figure, f"{folder}/{name}.png")
-        self.client.log_text(run_id, html, f"{folder}/report.html")
+        with tempfile.TemporaryDirectory() as written:
+            for name, png in pictures.items():
+                Path(written, f"{name}.png").write_bytes(png)
+            Path(written, "report.html").write_text(html, encoding="utf-8")
+            self.client.log_artifacts(run_id, written, folder)
         return f"{folder}/report.html"
 
     def log_file(self, run_id: str, file: Path, folder: str) -> None:

@@ -1,7 +1,9 @@
+import fcntl
 import json
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,25 +20,28 @@ SETTINGS = ("DQN_HOME", "DQN_REPLAY", "DQN_CLUSTER", "MLFLOW_TRACKING_URI", "PRE
 for name in (*SETTINGS, *(f"AWS_{name}" for name in AWS)):
     os.environ.pop(name, None)
 
-SMALL = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
+SMALL = {"network": "small", "lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
 
 
-# Files that take over half a minute, the slowest first. Two processes work through the files in this order, so that
-# both end at about the same time.
+# Files that take over a quarter of a minute, the slowest first. Two processes work through the files in this order, so
+# that both end at about the same time.
 SLOW_FILES = (
     "integration/test_serve.py",
     "integration/test_prefect_away.py",
     "flows/cli/test_app.py",
-    "crash/test_command.py",
-    "integration/test_inspect.py",
-    "compat/test_releases.py",
-    "integration/test_server_away.py",
-    "integration/test_train.py",
     "crash/test_kills.py",
-    "tasks/test_options.py",
-    "flows/commands/test_verify.py",
+    "crash/test_command.py",
+    "integration/test_train.py",
+    "integration/test_server_away.py",
+    "integration/test_inspect.py",
     "dqn/envs/test_restoring.py",
+    "flows/commands/test_verify.py",
+    "tasks/test_options.py",
     "storage/units/test_faults.py",
+    "compat/test_releases.py",
+    "dqn/envs/test_lanes.py",
+    "integration/test_notebook.py",
+    "tasks/test_replay_cycles.py",
 )
 
 
@@ -89,7 +94,15 @@ def trained_run(shared_home: Path, prefect_server: None) -> str:
     """The id of a run of four short cycles of Breakout with two evaluations, for tests that only read it."""
     from flows.train import train
 
-    settings = {**SMALL, "lanes": 8, "replay_states": 256, "batch_size": 64, "max_epochs": 1, "threads": 1}
+    settings = {
+        **SMALL,
+        "network": "residual",
+        "lanes": 8,
+        "replay_states": 256,
+        "batch_size": 64,
+        "max_epochs": 1,
+        "threads": 1,
+    }
     settings |= {"evaluation_states": 512, "evaluation_episodes": 3, "episode_frames_limit": 400}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(shared_home))
@@ -114,9 +127,50 @@ def damageable_run(home: Path, trained_run: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Prefect's embedded server with a database of its own, for the whole test session."""
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of a Prefect server, which tests copy, because creating its tables takes eight seconds.
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    The processes of a session share it: the first one creates it, and the others wait.
+    """
+    import anyio.to_thread
+    from prefect.server.database.alembic_commands import alembic_upgrade
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
+
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
+    made = directory / "prefect-template.db"
+    with (directory / "prefect-template.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            making = directory / "prefect-making.db"
+            url = f"sqlite+aiosqlite:///{making}"
+            with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: url}):
+                anyio.run(anyio.to_thread.run_sync, alembic_upgrade)
+            with closing(sqlite3.connect(making)) as source, closing(sqlite3.connect(made)) as target:
+                source.backup(target)
+    return made
+
+
+@pytest.fixture(scope="session")
+def prefect_home(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PREFECT_HOME for processes that start a Prefect server of their own."""
+    home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, home / "prefect.db")
+    return home
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_database: Path) -> Iterator[None]:
+    """Prefect's embedded server with a database of its own, for the whole test session."""
+    from prefect.testing import utilities
+
+    def directory_with_database() -> str:
+        directory = tempfile.mkdtemp()
+        shutil.copy(prefect_database, Path(directory, "prefect-test.db"))
+        return directory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", directory_with_database)
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            yield

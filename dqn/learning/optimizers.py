@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,26 @@ from torch import Tensor
 from dqn.config import TrainConfig
 
 
-class TensorFlowRMSprop(torch.optim.Optimizer):
+class _WithoutDynamo(torch.optim.Optimizer):
+    """An optimizer whose methods, other than `step`, do not import torch._dynamo, which takes over two seconds.
+
+    torch wraps these methods to exclude them from torch.compile. No code that calls them is compiled here.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+
+
+class Adam(_WithoutDynamo, torch.optim.Adam):
+    """torch's Adam."""
+
+
+class RAdam(_WithoutDynamo, torch.optim.RAdam):
+    """torch's RAdam."""
+
+
+class TensorFlowRMSprop(_WithoutDynamo):
     """RMSProp by the formula of `tf.train.RMSPropOptimizer`.
 
     gradient ← gradient + weight_decay · weight
@@ -60,5 +80,5 @@ def make_optimizer(config: TrainConfig, weights: Iterable[Tensor]) -> torch.opti
     if config.optimizer == "adam":
         # Fused into one kernel on a GPU. The CPU uses dqn.learning.fused_step, and torch has no fused RAdam.
         gpu = config.device == "cuda"
-        return torch.optim.Adam(weights, weight_decay=config.l2, fused=gpu, foreach=not gpu)
-    return torch.optim.RAdam(weights, foreach=True, weight_decay=config.l2)
+        return Adam(weights, weight_decay=config.l2, fused=gpu, foreach=not gpu)
+    return RAdam(weights, foreach=True, weight_decay=config.l2)

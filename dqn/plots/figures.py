@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from dqn.envs.experience import Experience, Targets
@@ -21,6 +22,7 @@ from dqn.plots.highlights import Highlight
 
 BLUE, ORANGE, GREEN, RED, GRAY, LIGHT = "#1f6feb", "#e8702a", "#2a9d58", "#d1343d", "#6b7280", "#d5d9e0"
 INK = "#1f2430"
+_PITCH = 1.08  # from one column of a strip to the next, relative to the width of an image
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
@@ -77,58 +79,74 @@ def _bins(scores: np.ndarray) -> Any:
 
 
 def highlight_strip(experience: Experience, action_names: Sequence[str], highlight: Highlight, game: str) -> Figure:
-    """Frame, motion and Q-values of all states of a highlight; the action taken is orange."""
+    """Frame, motion and Q-values of all states of a highlight; the action taken is orange.
+
+    Each of the three rows is drawn in the same axes for all states, because axes of their own would take several times
+    as long.
+    """
     steps, lane = highlight.steps, highlight.lane
     q_values = experience.q_values[steps.start : steps.stop, lane]
-    low, high = float(q_values.min()), float(q_values.max())
-    margin = 0.08 * (high - low) or 0.1
-    width, bars_height = max(7.0, 1.28 * len(steps) + 1.2), 0.17 * len(action_names)
+    columns = max(4.6, len(steps))  # fewer would leave no space for the title
+    bars_height = 0.17 * len(action_names)
     title = f"{game_title(game)}: {highlight.name} (step {highlight.step} of lane {lane})"
-    figure = new_figure(width, 4.4 + bars_height, title)
-    rows = figure.subplots(3, len(steps), squeeze=False, height_ratios=[1.7, 1.7, 0.2 + bars_height])
-    for column, step in enumerate(steps):
-        frame, trace, bars = rows[:, column]
-        state = experience.states[step, lane]
-        bare(frame).imshow(state[..., 0], cmap="gray", vmin=0, vmax=255)
-        bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255)
-        _title_step(frame, trace, step - highlight.step)
-        _q_value_bars(bars, q_values[column], int(experience.actions[step, lane]), (low - margin, high + margin))
-        events = _events(experience, step, lane)
-        bars.set_xlabel(events, fontsize=10, fontweight="bold", color=GREEN if events.startswith("+") else RED)
-    frame, trace, bars = rows[:, 0]
-    frame.set_ylabel("frame", fontsize=9)
-    trace.set_ylabel("motion", fontsize=9)
+    figure = new_figure(1.28 * columns + 1.2, 4.4 + bars_height, title)
+    frames, traces, bars = figure.subplots(3, 1, height_ratios=[1.7, 1.7, 0.2 + bars_height])
+    states = [experience.states[step, lane] for step in steps]
+    marked = highlight.step - steps.start
+    _draw_row(frames, [state[..., 0] for state in states], marked, cmap="gray")
+    _draw_row(traces, [motion(state) for state in states], marked, cmap="magma")
+    _q_value_bars(bars, q_values, experience.actions[steps.start : steps.stop, lane])
+    centers = [column * _PITCH + 0.5 for column in range(len(steps))]
+    margin = (columns * _PITCH - len(steps) * _PITCH + _PITCH - 1) / 2
+    for axes in (frames, traces, bars):
+        axes.set_xlim(-margin, centers[-1] + 0.5 + margin)
+        axes.tick_params(length=0)
+    frames.xaxis.tick_top()
+    offsets = [step - highlight.step for step in steps]
+    frames.set_xticks(centers, [f"t {offset:+d}" if offset else "t" for offset in offsets], fontsize=10, color=INK)
+    frames.get_xticklabels()[marked].set(color=ORANGE, fontweight="bold")
+    events = [_events(experience, step, lane) for step in steps]
+    bars.set_xticks(centers, events, fontsize=10, fontweight="bold")
+    for label, event in zip(bars.get_xticklabels(), events, strict=True):
+        label.set_color(GREEN if event.startswith("+") else RED)
+    frames.set_ylabel("frame", fontsize=9)
+    traces.set_ylabel("motion", fontsize=9)
     bars.set_yticks(range(len(action_names)), action_names, fontsize=8)
-    bars.tick_params(length=0)
     bars.set_ylabel("Q-value", fontsize=9)
     return figure
 
 
-def _title_step(frame: Axes, trace: Axes, offset: int) -> None:
-    """Title a column with its offset from the step of the highlight, which gets an orange border."""
-    if offset:
-        frame.set_title(f"t {offset:+d}", fontsize=10, color=INK, fontweight="normal")
-        return
-    frame.set_title("t", fontsize=10, color=ORANGE, fontweight="bold")
-    for axes in (frame, trace):
-        for spine in axes.spines.values():
-            spine.set(visible=True, color=ORANGE, linewidth=2)
+def _draw_row(axes: Axes, images: Sequence[np.ndarray], marked: int, cmap: str) -> None:
+    """Draw images (height, width) of width 1 side by side; the one with the number `marked` gets an orange border."""
+    bare(axes)
+    height, width = images[0].shape
+    for column, image in enumerate(images):
+        left = column * _PITCH
+        axes.imshow(image, cmap=cmap, vmin=0, vmax=255, extent=(left, left + 1, height / width, 0))
+    axes.add_patch(Rectangle((marked * _PITCH, 0), 1, height / width, fill=False, color=ORANGE, lw=2, clip_on=False))
+    axes.set_ylim(height / width, 0)
 
 
-def _q_value_bars(axes: Axes, q_values: np.ndarray, taken: int, limits: tuple[float, float]) -> None:
-    """Horizontal bars, which start at the lower limit, because only their differences matter."""
-    names = range(len(q_values))
-    colors = [ORANGE if action == taken else LIGHT for action in names]
-    axes.barh(names, q_values - limits[0], left=limits[0], color=colors, height=0.8)
-    axes.set_xlim(*limits)
-    best = int(q_values.argmax())
-    for action in names:
-        weight = "bold" if action == best else "normal"
-        axes.text(limits[0], action, f" {q_values[action]:.3f}", va="center", fontsize=7, fontweight=weight, color=INK)
-    plain(axes).invert_yaxis()
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
+def _q_value_bars(axes: Axes, q_values: np.ndarray, taken: np.ndarray) -> None:
+    """Horizontal bars for the Q-values (T, A) of each state; all start at the same value below the lowest Q-value.
+
+    They do not start at zero, because only their differences matter.
+    """
+    low, high = float(q_values.min()), float(q_values.max())
+    margin = 0.08 * (high - low) or 0.1
+    lengths = (q_values - low + margin) / (high - low + 2 * margin)
+    names = range(q_values.shape[1])
+    inside: Any = {"in_layout": False}  # of the axes, so that the layout need not measure them
+    bare(axes)
+    for column, values in enumerate(q_values):
+        left, best = column * _PITCH, int(values.argmax())
+        colors = [ORANGE if action == taken[column] else LIGHT for action in names]
+        axes.barh(names, lengths[column], left=left, color=colors, height=0.8, **inside)
+        for action in names:
+            weight = "bold" if action == best else "normal"
+            text = f" {values[action]:.3f}"
+            axes.text(left, action, text, va="center", fontsize=7, fontweight=weight, color=INK, **inside)
+    axes.invert_yaxis()
 
 
 def _events(experience: Experience, step: int, lane: int) -> str:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from torch import nn
 
 from dqn.envs.observations import channel_names, motion
 from dqn.learning.networks import QNetwork
 from dqn.plots.figures import bare, new_figure
+
+_GAP = 0.06  # between the images of a grid, relative to an image
+_PITCH = 1 + _GAP
 
 
 def convolutions(network: QNetwork) -> list[nn.Conv2d]:
@@ -65,7 +71,7 @@ def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: i
         game: title of the game.
     """
     channels, height, width = outputs.shape
-    columns, rows = _grid(channels, height / width)
+    columns = _columns(channels, height / width)
     size = f"{channels} channels of {height} by {width}"
     figure = new_figure(11, 5.6, f"{game}: output of convolution {layer} of {layers} ({size})")
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[1, 5.2]))
@@ -75,11 +81,8 @@ def outputs_figure(state: np.ndarray, outputs: np.ndarray, layer: int, layers: i
     bare(trace).imshow(motion(state), cmap="magma", vmin=0, vmax=255)
     trace.set_title("motion", fontsize=9)
     top = max(float(np.percentile(outputs, 99.8)), 1e-6)
-    axes = right.subplots(rows, columns, squeeze=False)
-    for channel, cell in enumerate(axes.flat):
-        bare(cell)
-        if channel < channels:
-            image = cell.imshow(outputs[channel], cmap="viridis", vmin=0, vmax=top, aspect="auto")
+    axes = right.subplots()
+    image = _draw_grid(axes, outputs, columns, cmap="viridis", vmin=0, vmax=top)
     bar = right.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.015)
     bar.set_label("activation after ReLU", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -109,16 +112,16 @@ def weights_figure(network: QNetwork, layer: int, channel: int, game: str) -> Fi
             f"{layer}"
         )
     filters = weights[:, channel]
-    columns, rows = _grid(len(filters), 1.0)
+    columns = _columns(len(filters), 1.0)
+    rows = math.ceil(len(filters) / columns)
     name = f"input channel {channel}" + (f" ({channel_names(weights.shape[1])[channel]})" if layer == 1 else "")
     figure = new_figure(10, 1.3 + 7.6 * rows / columns, f"{game}: weights of convolution {layer} for {name}")
     top = float(np.abs(filters).max()) or 1e-6
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for number, cell in enumerate(axes.flat):
-        bare(cell)
-        if number < len(filters):
-            image = cell.imshow(filters[number], cmap="RdBu_r", vmin=-top, vmax=top)
-            _outline(cell)
+    axes = figure.subplots()
+    image = _draw_grid(axes, filters, columns, cmap="RdBu_r", vmin=-top, vmax=top)
+    axes.set_aspect("equal")
+    for column, row in _cells(len(filters), columns):
+        axes.add_patch(Rectangle((column, row), 1, 1, fill=False, color="#c4c8d0", lw=0.6, clip_on=False))
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, pad=0.015)
     bar.set_label(f"weight (mean {filters.mean():+.4f}, sd {filters.std():.4f})", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -126,15 +129,26 @@ def weights_figure(network: QNetwork, layer: int, channel: int, game: str) -> Fi
     return figure
 
 
-def _outline(axes: Axes) -> None:
-    for spine in axes.spines.values():
-        spine.set(visible=True, color="#c4c8d0", linewidth=0.6)
+def _draw_grid(axes: Axes, images: np.ndarray, columns: int, **style: Any) -> AxesImage:
+    """Draw images (N, height, width) in a grid of `columns` columns, with gaps, and return one of them.
+
+    All are drawn in the same axes, because axes of their own would take ten times as long.
+    """
+    for image, (column, row) in zip(images, _cells(len(images), columns), strict=True):
+        drawn = axes.imshow(image, extent=(column, column + 1, row + 1, row), aspect="auto", **style)
+    bare(axes)
+    axes.set_xlim(0, columns * _PITCH - _GAP)
+    axes.set_ylim(math.ceil(len(images) / columns) * _PITCH - _GAP, 0)
+    return drawn
 
 
-def _grid(count: int, shape: float) -> tuple[int, int]:
-    """Columns and rows of a landscape grid of `count` images of height / width `shape`, without gaps if possible."""
+def _cells(count: int, columns: int) -> list[tuple[float, float]]:
+    """The left and the top edge of each of `count` cells of width and height 1 in a grid with gaps."""
+    return [(number % columns * _PITCH, number // columns * _PITCH) for number in range(count)]
+
+
+def _columns(count: int, shape: float) -> int:
+    """Columns of a landscape grid of `count` images of height / width `shape`, without empty cells if possible."""
     wanted = math.sqrt(count * 1.9 * shape)
     columns = min((number for number in range(1, count + 1) if count % number == 0), key=lambda n: abs(n - wanted))
-    if not wanted / 1.6 < columns < wanted * 1.6:
-        columns = math.ceil(wanted)
-    return columns, math.ceil(count / columns)
+    return columns if wanted / 1.6 < columns < wanted * 1.6 else math.ceil(wanted)

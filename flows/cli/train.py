@@ -84,7 +84,7 @@ def _prepare() -> None:
     """Import the slow modules and open the store, which takes seconds when its database is new."""
     from storage.runs import open_tracking
 
-    for module in ("flows.cli.display", "flows.train", "torch._dynamo"):  # the optimizer imports torch._dynamo
+    for module in ("flows.cli.display", "flows.train"):
         import_module(module)
     open_tracking()
 

@@ -77,7 +77,7 @@ def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], str]:
     report = _report(compared, summaries, title)
     folder = f"comparison/{'-'.join(run.run_id[:8] for run in runs)}"
     for run in runs:
-        run.tracking.log_report(run.run_id, folder, report.figures(), report.html())
+        run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())
     return summaries, f"{runs[0].artifacts}/{folder}/report.html"
 
 

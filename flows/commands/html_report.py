@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,11 +23,16 @@ class Picture:
     figure: Figure
     caption: str
 
-    def data_url(self) -> str:
-        """The figure as a PNG file in a `data:` URL."""
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as a PNG file. It is drawn only once, because drawing takes long."""
         file = io.BytesIO()
         self.figure.savefig(file, format="png")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return file.getvalue()
+
+    def data_url(self) -> str:
+        """The figure as a PNG file in a `data:` URL."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,10 @@ class Report:
         if parts:
             self.sections.append(Section(heading, text, parts))
 
-    def figures(self) -> list[tuple[str, Figure]]:
-        """The names and the figures of all pictures, in order."""
+    def pictures(self) -> dict[str, bytes]:
+        """The PNG file of every picture by name, in order."""
         parts = [part for section in self.sections for part in section.parts]
-        return [(part.name, part.figure) for part in parts if isinstance(part, Picture)]
+        return {part.name: part.png for part in parts if isinstance(part, Picture)}
 
     def html(self) -> str:
         """The report as one HTML document."""

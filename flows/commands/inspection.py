@@ -104,7 +104,7 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     if inspection.network is not None:
         _add_network(inspection, inspection.network, state, channel)
     folder = f"inspection/{cycle_name(inspection.cycle)}"
-    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, report.figures(), report.html())}"
+    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())}"
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:

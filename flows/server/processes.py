@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, NoReturn
 
@@ -29,33 +28,28 @@ _guards: list[subprocess.Popen[bytes]] = []  # keeps their pipes open until this
 def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) -> None:
     """Start a Prefect server for this process, or check that the configured one answers.
 
-    Prefect stops the server when this process exits, after it has sent the last log records. If this process is
+    The server is stopped when this process exits, after Prefect has sent the last log records. If this process is
     killed, a guard process stops the server: its `read` returns when the pipe from this process closes.
 
     Args:
         meanwhile: called while the server starts; it is called as well when no server has to be started.
 
     Raises:
-        StorageError: the configured server does not answer.
+        StorageError: the configured server does not answer, or the new one does not start.
     """
-    from prefect.client import orchestration
     from prefect.settings import get_current_settings
 
     from flows.server.embedded import EmbeddedServer
 
-    assert orchestration  # imported before the thread starts, because importing it in two threads at once can fail
     if address := get_current_settings().api.url:
         _check_answers(address)
         meanwhile()
         return
     server = EmbeddedServer()
-    with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(server.start)
-        meanwhile()
-        starting.result()
-    assert server.server_process
-    guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.server_process.pid)]
+    guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.process.pid)]
     _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
+    meanwhile()
+    server.wait()
 
 
 def _check_answers(address: str) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from harness import CrashRun, build
 from trainer import CONFIG
 
@@ -18,8 +19,14 @@ DQN = [sys.executable, "-m", "flows.cli"]
 SETTINGS = [part for name, value in CONFIG.items() for part in ("--set", f"{name}={value}")]
 
 
-def test_killed_command_resumes_within_seconds(ram_directory: Path, figure: Callable[[int, str, str], None]) -> None:
+def test_killed_command_resumes_within_seconds(
+    ram_directory: Path,
+    prefect_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: Callable[[int, str, str], None],
+) -> None:
     """The resumed command ends with the digest that `trainer.train` gives."""
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     home, options, cycles = ram_directory / "command", ["--name", "killed", *SETTINGS], 100_000
     seconds = []
     for _ in range(RESUMES):

@@ -5,6 +5,7 @@ All tests of the module share one `dqn serve`, because it takes long to start; t
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,14 +20,16 @@ from flows.train import train
 from storage.runs import open_run, open_tracking
 from storage.units.unit import CHECKPOINT
 
-CYCLES = 12
+CYCLES = 6
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
-    operated = Operated(tmp_path_factory.mktemp("operated"))
+def operated(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Operated]:
+    home = tmp_path_factory.mktemp("operated")
+    shutil.copy(prefect_database, home / "prefect.db")
+    operated = Operated(home, PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(operated.settings.home))
         yield operated

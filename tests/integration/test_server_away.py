@@ -16,7 +16,7 @@ from storage.runs import StoredRun, open_run
 from storage.settings import Settings
 from tasks.unit_reference import UnitReference
 
-CONFIG = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2}
+CONFIG = {"network": "small", "lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2}
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

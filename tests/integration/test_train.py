@@ -33,6 +33,7 @@ def history(run: StoredRun, name: str) -> list[tuple[int, float]]:
 
 def test_resumed_run_equals_an_uninterrupted_one(small: dict[str, object]) -> None:
     """Two cycles and a third one after a resume give the bytes of three cycles in one flow run."""
+    small["network"] = "residual"  # the default
     parts = trained(cycles=2, seed=3, name="parts", overrides=small)
     assert parts.newest_checkpoint().cycle == 2
     trained(resume="parts", cycles=3)
@@ -102,11 +103,11 @@ def test_committed_experience_is_not_played_again(small: dict[str, object], monk
 
 
 def test_tutorial_preset_runs_on_its_own_game(home: Path) -> None:
-    small = {"lanes": 4, "replay_states": 1280, "batch_size": 32, "max_epochs": 1}
+    small = {"lanes": 4, "replay_states": 640, "batch_size": 32, "max_epochs": 1}
     run = trained(preset="tutorial", cycles=2, name="tutorial", overrides=small)
     checkpoint = run.checkpoint(run.newest_checkpoint())
     assert checkpoint.config.game == "Breakout-v0"
-    assert checkpoint.metadata.counters.states == 2 * 128
+    assert checkpoint.metadata.counters.states == 2 * 64
     assert sum(weights.numel() for weights in checkpoint.weights.values()) > 38e6
 
 

@@ -18,7 +18,7 @@ from storage.units.unit import CHECKPOINT
 from tasks import process_cache
 from tasks.evaluate import evaluate
 
-SMALL = {"lanes": 4, "lane_groups": 2, "replay_states": 160, "batch_size": 16, "threads": 2, "keep_cycles": 3}
+SMALL = {"lanes": 4, "lane_groups": 2, "replay_states": 160, "batch_size": 32, "threads": 2, "keep_cycles": 3}
 OPTIONS = {
     "network": "small",
     "frame_stack": True,

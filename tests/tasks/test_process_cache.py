@@ -22,13 +22,13 @@ from tasks.process_cache import CACHE, Slot
 from tasks.unit_reference import UnitReference
 from tasks.update_q_values import update_q_values
 
-SETTINGS = {"lanes": 4, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 2}
+SETTINGS = {"lanes": 4, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 2, "network": "small"}
 
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def created(name: str, seed: int = 0) -> StoredRun:
-    config = requested_config("fast", {**SETTINGS, "seed": seed})
+def created(name: str, **settings: Any) -> StoredRun:
+    config = requested_config("fast", {**SETTINGS, **settings})
     return create_run(config, action_names(config.game), name, {})
 
 
@@ -37,7 +37,7 @@ def first_checkpoint(run: StoredRun) -> UnitReference:
 
 
 def test_cached_objects_equal_stored_ones() -> None:
-    cached, read = created("cached"), created("read")
+    cached, read = (created(name, network="residual") for name in ("cached", "read"))
     assert run_cycles(cached, 2).digest == run_cycles(read, 2, between=process_cache.clear).digest
 
 

@@ -106,7 +106,7 @@ def test_figures_show_stacked_frames() -> None:
     targets = Targets(experience.q_values + 0.1, np.full((60, 2), 0.1, np.float32))
     (highlight, *_), _ = find_highlights(experience)
     strip = highlight_strip(experience, ["A", "B", "C", "D"], highlight, "Breakout")
-    frame, moved = (axes.images[0].get_array() for axes in (strip.axes[0], strip.axes[len(highlight.steps)]))
+    frame, moved = (axes.images[0].get_array() for axes in strip.axes[:2])
     state = experience.states[highlight.steps.start, highlight.lane]
     assert np.array_equal(frame, state[..., 0]) and np.array_equal(moved, motion(state))
     sweep_figure(experience, targets, highlight, "Breakout", 0.99)

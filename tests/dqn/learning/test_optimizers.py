@@ -54,7 +54,7 @@ def test_rmsprop_skips_weight_without_gradient() -> None:
 def test_make_optimizer_returns_the_named_class(name: str, kind: type) -> None:
     weight = torch.zeros(2)
     optimizer = make_optimizer(make_config("fast", {"optimizer": name}), [weight])
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert optimizer.param_groups[0]["params"][0] is weight
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -155,11 +156,11 @@ def test_version_option_prints_the_version(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_help_takes_less_than_half_a_second() -> None:
-    """Measures the processor time of the fastest of ten runs, because other processes slow down single runs."""
+    """Measures processor time until one of ten runs is fast enough, because other processes slow down single runs."""
     print_time = "; import resource; print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), file=sys.stderr)"
     command = [sys.executable, "-c", PRINT_HELP + print_time]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(10)]
-    assert min(float(run.stderr) for run in runs) < 0.5
+    runs = (subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(10))
+    assert any(float(run.stderr) < 0.5 for run in runs)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -190,16 +191,20 @@ def test_evaluate_prints_the_same_scores_twice(
     assert "2 episodes of " in capsys.readouterr().out
 
 
-def test_train_refuses_a_second_trainer_of_a_run(small: dict[str, object], home: Path) -> None:
-    """A second trainer exits with status 1. After the first is killed, a third one resumes the run; SIGTERM stops it.
+def test_train_refuses_a_second_trainer_of_a_run(
+    home: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second trainer exits with status 1. After the first is killed, a third one resumes the run.
 
-    No Prefect server is left.
+    SIGTERM stops the third one while it plays. It prints how to resume, and no Prefect server is left.
     """
-    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
-    first = trainer("--name", "held", "--cycles", "100000", *settings)
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
+    endless = ("--set", "lanes=4", "--set", "replay_states=200000", "--set", "lane_groups=2")
+    first = trainer("--name", "held", *endless)
     try:
-        wait_for_cycle(first)
+        drafts = wait_for_play(home, first)
         servers = servers_below(first)
+        first.send_signal(signal.SIGSTOP)  # so that it takes no time from the second one; it still has the lock
         second = subprocess.run([*DQN, "train", "--resume", "held"], capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert f"process {first.pid} on " in second.stderr
@@ -207,32 +212,18 @@ def test_train_refuses_a_second_trainer_of_a_run(small: dict[str, object], home:
     finally:
         first.kill()
         first.communicate()
-    third = trainer("--resume", "held", "--cycles", "100000")
-    wait_for_cycle(third)
+    third = trainer("--resume", "held")
+    wait_for_play(home, third, drafts)
     servers += servers_below(third)
     os.killpg(third.pid, signal.SIGTERM)  # to the whole process group, as systemd and `timeout` do
     _, error = third.communicate(timeout=60)
     assert third.returncode == 128 + signal.SIGTERM
     run_id = open_tracking().find_run("held").info.run_id
-    assert f"dqn train --resume {run_id}" in error
+    assert error.splitlines()[-1] == f"stopped; resume with: dqn train --resume {run_id}"
     assert "Traceback" not in error
     assert open_tracking().get_run(run_id).info.status == "KILLED"
     assert not open_run(run_id).is_held()
     assert still_alive(servers) == []
-
-
-def test_train_stopped_in_play_prints_how_to_resume(home: Path) -> None:
-    endless = ("--set", "lanes=4", "--set", "replay_states=200000", "--set", "lane_groups=2")
-    process = trainer("--name", "long", *endless)
-    deadline = time.monotonic() + 120
-    while not list(home.glob("staging/*/experience-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)  # not SIGINT, which a background process of a shell ignores
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    run_id = open_tracking().find_run("long").info.run_id
-    assert error.splitlines()[-1] == f"stopped; resume with: dqn train --resume {run_id}"
 
 
 def test_ui_serves_on_loopback_until_sigterm(home: Path, a_run: str) -> None:
@@ -280,12 +271,12 @@ def trainer(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_cycle(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("cycle "):
-            return
-    raise AssertionError("the trainer ended before its first cycle")
+def wait_for_play(home: Path, process: subprocess.Popen[str], before: Collection[Path] = ()) -> set[Path]:
+    """Wait until the trainer plays, which creates a draft. Returns all drafts; `before` are those of others."""
+    while not (drafts := set(home.glob("staging/*/experience-*"))) - set(before):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    return drafts
 
 
 def servers_below(trainer: subprocess.Popen[str]) -> list[psutil.Process]:

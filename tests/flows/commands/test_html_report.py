@@ -23,7 +23,7 @@ def test_report_shows_all_its_parts_in_order() -> None:
         '<figure><img alt="scores" src="data:image/png;base64,"><figcaption>A caption.</figcaption></figure>'
         "</body></html>"
     )
-    assert [name for name, _ in report.figures()] == ["scores"]
+    assert {name: png[1:4] for name, png in report.pictures().items()} == {"scores": b"PNG"}
 
 
 def test_report_escapes_markup() -> None:
