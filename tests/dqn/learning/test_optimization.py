@@ -357,3 +357,32 @@ def test_train_on_updates_the_acting_network(toy_memory: MakeMemory) -> None:
     with torch.no_grad():
         expected = learner.average_network.in_bfloat16()(memory.states).numpy()
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("batch_size", [32, 50])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_parts_of_a_batch_give_the_gradients_of_the_batch(batch_size: int, precision: str) -> None:
+    """Two threads compute one part each; 50 states are divided into 17, 17 and 16."""
+    draws = torch.Generator().manual_seed(0)
+    states = torch.randint(0, 255, (batch_size, 105, 80, 2), dtype=torch.uint8, generator=draws)
+    targets = torch.randn(batch_size, 4, generator=draws)
+    actions = torch.randint(0, 4, (batch_size,), generator=draws)
+    whole, parts = (
+        Learner(cpu_config(threads=threads, network="small", precision=precision), 4, CPU) for threads in (1, 3)
+    )
+    assert parts._batch_parts(batch_size, None) == batch_size // 16
+    (loss, gradients), (other_loss, others) = (
+        learner.loss_and_gradients(states, targets, actions) for learner in (whole, parts)
+    )
+    tolerance = 2e-4 if precision == "float32" else 2e-2
+    torch.testing.assert_close(other_loss, loss, rtol=tolerance, atol=0)
+    for gradient, other in zip(gradients, others, strict=True):
+        difference = torch.linalg.vector_norm(other - gradient.float())
+        assert difference <= tolerance * torch.linalg.vector_norm(gradient.float())
+    repeated = parts.loss_and_gradients(states, targets, actions)
+    assert all(torch.equal(a, b) for a, b in zip(repeated[1], others, strict=True))
+
+
+def test_batch_with_dropout_is_not_divided() -> None:
+    learner = Learner(cpu_config(threads=2, network="small", dropout=0.5), 4, CPU)
+    assert learner._batch_parts(128, torch.Generator()) == 1
