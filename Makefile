@@ -17,7 +17,7 @@ FIGURES := $(CURDIR)/build/figures
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test operate-test cluster-test crash-test crash-kills crash-failures bench check serve ui lock clean
+.PHONY: train test operate-test cluster-test crash-test crash-kills crash-failures crash-overlap bench check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
@@ -32,18 +32,21 @@ operate-test: $(READY)
 cluster-test: $(READY)
 	$(BIN)/python -m pytest -m cluster --timeout 1200 $(ARGS)
 
-# Two processes, because each test keeps one core busy; benchmarks.reliability writes docs/reliability.md.
+# Two processes at a time, because each test keeps one core busy; benchmarks.reliability writes docs/reliability.md.
 crash-test: $(READY)
 	rm -rf $(FIGURES) && mkdir -p $(FIGURES)
-	$(MAKE) --jobs 2 --keep-going crash-kills crash-failures
+	$(MAKE) --jobs 2 --keep-going crash-kills crash-failures crash-overlap
 	$(BIN)/python -m benchmarks.reliability $(FIGURES)
 
-crash-kills crash-failures: export FIGURES := $(FIGURES)
+crash-kills crash-failures crash-overlap: export FIGURES := $(FIGURES)
 crash-kills: $(READY)
 	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 S3_FAULTS=0 \
 		$(BIN)/python -m pytest tests/crash tests/storage --ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
 crash-failures: $(READY)
 	CRASH_OPERATIONS=0 CRASH_SIZES=50 $(BIN)/python -m pytest tests/crash/test_failures.py --timeout 86400 $(ARGS)
+crash-overlap: $(READY)
+	CRASH_OVERLAP=yes CRASH_KILLS=50 CRASH_OPERATIONS=50 CRASH_REPEATS=5 CORRUPTIONS=200 RACES=5 \
+		$(BIN)/python -m pytest tests/crash/test_kills.py tests/crash/test_damage.py --timeout 86400 $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -90,7 +90,7 @@ def fakes(sample: Any) -> tuple[Any, Any, Any]:
     from tasks.unit_reference import UnitReference
 
     @task(name="collect-episodes", task_run_name="collect-episodes-{checkpoint.next_cycle:05d}", cache_policy=NO_CACHE)
-    def collect_episodes(run_id: str, checkpoint: UnitReference, shard: int) -> UnitReference:
+    def collect_episodes(run_id: str, checkpoint: UnitReference, shard: int, since: Any) -> UnitReference:
         return UnitReference(EXPERIENCE, checkpoint.next_cycle, "", {})
 
     @task(name="update-q-values", task_run_name="update-q-values-{experience.cycle:05d}", cache_policy=NO_CACHE)

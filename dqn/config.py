@@ -196,6 +196,11 @@ class TrainConfig(BaseModel):
         description="Compile the loss and its gradients with torch.compile. auto compiles on a GPU if there is a C++ "
         "compiler and no dropout.",
     )
+    overlap: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="Play the next cycle while the network is trained on this one. The network that plays is then one "
+        "cycle older. auto overlaps on a cluster whose workers optimize.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="Number of CPU threads; 0 means one for each core.")
     lane_groups: int = Field(
         0,
@@ -261,6 +266,13 @@ class TrainConfig(BaseModel):
         """Number of steps of every lane in the cycle that starts after `states` states; at least 1."""
         return max(1, round(self.replay_fraction.at(states) * self.replay_states / self.lanes))
 
+    def states_before(self, cycle: int) -> int:
+        """Number of states that the run plays before a cycle."""
+        states = 0
+        for _ in range(1, cycle):
+            states += self.cycle_steps(states) * self.lanes
+        return states
+
     def shard_lanes(self, shard: int) -> slice:
         """The lanes of a shard. The shards together are all lanes, in order."""
         return slice(shard * self.lanes // self.shards, (shard + 1) * self.lanes // self.shards)
@@ -297,6 +309,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # that the tutorial's replay memory contains.
     "tutorial": {
         "game": "Breakout-v0",
+        "overlap": "no",
         "lanes": 40,
         "replay_states": 200_000,
         "replay_fraction": "0.1:1:5000000",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from dqn.checkpoint import Checkpoint, Counters, first_checkpoint, restore_learner
+from dqn.checkpoint import Checkpoint, first_checkpoint, restore_learner
 from dqn.config import TrainConfig
 from dqn.envs.experience import Experience
 from dqn.envs.games import action_names
@@ -36,41 +36,46 @@ def train(config: TrainConfig, cycles: int) -> Iterator[Checkpoint]:
     checkpoint = first_checkpoint(config, names)
     learner = restore_learner(checkpoint, prepare(config))
     lanes = open_lanes(config, checkpoint.histories)
+    ahead = None
     try:
         for _ in range(cycles):
-            checkpoint = train_cycle(checkpoint, learner, lanes)
+            checkpoint, ahead = train_cycle(checkpoint, learner, lanes, ahead)
             yield checkpoint
     finally:
         for group in lanes:
             group.close()
 
 
-def train_cycle(checkpoint: Checkpoint, learner: Learner, lanes: list[Lanes]) -> Checkpoint:
+def train_cycle(
+    checkpoint: Checkpoint, learner: Learner, lanes: list[Lanes], ahead: Experience | None
+) -> tuple[Checkpoint, Experience | None]:
     """Play, sweep and optimize once.
 
     Args:
         checkpoint: state of the run before the cycle.
         learner: as `checkpoint` describes it; trained in place.
-        lanes: games of all lanes, in groups, as `checkpoint` describes them; left as the result describes them.
+        lanes: games of all lanes, in groups, as `checkpoint` describes them, or where `ahead` ends.
+        ahead: experience of the cycle, if the cycle before has played it.
 
     Returns:
-        The checkpoint after the cycle. It shares tensors with `learner`, so it is valid until the next cycle.
+        The checkpoint after the cycle, and with `overlap` the experience of the next cycle. The checkpoint shares
+        tensors with `learner`, so it is valid until the next cycle.
     """
     config, counters = checkpoint.config, checkpoint.metadata.counters
-    cycle = counters.cycle + 1
 
     # 1. Play all lanes with the current network, epsilon-greedy, and record states and estimated Q-values.
-    experience = collect(checkpoint, learner, lanes)
+    experience = ahead or collect(checkpoint, learner, lanes)
+    played = after_play(checkpoint, experience)
+    if is_midgame_cycle(config, counters.cycle + 1):
+        restore_midgame_lanes(lanes, config, played.histories, shard=0)
+    # With `overlap`, the network also plays the next cycle before it is trained. The flow does both at the same time.
+    ahead = collect(played, learner, lanes) if config.overlap == "yes" else None
     # 2. Carry the rewards back to the states before them: the network should have estimated these Q-values.
     targets = backward_sweep(experience, SweepRule.of(config))
     # 3. Train the network towards these targets.
     memory = ReplayMemory.of(experience, targets)
-    result = train_on(learner, memory, cycle, config.scheduled(counters.states))
-
-    after = next_checkpoint(checkpoint, learner, experience, result)
-    if is_midgame_cycle(config, cycle):
-        restore_midgame_lanes(lanes, config, after.histories, shard=0)
-    return after
+    result = train_on(learner, memory, counters.cycle + 1, config.scheduled(counters.states))
+    return after_optimization(played, learner, result), ahead
 
 
 def collect(
@@ -80,10 +85,10 @@ def collect(
     shard: int = 0,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Experience:
-    """Play the cycle after `checkpoint` in the lanes of a shard.
+    """Play the next cycle after `checkpoint` in the lanes of a shard.
 
     Args:
-        checkpoint: state of the run before the cycle.
+        checkpoint: state of the run before the cycle, or from `after_play`.
         learner: its network estimates Q-values.
         lanes: games of the shard, in groups, as `checkpoint` describes them; left after the last step.
         shard: number of the shard; 0 where all lanes are one shard.
@@ -119,26 +124,38 @@ def replay_memory(experience: Experience, new_steps: int, learner: Learner) -> R
     return ReplayMemory.of(experience, backward_sweep(experience, SweepRule.of(learner.config)))
 
 
-def next_checkpoint(
-    before: Checkpoint, learner: Learner, experience: Experience, result: OptimizationResult
-) -> Checkpoint:
-    """The checkpoint one cycle after `before`.
+def after_play(before: Checkpoint, experience: Experience) -> Checkpoint:
+    """The state of a run after a cycle's play and before its optimization.
 
     Args:
         before: state of the run before the cycle.
-        learner: trained on the cycle.
         experience: of all lanes; its states are not read.
-        result: of the optimization.
+
+    Returns:
+        The new histories, totals and scores, with the weights of `before`.
     """
     counters = before.metadata.counters
     histories, finished = advance(before.histories, experience, counters.states)
     histories = draw_midgame_starts(histories, before.config, counters.cycle + 1)
     _, recent_scores = score_metrics(before.metadata.recent_scores, finished)
-    counters = Counters(
+    counters = replace(
+        counters,
         cycle=counters.cycle + 1,
         states=counters.states + experience.states_played,
         episodes=counters.episodes + len(finished),
-        updates=counters.updates + len(result.losses),
     )
     metadata = replace(before.metadata, counters=counters, recent_scores=recent_scores)
-    return Checkpoint(metadata, histories, *learner.state_dict())
+    return replace(before, metadata=metadata, histories=histories)
+
+
+def after_optimization(played: Checkpoint, learner: Learner, result: OptimizationResult) -> Checkpoint:
+    """The checkpoint after a cycle.
+
+    Args:
+        played: state of the run after the cycle's play, from `after_play`.
+        learner: trained on the cycle.
+        result: of the optimization.
+    """
+    counters = played.metadata.counters
+    counters = replace(counters, updates=counters.updates + len(result.losses))
+    return Checkpoint(replace(played.metadata, counters=counters), played.histories, *learner.state_dict())

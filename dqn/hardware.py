@@ -43,7 +43,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     threads = config.threads or len(os.sched_getaffinity(0))
     most = max(1, min(threads, config.lanes // config.shards // _GROUP_LANES))
     groups = config.lane_groups or (min(most, _GPU_GROUPS) if device == "cuda" else most)
-    chosen = {"device": device, "precision": precision, "compiled": compiled}
+    # In one process, play and training use all cores already: see docs/performance.md.
+    overlap = "no" if config.overlap == "auto" else config.overlap
+    chosen = {"device": device, "precision": precision, "compiled": compiled, "overlap": overlap}
     return config.model_copy(update={**chosen, "threads": threads, "lane_groups": groups})
 
 

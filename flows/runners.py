@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from prefect import State, Task, get_run_logger
+from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.engine import link_state_to_task_run_result
@@ -22,8 +24,8 @@ from storage.provenance import versions
 from storage.runs import StoredRun, open_run
 from storage.settings import Settings
 from tasks import process_cache
-from tasks.progress import report
-from tasks.unit_reference import UnitReference
+from tasks.progress import report, stopped
+from tasks.unit_reference import UnitReference, task_cycle
 
 COLLECTOR, OPTIMIZER = "collector", "optimizer"  # resources that workers offer
 CONNECT_SECONDS = 10
@@ -47,6 +49,9 @@ class TaskRunner(Protocol):
         A list among `arguments` has one entry for each shard; every other argument is passed to all task runs.
         """
 
+    def start(self, task: Task[..., UnitReference], *arguments: Any) -> Callable[[], list[UnitReference]]:
+        """As `map`, but the tasks run beside what follows. The returned function waits for their results."""
+
     def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
         """Run a task once, where the network is trained."""
 
@@ -61,9 +66,11 @@ def open_runner() -> Iterator[TaskRunner]:
     """
     address = Settings.from_environment().cluster
     if not address:
+        runner = LocalRunner()
         try:
-            yield LocalRunner()
+            yield runner
         finally:
+            runner.stop()
             process_cache.clear()
         return
     check_cluster(address)
@@ -108,7 +115,10 @@ def arguments_by_shard(arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 
 class LocalRunner:
-    """This process, one task after the other."""
+    """This process: one task after the other, and beside them what was started."""
+
+    def __init__(self) -> None:
+        self._started: list[PrefectFuture[UnitReference]] = []
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
         """`config` with every `auto` decided for this machine."""
@@ -121,6 +131,23 @@ class LocalRunner:
     def map(self, task: Task[..., UnitReference], *arguments: Any) -> list[UnitReference]:
         """Run the task for one shard after the other."""
         return [task(*each) for each in arguments_by_shard(arguments)]
+
+    def start(self, task: Task[..., UnitReference], *arguments: Any) -> Callable[[], list[UnitReference]]:
+        """Run the task for one shard after the other in the one thread of the flow's task runner."""
+        self._started = futures = [task.submit(*each) for each in arguments_by_shard(arguments)]
+        return lambda: [future.result() for future in futures]
+
+    def stop(self) -> None:
+        """Stop what was started and is not done, and wait until it has stopped."""
+        waiting = [future for future in self._started if not future.state.is_final()]
+        if waiting:
+            log = logging.getLogger("prefect.task_runs")
+            level = log.level
+            log.setLevel(logging.CRITICAL)  # that these tasks fail is no news
+            with stopped():
+                for future in waiting:
+                    future.wait()
+            log.setLevel(level)
 
     def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
         """Run the task."""
@@ -146,6 +173,8 @@ class DaskRunner:
         """`config` with every `auto` decided for the worker that optimizes, or for this machine without one."""
         if not self._optimizes:
             return resolve(config)
+        if config.overlap == "auto":  # collectors and the optimizer are different machines
+            config = config.model_copy(update={"overlap": "yes"})
         future = self._client.submit(resolve, config, resources={OPTIMIZER: 1}, pure=False)
         resolved: TrainConfig = self._results([future], OPTIMIZER)[0]
         return resolved
@@ -169,16 +198,23 @@ class DaskRunner:
 
     def map(self, task: Task[..., UnitReference], *arguments: Any) -> list[UnitReference]:
         """Run the task for all shards at the same time, on workers that offer `collector`."""
+        return self.start(task, *arguments)()
+
+    def start(self, task: Task[..., UnitReference], *arguments: Any) -> Callable[[], list[UnitReference]]:
+        """Submit the task for all shards. The returned function waits for the results."""
         calls = arguments_by_shard(arguments)
         futures = [self._submit(task, COLLECTOR, call, self._near.get(shard)) for shard, call in enumerate(calls)]
-        cycle = next(argument.next_cycle for argument in calls[0] if isinstance(argument, UnitReference))
+        cycle = task_cycle(get_call_parameters(task.fn, calls[0], {}))
 
         def on_progress(done: int) -> None:
             report(str(task.name), cycle, done, len(calls))
 
-        states = self._results(futures, COLLECTOR, on_progress)
-        self._remember_workers(futures)
-        return [_linked(state) for state in states]
+        def results() -> list[UnitReference]:
+            states = self._results(futures, COLLECTOR, on_progress)
+            self._remember_workers(futures)
+            return [_linked(state) for state in states]
+
+        return results
 
     def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
         """Run the task on a worker that offers `optimizer`, or in this process if none does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prefect import State, flow, get_run_logger
@@ -9,6 +10,8 @@ from prefect.deployments import run_deployment
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
+from prefect.task_runners import TaskRunner as PrefectTaskRunner
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from dqn.config import DEFAULT_STATES, Preset, make_config
 from dqn.envs.games import action_names, game_title
@@ -34,7 +37,7 @@ from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.selection import evaluated_states
 from storage.tracking import FLOW_RUN, TARGET
 from storage.units.unit import CHECKPOINT
-from tasks.collect_episodes import collect_episodes
+from tasks.collect_episodes import collect_episodes, next_play
 from tasks.evaluate import evaluate
 from tasks.optimize import optimize
 from tasks.progress import report_cycle, report_run
@@ -50,9 +53,13 @@ def _flow_run_name() -> str:
     return f"train {wanted}"
 
 
+_one_thread: PrefectTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)  # plays while the network is trained
+
+
 @flow(
     name="dqn",
     flow_run_name=_flow_run_name,
+    task_runner=_one_thread,
     on_failure=[run_failure_command],
     on_crashed=[log_retry_command, run_failure_command],
     on_cancellation=[log_retry_command],
@@ -167,12 +174,18 @@ def run_cycles(run: StoredRun, runner: TaskRunner) -> bool:
     summary: dict[str, float] = {}
 
     checkpoint, shards = UnitReference.of(newest), list(range(run.shards))
+    player, since = next_play(run, newest)
+    ahead: Callable[[], list[UnitReference]] | None = None
     evaluate_if_due(run, runner, checkpoint, counters.states)
     last = counters.cycle + run.settings.flow_run_cycles
     while fraction < 1 and checkpoint.cycle < last:
-        experience = runner.map(collect_episodes, run.run_id, checkpoint, shards)
+        experience = ahead() if ahead else runner.map(collect_episodes, run.run_id, player, shards, since)
+        ahead = None
+        if run.config.overlap == "yes" and not _is_last_cycle(run, target, checkpoint.cycle + 1, last):
+            ahead = runner.start(collect_episodes, run.run_id, checkpoint, shards, tuple(experience))
         targets = runner.map(update_q_values, run.run_id, experience)
         checkpoint = runner.run(optimize, run.run_id, checkpoint, experience, targets)
+        player, since = checkpoint, ()
 
         publish_and_prune(run, checkpoint)
         summary |= checkpoint.metrics
@@ -183,6 +196,11 @@ def run_cycles(run: StoredRun, runner: TaskRunner) -> bool:
         training_report.update(summary, log.info)
     training_report.finish(log.info, _next_steps(run, address))
     return fraction >= 1
+
+
+def _is_last_cycle(run: StoredRun, target: Target, cycle: int, last: int) -> bool:
+    """Whether no cycle of this flow run follows `cycle`."""
+    return cycle >= last or target.fraction(run.config.states_before(cycle + 1), cycle) >= 1
 
 
 def evaluate_if_due(run: StoredRun, runner: TaskRunner, checkpoint: UnitReference, states: int) -> None:
@@ -199,7 +217,7 @@ def publish_and_prune(run: StoredRun, made: UnitReference) -> None:
     """
     publish(run, run.unit(made.kind, made.cycle, known=made.digest))
     if made.kind == CHECKPOINT:
-        prune_old_cycles(run, made.cycle, run.config.keep_cycles, run.config.replay_cycles)
+        prune_old_cycles(run, made.cycle, run.config)
 
 
 def _mlflow_address(run: StoredRun, experiment_id: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from dqn.config import TrainConfig
 from storage.durable import discard
-from storage.errors import UnreachableError
+from storage.errors import StorageError, UnreachableError
 from storage.runs import StoredRun
 from storage.selection import best_cycle
 from storage.units.local_store import write_manifest
@@ -18,18 +19,47 @@ def resume_run(run: StoredRun) -> Unit:
     """Prepare the run for more cycles: publish the metrics that its last writer did not publish, and prune.
 
     Returns:
-        The newest valid checkpoint.
+        The newest valid checkpoint from which the run can continue.
 
     Raises:
-        StorageError: there is no valid checkpoint, or MLflow does not answer.
+        StorageError: there is no such checkpoint, or MLflow does not answer.
     """
     run.tracking.forget_published(run.run_id)
-    newest = run.newest_checkpoint()
+    newest = _newest_that_continues(run) if run.config.overlap == "yes" else run.newest_checkpoint()
     publish_waiting(run)
     run.tracking.publish(run.run_id, newest)
-    config = run.metadata(newest).config
-    prune_old_cycles(run, newest.cycle, config.keep_cycles, config.replay_cycles)
+    prune_old_cycles(run, newest.cycle, run.config)
     return newest
+
+
+def _newest_that_continues(run: StoredRun) -> Unit:
+    """The newest valid checkpoint of a run with `overlap` from which the next cycle was played or can be played.
+
+    The network of the checkpoint before it plays. If that is broken, the run continues from there.
+
+    Raises:
+        StorageError: there is no such checkpoint.
+    """
+    problem = ""
+    for cycle in run.cycles(CHECKPOINT):
+        try:
+            checkpoint = run.unit(CHECKPOINT, cycle)
+            if cycle and not _is_played(run, checkpoint):
+                before = run.unit(CHECKPOINT, cycle - 1)
+                if before.digest != checkpoint.inputs[CHECKPOINT.name]:
+                    raise StorageError(f"checkpoint {cycle} of run {run.run_id} does not follow checkpoint {cycle - 1}")
+            return checkpoint
+        except StorageError as error:
+            _log.warning("%s; the checkpoint before it is used", error)
+            problem = problem or str(error)
+    raise StorageError(problem or f"run {run.run_id} has no checkpoint; start a new run")
+
+
+def _is_played(run: StoredRun, checkpoint: Unit) -> bool:
+    """Whether the cycle after `checkpoint` is stored."""
+    kinds = EXPERIENCE.of_shards(run.shards)
+    inputs = {name: checkpoint.inputs[name] for name in (CHECKPOINT.name, *map(str, kinds))}
+    return all(run.made(kind, checkpoint.cycle + 1, inputs) for kind in kinds)
 
 
 def publish(run: StoredRun, unit: Unit) -> None:
@@ -61,13 +91,17 @@ def publish_waiting(run: StoredRun) -> None:
         discard(directory, run.settings.staging(run.run_id))
 
 
-def prune_old_cycles(run: StoredRun, cycle: int, keep_cycles: int, replay_cycles: int = 1) -> None:
+def prune_old_cycles(run: StoredRun, cycle: int, config: TrainConfig) -> None:
     """Remove all units but those of the newest `keep_cycles` cycles up to `cycle`. The best checkpoint is spared.
 
-    Experience is kept for `replay_cycles - 1` cycles more, because a run that resumes from the oldest checkpoint
-    needs as many cycles in its replay memory as it had.
+    A run that resumes from the oldest of these checkpoints also needs the experience of `replay_cycles - 1` cycles
+    before it, and with `overlap` the checkpoint before it, whose network plays.
     """
     best = best_cycle(run)
     for kind in run.kinds(*KINDS):
-        keep = keep_cycles + (replay_cycles - 1 if kind.name == EXPERIENCE.name else 0)
+        keep = config.keep_cycles
+        if kind.name == EXPERIENCE.name:
+            keep += config.replay_cycles - 1
+        elif kind == CHECKPOINT and config.overlap == "yes":
+            keep += 1
         run.prune(kind, cycle - keep + 1, best if kind == CHECKPOINT else None)

@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dqn.checkpoint import Checkpoint
-from dqn.cycle import next_checkpoint, replay_memory
+from dqn.cycle import after_optimization, after_play, replay_memory
 from dqn.envs.experience import Experience
 from dqn.envs.histories import advance
 from dqn.learning.learner import Learner
@@ -56,7 +56,7 @@ def optimize(
         for units in (played, swept):
             draft.speed |= {name: fmean(unit.speed[name] for unit in units) for name in units[0].speed}
         draft.speed[NAME] = result.states_trained / (perf_counter() - began)
-        after = next_checkpoint(before, learner, table, result)
+        after = after_optimization(after_play(before, table), learner, result)
         draft.metrics += play_and_sweep_metrics(before, table, played, swept)
         draft.metrics += optimization_metrics(result, after.metadata.counters)
         write_checkpoint(draft.directory, after)
@@ -93,7 +93,7 @@ def load_replay(
     if not older:
         experience, targets = CACHE.pop_experience(played, swept)
         return experience, ReplayMemory.of(experience, targets)
-    CACHE.clear_experience()  # every state is in memory once
+    CACHE.drop_experience(played[0].cycle)  # every state of these cycles is in memory once
     directories = [[unit.directory for unit in shards] for shards in (*older, played)]
     newest = read_experiences(directories[-1:], with_states=False)
     return newest, replay_memory(read_experiences(directories), newest.steps, learner)

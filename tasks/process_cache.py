@@ -7,20 +7,21 @@ object equals what would be read from the unit, so the cache may be empty at any
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from dqn.checkpoint import Checkpoint, CheckpointMetadata, restore_learner
+from dqn.checkpoint import Checkpoint, restore_learner
+from dqn.config import TrainConfig
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.histories import is_midgame_cycle
 from dqn.envs.lanes import Lanes, open_lanes, restore_midgame_lanes
 from dqn.hardware import prepare
 from dqn.learning.data_parallel import Processes
 from dqn.learning.learner import Learner
-from storage.formats.experience import read_all_targets, read_experience, read_experiences
+from storage.formats.experience import read_all_targets, read_experiences
 from storage.runs import StoredRun
-from storage.units.unit import EXPERIENCE, Unit
+from storage.units.unit import Unit
 
 T = TypeVar("T")
 
@@ -71,28 +72,56 @@ class Slot(Generic[T]):
             self.close(entry[1])
 
 
+def _plays_apart(config: TrainConfig) -> bool:
+    """Whether a learner of its own plays."""
+    return config.overlap == "yes" or config.to_play() != config
+
+
+@dataclass
+class Shelf(Generic[T]):
+    """Objects of several cycles and shards, each with the unit that describes it."""
+
+    _entries: dict[str, tuple[Unit, T]] = field(default_factory=dict)  # by digest; every change is one atomic step
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._entries
+
+    def put(self, unit: Unit, value: T) -> None:
+        """Cache `value`."""
+        self._entries[unit.digest] = unit, value
+
+    def get(self, digest: str) -> T | None:
+        """The object of the unit with this digest, which stays cached; None without one."""
+        entry = self._entries.get(digest)
+        return entry[1] if entry else None
+
+    def drop(self, cycle: int) -> None:
+        """Drop the objects of all cycles up to `cycle`."""
+        for digest, (unit, _) in list(self._entries.items()):
+            if unit.cycle <= cycle:
+                self._entries.pop(digest, None)
+
+    def clear(self) -> None:
+        """Drop all objects."""
+        self._entries.clear()
+
+
 @dataclass
 class ProcessCache:
-    """What a process keeps between tasks; experience, targets and lanes by the number of their shard."""
+    """What a process keeps between tasks. A task that plays may run at the same time as one that optimizes."""
 
     learner: Slot[tuple[Checkpoint, Learner]] = field(default_factory=Slot)
-    actor: Slot[tuple[Checkpoint, Learner]] = field(default_factory=Slot)  # the learner that plays on `play_device`
+    actor: Slot[tuple[Checkpoint, Learner]] = field(default_factory=Slot)  # a learner that only plays
     lanes: dict[int, Slot[list[Lanes]]] = field(default_factory=lambda: defaultdict(lambda: Slot(_close_lanes)))
-    experience: dict[int, Slot[Experience]] = field(default_factory=lambda: defaultdict(Slot))
-    targets: dict[int, Slot[Targets]] = field(default_factory=lambda: defaultdict(Slot))
+    experience: Shelf[Experience] = field(default_factory=Shelf)
+    targets: Shelf[Targets] = field(default_factory=Shelf)
     processes: Processes | None = None
 
     def knows(self, digest: str) -> bool:
         """Whether the content of the unit with this digest is cached, so that its files need not be read."""
-        slots: list[Slot[Any]] = [self.learner, self.actor, *self.experience.values(), *self.targets.values()]
-        return any(slot.digest == digest for slot in slots)
-
-    def metadata(self, run: StoredRun, unit: Unit) -> CheckpointMetadata:
-        """The metadata of the checkpoint in `unit`."""
-        for slot in (self.learner, self.actor):
-            if cached := slot.get(unit.digest):
-                return cached[0].metadata
-        return run.metadata(unit)
+        if digest in self.experience or digest in self.targets:
+            return True
+        return digest in (self.learner.digest, self.actor.digest)
 
     def pop_learner(self, run: StoredRun, unit: Unit) -> tuple[Checkpoint, Learner]:
         """The checkpoint in `unit` and the learner that it describes, to be trained; the caller owns the learner."""
@@ -101,34 +130,44 @@ class ProcessCache:
         checkpoint = run.checkpoint(unit)
         return checkpoint, restore_learner(checkpoint, prepare(checkpoint.config))
 
+    def put_learner(self, unit: Unit, checkpoint: Checkpoint, learner: Learner) -> None:
+        """Cache a learner that equals the checkpoint in `unit`."""
+        self.learner.put(unit, (checkpoint, learner))
+
     def pop_actor(self, run: StoredRun, unit: Unit) -> tuple[Checkpoint, Learner]:
-        """The checkpoint in `unit` and a learner that plays as `play_device` says; the caller owns it."""
-        config = run.config.to_play()
-        if config == run.config:
+        """The checkpoint in `unit` and a learner that plays as the run's configuration says; the caller owns it.
+
+        It is the learner in training, unless that is trained at the same time or on another device.
+        """
+        if not _plays_apart(run.config):
             return self.pop_learner(run, unit)
         if cached := self.actor.pop(unit.digest):
             return cached
-        checkpoint = run.checkpoint(unit)
+        checkpoint, config = run.checkpoint(unit), run.config.to_play()
         described = replace(checkpoint, metadata=replace(checkpoint.metadata, config=config))
         return checkpoint, restore_learner(described, prepare(config))
 
-    def put_learner(self, unit: Unit, checkpoint: Checkpoint, learner: Learner) -> None:
-        """Cache a learner, or an actor, that equals the checkpoint in `unit`."""
-        slot = self.learner if learner.config == checkpoint.config else self.actor
-        slot.put(unit, (checkpoint, learner))
+    def put_actor(self, unit: Unit, checkpoint: Checkpoint, actor: Learner) -> None:
+        """Cache what `pop_actor` returned."""
+        slot = self.actor if _plays_apart(checkpoint.config) else self.learner
+        slot.put(unit, (checkpoint, actor))
 
-    def pop_lanes(self, unit: Unit, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes]:
-        """A shard's groups of lanes as the checkpoint in `unit` describes them; the caller owns them.
+    def pop_lanes(self, digest: str, checkpoint: Checkpoint, shard: int = 0) -> list[Lanes]:
+        """A shard's groups of lanes as `checkpoint` describes them; the caller owns them.
 
         Games of shards that other processes have played since are closed.
+
+        Args:
+            digest: of the experience at whose end the lanes are cached, the shard's in the cycle of `checkpoint`.
+            checkpoint: state of the run before the cycle that is to be played.
+            shard: number of the shard.
         """
+        config, histories, cycle = checkpoint.config, checkpoint.histories, checkpoint.metadata.counters.cycle
         for slot in self.lanes.values():
-            if slot.unit is not None and slot.unit.cycle < unit.cycle:
+            if slot.unit is not None and slot.unit.cycle < cycle:
                 slot.clear()
-        config, histories = checkpoint.config, checkpoint.histories
-        kind = EXPERIENCE.of_shards(config.shards)[shard]
-        groups = self.lanes[shard].pop(unit.inputs.get(str(kind), ""))
-        if groups and is_midgame_cycle(config, unit.cycle):
+        groups = self.lanes[shard].pop(digest)
+        if groups and is_midgame_cycle(config, cycle):
             restore_midgame_lanes(groups, config, histories, shard)
         return groups or open_lanes(config, histories, shard)
 
@@ -136,37 +175,39 @@ class ProcessCache:
         """Cache the experience in `unit` and the games, which are left where it ends.
 
         Of one of several shards the states are not cached: `optimize` reads the states of all shards into one array.
+        Experience from before the last cycle is dropped.
         """
         shard = unit.kind.shard or 0
         if unit.kind.shard is not None:
             experience = replace(experience, states=experience.states[:0].copy())
         self.lanes[shard].put(unit, groups)
-        self.experience[shard].put(unit, experience)
+        self.experience.drop(unit.cycle - 2)
+        self.experience.put(unit, experience)
 
-    def played(self, unit: Unit) -> Experience:
-        """The experience in `unit`; without its states if it must be read."""
-        cached = self.experience[unit.kind.shard or 0].get(unit.digest)
-        return cached or read_experience(unit.directory, with_states=False)
+    def played(self, units: Sequence[Unit]) -> Experience:
+        """The experience of one or all shards of a cycle; without its states if it must be read."""
+        cached = self.experience.get(units[0].digest) if len(units) == 1 else None
+        return cached or read_experiences([[unit.directory for unit in units]], with_states=False)
 
     def put_targets(self, unit: Unit, targets: Targets) -> None:
-        """Cache the targets in `unit`."""
-        self.targets[unit.kind.shard or 0].put(unit, targets)
+        """Cache the targets in `unit`. Those of earlier cycles are dropped."""
+        self.targets.drop(unit.cycle - 1)
+        self.targets.put(unit, targets)
 
     def pop_experience(self, experience: list[Unit], targets: list[Unit]) -> tuple[Experience, Targets]:
-        """The experience and the targets of all shards. They are not cached any more."""
-        played = self.experience[0].pop(experience[0].digest) if len(experience) == 1 else None
-        swept = self.targets[0].pop(targets[0].digest) if len(targets) == 1 else None
-        self.clear_experience()
+        """The experience and the targets of all shards of a cycle. They are not cached any more."""
+        played = self.experience.get(experience[0].digest) if len(experience) == 1 else None
+        swept = self.targets.get(targets[0].digest) if len(targets) == 1 else None
+        self.drop_experience(experience[0].cycle)
         return (
             played or read_experiences([[unit.directory for unit in experience]]),
             swept or read_all_targets([unit.directory for unit in targets]),
         )
 
-    def clear_experience(self) -> None:
-        """Drop experience and targets."""
-        slots: list[Slot[Any]] = [*self.experience.values(), *self.targets.values()]
-        for slot in slots:
-            slot.clear()
+    def drop_experience(self, cycle: int) -> None:
+        """Drop experience and targets of the cycles up to `cycle`."""
+        self.experience.drop(cycle)
+        self.targets.drop(cycle)
 
     def processes_of(self, checkpoint: Checkpoint) -> Processes:
         """The processes that share optimization runs of the checkpoint's configuration, started at the first call."""
@@ -187,7 +228,8 @@ class ProcessCache:
         slots: list[Slot[Any]] = [self.learner, self.actor, *self.lanes.values()]
         for slot in slots:
             slot.clear()
-        self.clear_experience()
+        self.experience.clear()
+        self.targets.clear()
         self.close_processes()
 
 

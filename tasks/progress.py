@@ -6,6 +6,10 @@ A record has the attributes `stage`, `done`, `total` and `cycle`. Without a hand
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from threading import Event
 
 from dqn.metrics import COUNTER_CYCLES
 
@@ -13,9 +17,27 @@ progress = logging.getLogger("dqn.progress")
 progress.propagate = False
 progress.setLevel(logging.INFO)
 
+_stopped = Event()
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """During the block, tasks that run in other threads fail at their next report."""
+    _stopped.set()
+    try:
+        yield
+    finally:
+        _stopped.clear()
+
 
 def report(stage: str, cycle: int, done: int, total: int) -> None:
-    """Report that `done` of `total` steps of a stage of a cycle are done."""
+    """Report that `done` of `total` steps of a stage of a cycle are done.
+
+    Raises:
+        CancelledError: the flow run ends, so nobody waits for the result.
+    """
+    if _stopped.is_set():
+        raise CancelledError(f"{stage} {cycle} was stopped, because the flow run ends")
     if progress.handlers:
         extra = {"stage": stage, "cycle": cycle, "done": done, "total": total}
         progress.info("%s %d: %d of %d", stage, cycle, done, total, extra=extra)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,14 +52,21 @@ class UnitReference:
         return unit
 
 
+def task_cycle(parameters: Mapping[str, Any]) -> int:
+    """The cycle for which a task plays or sweeps."""
+    if since := parameters.get("since"):
+        return int(since[0].cycle) + 1
+    source: UnitReference = parameters["experience" if "experience" in parameters else "checkpoint"]
+    return source.next_cycle
+
+
 def task_run_name(task: str) -> Callable[..., str]:
     """Names the runs of a task by the cycle and, if the run has several shards, by the shard."""
 
     def name(parameters: dict[str, Any]) -> str:
-        source: UnitReference = parameters["experience"] if "shard" not in parameters else parameters["checkpoint"]
-        shard = parameters.get("shard", source.kind.shard)
+        shard = parameters["shard"] if "shard" in parameters else parameters["experience"].kind.shard
         suffix = f"-{shard}" if open_run(parameters["run_id"]).shards > 1 else ""
-        return f"{task}-{source.next_cycle:05d}{suffix}"
+        return f"{task}-{task_cycle(parameters):05d}{suffix}"
 
     return name
 

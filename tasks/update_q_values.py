@@ -12,7 +12,7 @@ from dqn.learning.sweep import SweepRule, backward_sweep
 from dqn.metrics import sweep_metrics
 from storage.formats.experience import write_targets
 from storage.runs import open_run
-from storage.units.unit import CHECKPOINT, TARGETS
+from storage.units.unit import TARGETS
 from tasks.process_cache import CACHE
 from tasks.progress import report
 from tasks.unit_reference import UnitReference, made_by, task_run_name
@@ -27,17 +27,14 @@ def update_q_values(run_id: str, experience: UnitReference) -> UnitReference:
     kind, inputs = replace(TARGETS, shard=experience.kind.shard), {str(experience.kind): experience.digest}
     if unit := run.made(kind, cycle, inputs):
         return UnitReference.of(unit)
-    source = experience.open(run)
-    played = CACHE.played(source)
+    played = CACHE.played([experience.open(run)])
     report(NAME, cycle, 0, played.states_played)
     with run.commit(kind, cycle, inputs, made_by()) as draft:
         began = perf_counter()
         targets = backward_sweep(played, SweepRule.of(run.config))
         draft.speed[NAME] = played.states_played / (perf_counter() - began)
         if run.shards == 1:  # metrics of all shards together are logged by `optimize`
-            start = UnitReference(CHECKPOINT, cycle - 1, source.inputs["checkpoint"], {}).open(run)
-            states = CACHE.metadata(run, start).counters.states
-            draft.metrics += sweep_metrics(run.config, played, targets, states)
+            draft.metrics += sweep_metrics(run.config, played, targets, run.config.states_before(cycle))
         write_targets(draft.directory, targets)
     CACHE.put_targets(draft.unit, targets)
     return UnitReference.of(draft.unit)

@@ -67,10 +67,13 @@ def figure(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -
     """
 
     def record(promise: int, test: str, result: str) -> None:
+        suffix = ""
+        if os.environ.get("CRASH_OVERLAP") == "yes":  # these rows stand beside those without
+            test, suffix = f"with overlap: {test}", "-overlap"
         if directory := os.environ.get("FIGURES"):
             with capsys.disabled():
                 print(f"\n{promise}. {test}: {result}")
-            path = Path(directory, f"{promise:02d}-{request.node.name}.json")
+            path = Path(directory, f"{promise:02d}-{request.node.name}{suffix}.json")
             path.write_text(json.dumps({"promise": promise, "test": test, "result": result}))
 
     return record

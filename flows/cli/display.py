@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dqn.metrics import COUNTER_STATES
+from dqn.metrics import COUNTER_CYCLES, COUNTER_STATES
 from flows.prefect_report import cycle_line
 from tasks.progress import progress
 
@@ -34,6 +34,7 @@ class Display(logging.Handler):
         self.run_id: str | None = None  # of the run that trains
         self._summary: dict[str, float] = {}
         self._first: tuple[float, float] | None = None  # time in seconds and states at the end of the first cycle
+        self._stages: dict[str, tuple[int, float]] = {}  # by task: its cycle, and how much is done in percent
         self._last_shown = 0.0
 
     def __enter__(self) -> Display:
@@ -56,26 +57,30 @@ class Display(logging.Handler):
             return
         now = time.monotonic()
         summary: dict[str, float] | None = getattr(record, "summary", None)
+        if stage := getattr(record, "stage", None):
+            fields: dict[str, Any] = record.__dict__
+            others = {name: other for name, other in self._stages.items() if other[0] != fields["cycle"]}
+            self._stages = {**others, stage: (fields["cycle"], 100 * fields["done"] / fields["total"])}
         if summary:
             self._summary = summary
+            done = summary[COUNTER_CYCLES]
+            self._stages = {name: stage for name, stage in self._stages.items() if stage[0] > done}
             self._first = self._first or (now, summary[COUNTER_STATES])
         elif self._live is None or now - self._last_shown < 0.2:
             return
         if self._live:
-            self._live.update(Text(self._line(record, now), overflow="ellipsis", no_wrap=True), refresh=True)
+            self._live.update(Text(self._line(now), overflow="ellipsis", no_wrap=True), refresh=True)
         elif now - self._last_shown >= PLAIN_SECONDS or self._summary.get("fraction", 0) >= 1:
-            print(self._line(record, now), file=sys.stderr, flush=True)
+            print(self._line(now), file=sys.stderr, flush=True)
         else:
             return
         self._last_shown = now
 
-    def _line(self, record: logging.LogRecord, now: float) -> str:
+    def _line(self, now: float) -> str:
         parts: list[str] = []
         if self._summary:
             parts = [cycle_line(self._summary), *self._pace(now)]
-        stage: Any = getattr(record, "stage", None)
-        if stage:
-            parts.append(f"{stage} {100 * record.__dict__['done'] / record.__dict__['total']:.0f} %")
+        parts += [f"{name} {percent:.0f} %" for name, (_, percent) in self._stages.items()]
         return " | ".join(parts)
 
     def _pace(self, now: float) -> list[str]:

@@ -19,6 +19,8 @@ from storage.format_version import check_format
 
 FORMAT = 2  # 1, without a version, is that of release 0.1.0, whose fields have other names
 
+FIELDS_OF_RELEASE_0_1 = {"overlap": "no"}  # of a run whose release did not have the field
+
 _metadata = TypeAdapter(CheckpointMetadata)
 _METADATA_FIELDS = {field.name for field in fields(CheckpointMetadata)}
 _COUNTERS = {field.name for field in fields(Counters)}
@@ -54,7 +56,10 @@ def metadata_from_json(text: dict[str, Any], path: Path) -> CheckpointMetadata:
         CorruptUnitError: it is not the metadata of a checkpoint; the message names `path`, the file of `text`.
     """
     try:
-        metadata = _metadata.validate_python({name: text[name] for name in _METADATA_FIELDS})
+        found = {name: text[name] for name in _METADATA_FIELDS}
+        if isinstance(found["config"], dict):
+            found["config"] = {**FIELDS_OF_RELEASE_0_1, **found["config"]}
+        metadata = _metadata.validate_python(found)
         check_game(metadata.config.game)  # it becomes part of file names
         return metadata
     except ValidationError as error:

@@ -50,12 +50,19 @@ def cluster(dask: Cluster) -> Iterator[Cluster]:
         wait_until(lambda: not client.scheduler_info()["workers"], "the scheduler removes the dead workers")
 
 
+@pytest.fixture(scope="module", params=["no", "yes"])
+def train(request: pytest.FixtureRequest) -> list[str]:
+    """The command of a training with and without overlap."""
+    return [*TRAIN, "--set", f"overlap={request.param}"]
+
+
 @pytest.fixture(scope="module")
-def undisturbed_digest(dask: Cluster) -> str:
+def undisturbed_digest(dask: Cluster, train: list[str]) -> str:
     """The digest of the same training in one process, with local storage and without faults."""
-    done = subprocess.run([*TRAIN, "--name", "alone"], env=dask.environment, capture_output=True, text=True)
+    name = f"alone-{train[-1]}"
+    done = subprocess.run([*train, "--name", name], env=dask.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return digest("alone", dask.environment)
+    return digest(name, dask.environment)
 
 
 def digest(run: str, environment: Mapping[str, str]) -> str:
@@ -71,7 +78,7 @@ def drafts(home: Path, cycle: int) -> set[str]:
 
 
 def test_dead_worker_and_s3_outage_keep_the_digest(
-    cluster: Cluster, servers: Servers, undisturbed_digest: str, tmp_path: Path
+    cluster: Cluster, servers: Servers, train: list[str], undisturbed_digest: str, tmp_path: Path
 ) -> None:
     """A worker is killed while it plays, and S3 is unreachable while experience is written."""
 
@@ -92,12 +99,13 @@ def test_dead_worker_and_s3_outage_keep_the_digest(
             return CUT
         return PASS
 
+    run = f"disturbed-{train[-1]}"
     outage, restored = [threading.Thread(target=interrupt_s3)], threading.Event()
     for name, resource in (("first", "collector"), ("second", "collector"), ("third", "optimizer")):
         cluster.start_worker(name, resource, machine(name))
     servers.s3.judge = judge
     try:
-        trainer = cluster.start("trainer", *TRAIN, "--name", "disturbed", environment=machine("trainer"))
+        trainer = cluster.start("trainer", *train, "--name", run, environment=machine("trainer"))
         wait_until(
             lambda: drafts(tmp_path / "second", 2) or trainer.poll() is not None, "play of the second cycle", every=0.01
         )
@@ -107,17 +115,18 @@ def test_dead_worker_and_s3_outage_keep_the_digest(
     finally:
         servers.s3.judge = lambda method, path: PASS
     assert restored.is_set()
-    assert digest("disturbed", machine("reader")) == undisturbed_digest
+    assert digest(run, machine("reader")) == undisturbed_digest
     with Client(f"tcp://{cluster.scheduler}") as client:
         assert {worker["id"] for worker in client.scheduler_info()["workers"].values()} == {"first", "third"}
     assert not list(tmp_path.glob("*/replay"))  # only S3 stores experience
 
 
 def test_training_resumes_locally_after_the_scheduler_dies(
-    cluster: Cluster, home: Path, undisturbed_digest: str
+    cluster: Cluster, home: Path, train: list[str], undisturbed_digest: str
 ) -> None:
+    run = f"orphaned-{train[-1]}"
     cluster.start_worker("first", "collector")
-    trainer = cluster.start("trainer", *TRAIN, "--name", "orphaned", environment=cluster.settings)
+    trainer = cluster.start("trainer", *train, "--name", run, environment=cluster.settings)
     wait_until(lambda: drafts(home, 2) or trainer.poll() is not None, "play of the second cycle", every=0.01)
     assert trainer.poll() is None, cluster.output("trainer")
     cluster.kill("scheduler")
@@ -127,15 +136,15 @@ def test_training_resumes_locally_after_the_scheduler_dies(
     assert error.startswith("dqn: the Dask scheduler tcp://127.0.0.1:") and "does not answer" in error
     cluster.start_scheduler()
     resumed = subprocess.run(
-        [*DQN, "train", "--resume", "orphaned", "--cycles", str(CYCLES)], env=cluster.environment, capture_output=True
+        [*DQN, "train", "--resume", run, "--cycles", str(CYCLES)], env=cluster.environment, capture_output=True
     )
     assert resumed.returncode == 0
-    assert digest("orphaned", cluster.environment) == undisturbed_digest
+    assert digest(run, cluster.environment) == undisturbed_digest
 
 
 def test_optimizer_processes_of_a_worker_share_each_batch(cluster: Cluster) -> None:
     """The digest is that of local optimizer processes, and the worker ends its processes after the training."""
-    more = ["--set", "optimizer_processes=2", "--set", "replay_states=800", "--name"]
+    more = ["--set", "optimizer_processes=2", "--set", "replay_states=800", "--set", "overlap=yes", "--name"]
     local = subprocess.run([*TRAIN, *more, "shared-local"], env=cluster.environment, capture_output=True, text=True)
     assert local.returncode == 0, local.stderr
     cluster.start_worker("first", "collector")

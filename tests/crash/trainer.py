@@ -30,13 +30,21 @@ from storage.publication import publish_waiting, resume_run
 from storage.run_catalog import list_runs
 from storage.runs import create_run, open_run
 from tasks import process_cache
-from tasks.collect_episodes import collect_episodes
+from tasks.collect_episodes import collect_episodes, next_play
 from tasks.evaluate import evaluate
 from tasks.unit_reference import UnitReference
 from tasks.update_q_values import update_q_values
 
-CONFIG = {"network": "nips", "replay_states": 16, "batch_size": 8, "max_epochs": 1, "threads": 1, "keep_cycles": 1}
+CONFIG: dict[str, Any] = {
+    "network": "nips",
+    "replay_states": 16,
+    "batch_size": 8,
+    "max_epochs": 1,
+    "threads": 1,
+    "keep_cycles": 1,
+}
 CONFIG |= {"lanes": 2, "evaluation_episodes": 1, "episode_frames_limit": 400}
+CONFIG |= {"overlap": os.environ.get("CRASH_OVERLAP", "no")}
 STAGES = ("play", "sweep", "optimization")
 FAILED = 3  # exit status of a training which reported a one-line error
 
@@ -87,18 +95,25 @@ def train(home: str, run_id: str, cycles: int, evaluates: bool, fault: Fault, se
 
 
 def _train(run_id: str, cycles: int, evaluates: bool, send: Send) -> None:
-    """The same cycles as in flows.train."""
+    """The same cycles as in flows.train, but one task after the other."""
     run = open_run(run_id)
     with run.writing():
         run.tracking.set_status(run_id, "RUNNING")
-        checkpoint = UnitReference.of(resume_run(run))
+        newest = resume_run(run)
+        checkpoint, (player, since) = UnitReference.of(newest), next_play(run, newest)
         while checkpoint.cycle < cycles:
             send("play")
-            experience = _run_twice(collect_episodes, run_id, checkpoint)
+            experience = _run_twice(collect_episodes, run_id, player, 0, since)
+            player, since = checkpoint, (experience,)
+            if run.config.overlap == "yes" and checkpoint.cycle + 1 < cycles:
+                send("play ahead")
+                _run_twice(collect_episodes, run_id, player, 0, since)
             send("sweep")
             targets = _run_twice(update_q_values, run_id, experience)
             send("optimization")
             checkpoint = _run_twice(tasks.optimize.optimize, run_id, checkpoint, [experience], [targets])
+            if run.config.overlap == "no":
+                player, since = checkpoint, ()
             publish_and_prune(run, checkpoint)
         if evaluates:
             send("evaluation")

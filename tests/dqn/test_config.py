@@ -198,3 +198,8 @@ def test_scheduled_has_every_schedule() -> None:
 )
 def test_nearest_ignores_case(name: str, hint: str) -> None:
     assert nearest(name, ["Gamma", "Delta"]) == hint
+
+
+def test_states_before_a_cycle_follow_from_the_schedule() -> None:
+    config = make_config("fast", {"lanes": 4, "replay_states": 40, "replay_fraction": "0.5:1:100"})
+    assert [config.states_before(cycle) for cycle in (1, 2, 3, 4)] == [0, 20, 44, 72]

@@ -54,6 +54,12 @@ def test_resolve_uses_one_thread_per_core(asked: int, threads: int, machine: Any
     assert hardware.resolve(make_config("fast", {"threads": asked})).threads == threads
 
 
+@pytest.mark.parametrize(("asked", "overlap"), [("auto", "no"), ("no", "no"), ("yes", "yes")])
+def test_resolve_does_not_overlap_in_one_process(asked: str, overlap: str, machine: Any) -> None:
+    machine(cuda=False, fast_bfloat16=False)
+    assert hardware.resolve(make_config("fast", {"overlap": asked})).overlap == overlap
+
+
 def test_resolve_changes_only_auto_fields(machine: Any) -> None:
     machine(cuda=False, fast_bfloat16=False)
     config = make_config("tutorial", {"seed": 3})

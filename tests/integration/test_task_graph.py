@@ -11,12 +11,26 @@ from flows.train import train
 from storage.runs import open_tracking
 from storage.tracking import FLOW_RUN
 
-PARTS = [(cycle, shard) for cycle in ("00001", "00002") for shard in (0, 1)]
+
+def cycle_edges(cycle: int) -> set[tuple[str, str]]:
+    """The edges between the tasks of a cycle with two shards."""
+    edges = set()
+    for shard in (0, 1):
+        played, swept = (f"{task}-{cycle:05d}-{shard}" for task in ("collect-episodes", "update-q-values"))
+        edges |= {(played, swept), (played, f"optimize-{cycle:05d}"), (swept, f"optimize-{cycle:05d}")}
+    return edges
+
+
+def edges_between(before: str, after: str) -> set[tuple[str, str]]:
+    """The edges from a task to those of the same cycle with the name `after`, one for each shard."""
+    return {(before, f"{after}-{shard}") for shard in (0, 1)}
 
 
 @pytest.mark.usefixtures("home", "prefect_server")
-def test_task_runs_are_linked_by_their_units(small: dict[str, object]) -> None:
-    run_id = train(cycles=2, name="linked", overrides={**small, "lanes": 4, "shards": 2})
+@pytest.mark.parametrize("overlap", ["no", "yes"])
+def test_task_runs_are_linked_by_their_units(small: dict[str, object], overlap: str) -> None:
+    overrides = {**small, "lanes": 4, "shards": 2, "overlap": overlap}
+    run_id = train(cycles=3, name=f"linked-{overlap}", overrides=overrides)
     flow_run = open_tracking().get_run(run_id).data.tags[FLOW_RUN]
     with get_client(sync_client=True) as client:
         runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
@@ -28,11 +42,13 @@ def test_task_runs_are_linked_by_their_units(small: dict[str, object]) -> None:
         for source in sources
         if isinstance(source, TaskRunResult)
     }
-    assert edges == {
-        *((f"collect-episodes-{cycle}-{shard}", f"update-q-values-{cycle}-{shard}") for cycle, shard in PARTS),
-        *((f"collect-episodes-{cycle}-{shard}", f"optimize-{cycle}") for cycle, shard in PARTS),
-        *((f"update-q-values-{cycle}-{shard}", f"optimize-{cycle}") for cycle, shard in PARTS),
-        ("optimize-00001", "collect-episodes-00002-0"),
-        ("optimize-00001", "collect-episodes-00002-1"),
-        ("optimize-00001", "optimize-00002"),
-    }
+    expected = set().union(*map(cycle_edges, (1, 2, 3)))
+    expected |= {("optimize-00001", "optimize-00002"), ("optimize-00002", "optimize-00003")}
+    if overlap == "no":
+        for cycle in (1, 2):
+            expected |= edges_between(f"optimize-{cycle:05d}", f"collect-episodes-{cycle + 1:05d}")
+    else:
+        expected |= edges_between("optimize-00001", "collect-episodes-00003")
+        for cycle, shard in ((1, 0), (1, 1), (2, 0), (2, 1)):
+            expected |= edges_between(f"collect-episodes-{cycle:05d}-{shard}", f"collect-episodes-{cycle + 1:05d}")
+    assert edges == expected

@@ -6,11 +6,17 @@ from dataclasses import replace
 import pytest
 from small_run import commit, damage
 
+from dqn.config import TrainConfig, make_config
 from storage.errors import CorruptUnitError, StorageError
 from storage.publication import prune_old_cycles
 from storage.runs import StoredRun
 from storage.selection import find_checkpoint
 from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGETS, UnitKind, cycle_name
+
+
+def kept(**fields: object) -> TrainConfig:
+    return make_config("fast", {"overlap": "no", **fields})
+
 
 # ---------------------------------------------------------------- units
 
@@ -160,8 +166,8 @@ def test_prune_keeps_the_newest_cycles_of_every_kind(run: StoredRun, keep: int) 
         for cycle in range(0 if kind == CHECKPOINT else 1, 6):
             commit(run, kind, cycle)
     (run.store(TARGETS).directory / "notes").mkdir()
-    prune_old_cycles(run, 5, keep)
-    prune_old_cycles(run, 5, keep)
+    prune_old_cycles(run, 5, kept(keep_cycles=keep))
+    prune_old_cycles(run, 5, kept(keep_cycles=keep))
     for kind in KINDS:
         left = sorted(path.name for path in run.store(kind).directory.iterdir() if path.name != "notes")
         assert left == [f"{cycle:05d}" for cycle in range(6 - keep, 6)]
@@ -174,8 +180,16 @@ def test_prune_keeps_experience_for_the_replay_memory(run: StoredRun) -> None:
     for kind in KINDS:
         for cycle in range(0 if kind == CHECKPOINT else 1, 8):
             commit(run, kind, cycle)
-    prune_old_cycles(run, 7, keep_cycles=2, replay_cycles=3)
+    prune_old_cycles(run, 7, kept(keep_cycles=2, replay_cycles=3))
     assert [sorted(run.cycles(kind)) for kind in KINDS] == [[4, 5, 6, 7], [6, 7], [6, 7]]
+
+
+def test_prune_keeps_the_checkpoint_that_plays_after_a_resume(run: StoredRun) -> None:
+    for kind in KINDS:
+        for cycle in range(0 if kind == CHECKPOINT else 1, 6):
+            commit(run, kind, cycle)
+    prune_old_cycles(run, 5, kept(keep_cycles=1, overlap="yes"))
+    assert [sorted(run.cycles(kind)) for kind in KINDS] == [[5], [5], [4, 5]]
 
 
 def test_shards_have_their_own_kinds_and_are_pruned_alike(run: StoredRun) -> None:
@@ -186,9 +200,9 @@ def test_shards_have_their_own_kinds_and_are_pruned_alike(run: StoredRun) -> Non
     for kind in kinds:
         for cycle in (1, 2, 3):
             commit(run, kind, cycle)
-    prune_old_cycles(run, 3, keep_cycles=1, replay_cycles=2)
+    prune_old_cycles(run, 3, kept(keep_cycles=1, replay_cycles=2))
     assert [sorted(run.cycles(kind)) for kind in kinds] == [[2, 3], [2, 3], [3], [3], [3]]
 
 
 def test_prune_of_an_empty_run_does_nothing(run: StoredRun) -> None:
-    prune_old_cycles(run, 5, 2)
+    prune_old_cycles(run, 5, kept(keep_cycles=2))

@@ -28,6 +28,7 @@ OPTIONS = {
     "reward_clip": 0,
     "rescale_values": True,
     "replay_cycles": 2,
+    "overlap": "yes",
     "dropout": 0.2,
     "l2": 1e-4,
     "adapt_learning_rate": True,
@@ -53,7 +54,7 @@ def test_run_with_all_options_is_restored_and_inspected(monkeypatch: pytest.Monk
     after = run.checkpoint(run.unit(CHECKPOINT, 2)).histories
     assert [math.isnan(history.score) for history in after] == [False, False, True, True]
     found = verify_run(run, replay=True)
-    assert found.problems == [] and found.frames == 2 * 160, "the first checkpoint was pruned"
+    assert found.problems == [] and found.frames == 3 * 160
     process_cache.clear()
     assert evaluate.fn(run.run_id, checkpoint).metrics["evaluation/steps"] > 0
     report = Path(inspect_run(run))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pipeline import run_cycles
 
+import dqn.envs.histories
 from dqn.cycle import train
 from dqn.envs.games import action_names
 from flows.parameters import requested_config
@@ -17,12 +18,14 @@ SETTINGS = {"lanes": 4, "lane_groups": 2, "replay_states": 64, "batch_size": 16,
 
 
 @pytest.mark.usefixtures("home")
-def test_tasks_compute_what_the_cycle_computes() -> None:
-    config = requested_config("fast", SETTINGS)
-    run = create_run(config, action_names(config.game), "tasks", {})
-    run_cycles(run, 2)
-    stored = run.checkpoint(run.unit(CHECKPOINT, 2))
-    _, checkpoint = train(config, 2)
+@pytest.mark.parametrize("overlap", ["no", "yes"])
+def test_tasks_compute_what_the_cycle_computes(overlap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dqn.envs.histories, "MIDGAME_CYCLES", 2)
+    config = requested_config("fast", {**SETTINGS, "overlap": overlap, "midgame_lanes": 1})
+    run = create_run(config, action_names(config.game), f"tasks-{overlap}", {})
+    run_cycles(run, 3)
+    stored = run.checkpoint(run.unit(CHECKPOINT, 3))
+    *_, checkpoint = train(config, 3)
     assert checkpoint.metadata == stored.metadata
     for found, expected in zip(checkpoint.histories, stored.histories, strict=True):
         np.testing.assert_equal(vars(found), vars(expected))
