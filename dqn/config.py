@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dqn.config_file import read_fields
 from dqn.field_names import usage_here, with_current_names
 from dqn.schedules import LinearSchedule
 
 Preset = Literal["fast", "tutorial"]
+PRESETS: tuple[str, ...] = get_args(Preset)
 
 DEFAULT_STATES = 4_400_000  # states that a training plays unless another number is asked for
+
+
+class FieldError(ValueError):
+    """A field of a configuration is unknown, or its value is not allowed."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)  # with the one argument by which it is unpickled
+        self.field = field
 
 
 class TrainConfig(BaseModel):
@@ -303,33 +316,17 @@ class TrainConfig(BaseModel):
         return {name: value.at(states) for name, value in values.items() if isinstance(value, LinearSchedule)}
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {},
-    # The tutorial's recipe. The tutorial plays one game at a time. With more lanes, a cycle plays the number of states
-    # that the tutorial's replay memory contains.
-    "tutorial": {
-        "game": "Breakout-v0",
-        "overlap": "no",
-        "lanes": 40,
-        "replay_states": 200_000,
-        "replay_fraction": "0.1:1:5000000",
-        "epsilon": "1:0.1:1000000",
-        "sweep": "max",
-        "discount": 0.97,
-        "network": "tutorial",
-        "normalize": False,
-        "scale_input": False,
-        "optimizer": "rmsprop",
-        "learning_rate": "1e-3:1e-5:5000000",
-        "ema_decay": 0.0,
-        "loss": "all-actions",
-        "max_grad_norm": 0.0,
-        "batch_size": 128,
-        "balanced_sampling": True,
-        "max_epochs": "5:10:5000000",
-        "loss_limit": "0.1:0.015:5000000",
-    },
-}
+@cache
+def preset_fields(preset: str) -> Mapping[str, Any]:
+    """The fields that a preset sets, from its file in `dqn/presets`.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
+    name = f"{preset}.yaml"
+    return read_fields((resources.files("dqn") / "presets" / name).read_text(), name).fields
 
 
 def make_config(preset: str = "fast", overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -340,20 +337,45 @@ def make_config(preset: str = "fast", overrides: Mapping[str, Any] | None = None
         overrides: values by field name. A value can be text, as on the command line.
 
     Raises:
-        ValueError: an unknown preset or field, or a value that is not allowed. The message is one line.
+        FieldError: a field is unknown, or its value is not allowed. The message is one line.
+        ValueError: an unknown preset, or values that do not fit together. The message is one line.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose one of: {', '.join(PRESETS)}")
+    fields = preset_fields(preset)
     overrides = dict(overrides or {})
     for name in overrides:
         if name not in TrainConfig.model_fields:
             usage = usage_here(name)
             hint = f"; {usage}" if usage else nearest(name, TrainConfig.model_fields)
-            raise ValueError(f"unknown field {name!r}{hint}")
+            raise FieldError(f"unknown field {name!r}{hint}", name)
     try:
-        return TrainConfig.model_validate({**PRESETS[preset], **overrides})
+        return TrainConfig.model_validate({**fields, **overrides})
     except ValidationError as error:
-        raise ValueError(_one_line(error, overrides)) from None
+        raise _one_line(error, overrides) from None
+
+
+def config_from_file(path: Path, preset: str = "fast") -> dict[str, Any]:
+    """The fields in a configuration file, each of which is checked.
+
+    Args:
+        path: of the file.
+        preset: recipe whose fields the file replaces.
+
+    Raises:
+        ValueError: the file cannot be read, or something in it is wrong. The message is one line with file and line.
+    """
+    try:
+        found = read_fields(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"cannot read the configuration {path}: {reason}") from None
+    try:
+        make_config(preset, found.fields)
+    except FieldError as error:
+        line = found.lines.get(error.field)
+        raise ValueError(f"{path}{f', line {line}' if line else ''}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return found.fields
 
 
 def nearest(word: str, names: Iterable[str], words: Mapping[str, str] | None = None) -> str:
@@ -370,12 +392,12 @@ def nearest(word: str, names: Iterable[str], words: Mapping[str, str] | None = N
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 
-def _one_line(error: ValidationError, overrides: Mapping[str, Any]) -> str:
+def _one_line(error: ValidationError, overrides: Mapping[str, Any]) -> ValueError:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not first["loc"]:
-        return message
+        return ValueError(message)
     name = str(first["loc"][0])
     description = TrainConfig.model_fields[name].description
-    return f"{name} is {overrides.get(name, first['input'])!r}: {message} ({description})"
+    return FieldError(f"{name} is {overrides.get(name, first['input'])!r}: {message} ({description})", name)

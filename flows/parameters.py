@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dqn.config import DEFAULT_STATES, TrainConfig, make_config
+from dqn.config_file import without_format
 from dqn.envs.games import check_game, game_names
 from dqn.hardware import resolve
 
@@ -48,7 +49,15 @@ def _schema() -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
+def _check_config(value: Any) -> Any:
+    """Raise a ValueError if the mapping could not be a configuration file."""
+    if isinstance(value, dict):
+        make_config("fast", without_format(value, "config"))
+    return value
+
+
 Overrides = Annotated[dict[str, Any], BeforeValidator(_check), WithJsonSchema(_schema())]
+Config = Annotated[dict[str, Any], BeforeValidator(_check_config), WithJsonSchema({"type": "object"})]
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,13 @@ class Target:
         return states / self.states if self.states else cycles / self.cycles
 
 
-def requested_settings(game: str | None, seed: int | None, overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """All fields of the configuration that were given, in one mapping."""
+def requested_settings(
+    config: dict[str, Any] | None, game: str | None, seed: int | None, overrides: dict[str, Any] | None
+) -> dict[str, Any]:
+    """All fields of the configuration that were given, in one mapping. Those of `config` are replaced by the others."""
     separate = {"game": game, "seed": seed}
-    return {**(overrides or {}), **{field: value for field, value in separate.items() if value is not None}}
+    given = {field: value for field, value in separate.items() if value is not None}
+    return {**without_format(config or {}, "config"), **(overrides or {}), **given}
 
 
 def requested_config(

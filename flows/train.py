@@ -18,6 +18,7 @@ from dqn.envs.games import action_names, game_title
 from dqn.metrics import COUNTER_STATES
 from flows.failure import EXPECTED_ERRORS, log_retry_command, run_failure_command
 from flows.parameters import (
+    Config,
     Count,
     Game,
     Name,
@@ -49,7 +50,8 @@ HANDED_OVER = "SCHEDULED"  # status in MLflow of a run that waits for its next f
 
 def _flow_run_name() -> str:
     given = flow_run.parameters
-    wanted = given.get("resume") or given.get("name") or game_title(given.get("game") or make_config().game)
+    game = given.get("game") or (given.get("config") or {}).get("game") or make_config().game
+    wanted = given.get("resume") or given.get("name") or game_title(game)
     return f"train {wanted}"
 
 
@@ -72,6 +74,7 @@ def train(
     seed: Seed | None = None,
     name: Name | None = None,
     resume: Name | None = None,
+    config: Config | None = None,
     overrides: Overrides | None = None,
 ) -> str | State[str]:
     """Learn to play an Atari game from its screen.
@@ -87,6 +90,8 @@ def train(
         seed: Seed of every random draw of the run; the default is 0.
         name: Name of the run in MLflow; generated if left out.
         resume: Resume this run (an id, a name, or latest) instead of starting a new one.
+        config: Fields of the configuration by name, as in a file of `dqn train --config`. The other parameters are
+            on top.
         overrides: Other fields of the configuration by name, such as lanes or epsilon; a value that changes
             linearly with the states played is written start:end:states.
 
@@ -95,7 +100,7 @@ def train(
     """
     try:
         target = Target.of(states, cycles)
-        settings = requested_settings(game, seed, overrides)
+        settings = requested_settings(config, game, seed, overrides)
         with open_runner() as runner:
             run = _before(preset, settings, name, resume) or _started(preset, settings, name, target, runner)
             reached = _train(run, target, runner)

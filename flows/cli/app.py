@@ -79,6 +79,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Resume this run: its id or name, or latest.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read fields of the configuration from this file.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set any other field of the configuration."),
@@ -86,11 +89,12 @@ def train(
 ) -> None:
     """Train an agent, or resume its training."""
     overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
+    fields = _fields(config, preset) if config else None
     quiet_prefect()
     from flows.cli.train import run_training
 
     parameters: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
-    parameters |= {"seed": seed, "name": name, "resume": resume, "overrides": overrides}
+    parameters |= {"seed": seed, "name": name, "resume": resume, "config": fields, "overrides": overrides}
     run_id = run_training(parameters, _interrupt_on_signals())
     from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
     from storage.runs import open_tracking
@@ -102,6 +106,34 @@ def train(
         f"mean score of its last 100 episodes: {'no episode ended' if score is None else f'{score:.2f}'}"
     )
     print(f"dqn evaluate {run.info.run_name}    dqn ui")
+
+
+def _fields(path: Path, preset: str | None) -> dict[str, Any]:
+    from dqn.config import config_from_file
+
+    return config_from_file(path, preset or "fast")
+
+
+@app.command()
+def config(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Id or name of a run, or latest.", show_default=False)
+    ] = None,
+    preset: Annotated[Literal["fast", "tutorial"] | None, typer.Option(help="Print this recipe instead.")] = None,
+) -> None:
+    """Print the configuration of a run or a recipe, as a file for `dqn train --config`."""
+    from dqn.config import make_config
+    from dqn.config_file import as_file
+
+    if (run is None) == (preset is None):
+        raise ValueError("give a run, such as `dqn config latest`, or a recipe, such as `dqn config --preset fast`")
+    if preset:
+        print(as_file(make_config(preset), f"The preset {preset}, for `dqn train --config FILE`."), end="")
+        return
+    from storage.runs import open_run, open_tracking
+
+    stored = open_run(open_tracking().find_run(str(run)).info.run_id)
+    print(as_file(stored.config, f"The run {stored.name}, for `dqn train --config FILE`."), end="")
 
 
 @app.command()

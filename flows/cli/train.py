@@ -63,7 +63,7 @@ def _check(parameters: Mapping[str, Any]) -> str | None:
     """
     Target.of(parameters["states"], parameters["cycles"])
     preset, resume = parameters["preset"], parameters["resume"]
-    settings = requested_settings(parameters["game"], parameters["seed"], parameters["overrides"])
+    settings = requested_settings(*(parameters[name] for name in ("config", "game", "seed", "overrides")))
     if resume:
         from storage.runs import open_tracking
 

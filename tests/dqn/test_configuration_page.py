@@ -21,7 +21,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 INTRODUCTION = """# Configuration
 
 All fields of `TrainConfig` ([dqn/config.py](../dqn/config.py)), with their values in both presets; one value means that
-both presets have it. Replace a value by `dqn train --set FIELD=VALUE`, or in Prefect by the parameter `overrides`. A
+both presets have it. Replace a value by `dqn train --set FIELD=VALUE`, or in Prefect by the parameter `overrides`.
+`dqn config RUN` and `dqn config --preset fast` print all fields with their descriptions as a YAML file, for `dqn train
+--config FILE`; such a file may also name only some fields. In Prefect the parameter `config` is such a mapping. A
 schedule is one number, or `start:end:states`: the value changes linearly from start to end over that number of states
 and then stays at end. [Choices that no preset makes](configuration-choices.md) lists what the other values are for.
 

@@ -50,6 +50,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["train", "--set", "network=resnet"], "'tutorial', 'nips', 'nature', 'small' or 'residual'"),
         (["train", "--resume", "nothing"], "no run 'nothing'"),
         (["train", "--resume", "lastest"], "did you mean"),
+        (["train", "--config", "none.yaml"], "cannot read the configuration none.yaml: No such file"),
+        (["config"], "give a run, such as `dqn config latest`, or a recipe, such as `dqn config --preset fast`"),
         (["train", "--resume", "latest", "--set", "lanes=3"], "a resumed run keeps its lanes"),
         (["train", "--sats", "5"], "No such option"),
         (["evaluate"], "Missing argument 'RUN'"),
