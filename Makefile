@@ -9,6 +9,7 @@
 # make ui             the MLflow UI for the runs
 # make lock           pin the newest versions that pyproject.toml allows
 
+SHELL := bash -o pipefail
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -64,11 +65,13 @@ ui: $(READY)
 	$(BIN)/dqn ui $(ARGS)
 
 $(READY): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dqn needs Python 3.11 or newer; set PYTHON=")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dqn needs Python 3.11 or newer; set PYTHON=")'
+	@echo "installing the $$(grep -c == requirements.lock) packages of requirements.lock into .venv; files from 1 MB on are named:"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --progress-bar off --requirement requirements.lock 2>&1 \
+		| awk '/Downloading .*MB|^Installing|ERROR/ { print substr($$0, 1, 110); fflush() }'
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
 
 # torch is pinned without the local part of its version, so that both the CPU and the CUDA build match.
 lock:

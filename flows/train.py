@@ -128,6 +128,7 @@ def _train(run: StoredRun, target: Target | None, runner: TaskRunner) -> bool:
     report_run(run.run_id)
     with run.writing():
         if target:
+            _check_target(run, target)
             run.tracking.set_tags(run.run_id, {TARGET: str(target)})
         run.tracking.set_tags(run.run_id, _flow_run_tags(run))
         run.tracking.set_status(run.run_id, "RUNNING")
@@ -144,6 +145,18 @@ def _train(run: StoredRun, target: Target | None, runner: TaskRunner) -> bool:
         finally:
             run.tracking.set_status(run.run_id, status)
     return reached
+
+
+def _check_target(run: StoredRun, target: Target) -> None:
+    """Raise a ValueError if the run is beyond `target`, because its target would be lowered without a cycle played."""
+    counters = run.metadata(run.newest_checkpoint()).counters
+    if target.fraction(counters.states, counters.cycle) > 1:
+        name, asked, done = (
+            ("states", target.states, counters.states) if target.states else ("cycles", target.cycles, counters.cycle)
+        )
+        raise ValueError(
+            f"{name} is {asked:,}, but run {run.name} has done {done:,} {name}; ask for more, or leave it out"
+        )
 
 
 def _hand_over(run: StoredRun) -> None:

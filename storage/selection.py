@@ -46,6 +46,17 @@ def best_cycle(run: StoredRun) -> int | None:
     return max(means, key=means.__getitem__, default=None)
 
 
+def _not_evaluated(run: StoredRun) -> str:
+    """What to do if a stored checkpoint must be evaluated by the run's own protocol."""
+    others = [kind.protocol for kind in evaluation_kinds(run) if kind.protocol]
+    if not others:
+        return f"run {run.name} was not evaluated yet; `dqn evaluate {run.name}` does it"
+    return (
+        f"run {run.name} was evaluated only by other protocols than its own ({', '.join(others)}), so its checkpoints "
+        f"cannot be compared; `dqn evaluate {run.name}` without options does it"
+    )
+
+
 def find_checkpoint(run: StoredRun, which: str) -> Unit:
     """The checkpoint `latest`, `best`, or of the cycle with that number.
 
@@ -60,7 +71,7 @@ def find_checkpoint(run: StoredRun, which: str) -> Unit:
     stored = f"run {run.name} has the checkpoints {', '.join(map(str, sorted(cycles)))}"
     if which == "best":
         if best is None:
-            raise ValueError(f"run {run.name} was not evaluated yet; `dqn evaluate {run.name}` does it")
+            raise ValueError(_not_evaluated(run))
         which = str(best)
     if not which.isdecimal():
         raise ValueError(f"checkpoint is {which!r}; it must be latest, best or the number of a cycle; {stored}")

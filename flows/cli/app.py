@@ -20,7 +20,6 @@ from storage.environment import quiet_prefect, wants_traceback
 app = typer.Typer(
     name="dqn",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -105,7 +104,7 @@ def train(
         f"run {run.info.run_name} ({run_id}) has played {run.data.metrics[COUNTER_STATES]:,.0f} states; "
         f"mean score of its last 100 episodes: {'no episode ended' if score is None else f'{score:.2f}'}"
     )
-    print(f"dqn evaluate {run.info.run_name}    dqn ui")
+    print(f"next: dqn play {run.info.run_name}    dqn evaluate {run.info.run_name}    dqn ui")
 
 
 def _fields(path: Path, preset: str | None) -> dict[str, Any]:

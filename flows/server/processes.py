@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -101,12 +102,33 @@ def run_mlflow_ui(port: int | None) -> None:
         server = start_server(mlflow_command(settings), server_environment(settings.home), log_file)
         try:
             wait_for_server(lambda: answers(f"{settings.mlflow_address}/health"), "MLflow", server, log_file)
-            print(f"MLflow UI: {settings.mlflow_address} (Ctrl-C stops it)", flush=True)
+            print(f"MLflow UI: {runs_page(settings.mlflow_address)} (Ctrl-C stops it)", flush=True)
             server.wait()
         except KeyboardInterrupt:
             pass
         finally:
             stop_server(server)
+
+
+def runs_page(address: str) -> str:
+    """The page of the MLflow server at `address` that lists the runs of the game which was trained last.
+
+    Without a run it is the list of experiments. The address itself would show MLflow's view for language models.
+    """
+    view = "workflowType=machine_learning"
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search",
+        data=b'{"max_results": 1000}',
+        headers={"Content-Type": "application/json"},
+    )
+    found: list[dict[str, str]] = []
+    with suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=5) as response:
+        found = json.load(response).get("experiments", [])
+    games = [experiment for experiment in found if experiment["name"] != "Default"]
+    if not games:
+        return f"{address}/#/experiments?{view}"
+    newest = max(games, key=lambda experiment: int(experiment.get("last_update_time", 0)))
+    return f"{address}/#/experiments/{newest['experiment_id']}/runs?{view}"
 
 
 def mlflow_command(settings: Settings) -> list[str]:

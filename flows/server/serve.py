@@ -23,6 +23,7 @@ from flows.server.processes import (
     check_exposure,
     check_port,
     mlflow_command,
+    runs_page,
     start_server,
     stop_server,
     wait_for_server,
@@ -165,7 +166,7 @@ def _deploy(environment: dict[str, str]) -> None:
 def _print_addresses(settings: Settings) -> None:
     print(
         f"Prefect UI: {settings.prefect_address}\n"
-        f"MLflow UI:  {settings.mlflow_address}\n"
+        f"MLflow UI:  {runs_page(settings.mlflow_address)}\n"
         "in another terminal:\n"
         f"  source {CHECKOUT / '.venv/bin/activate'}\n"
         f"  export PREFECT_API_URL={settings.prefect_address}/api\n"

@@ -59,7 +59,10 @@ def test_training_is_visible_in_zarr_mlflow_and_prefect(small: dict[str, object]
     assert np.ptp(group["q_values"][...]) > 0
     assert run.cycles(EXPERIENCE) == [3, 2], "only keep_cycles are kept"
 
+    with pytest.raises(ValueError, match="cycles is 2, but run shown has done 3 cycles; ask for more, or leave it out"):
+        train(resume="shown", cycles=2)
     found = run.tracking.get_run(run.run_id)
+    assert found.data.tags["dqn.target"] == "cycles=3"
     assert found.info.status == "FINISHED"
     assert found.data.params["epsilon"] == "1:0.1:1000"
     assert found.data.params["sweep"] == "peng"

@@ -204,5 +204,14 @@ def test_shards_have_their_own_kinds_and_are_pruned_alike(run: StoredRun) -> Non
     assert [sorted(run.cycles(kind)) for kind in kinds] == [[2, 3], [2, 3], [3], [3], [3]]
 
 
+def test_best_checkpoint_needs_an_evaluation_by_the_runs_own_protocol(run: StoredRun) -> None:
+    commit(run, CHECKPOINT, 3)
+    with pytest.raises(ValueError, match="was not evaluated yet; `dqn evaluate "):
+        find_checkpoint(run, "best")
+    commit(run, replace(EVALUATION, protocol="20-episodes"), 3)
+    with pytest.raises(ValueError, match=r"only by other protocols than its own \(20-episodes\), so its checkpoints "):
+        find_checkpoint(run, "best")
+
+
 def test_prune_of_an_empty_run_does_nothing(run: StoredRun) -> None:
     prune_old_cycles(run, 5, kept(keep_cycles=2))

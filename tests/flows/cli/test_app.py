@@ -234,7 +234,9 @@ def test_ui_serves_on_loopback_until_sigterm(home: Path, a_run: str) -> None:
         port = free.getsockname()[1]
     with subprocess.Popen([*DQN, "ui", "--port", str(port)], stdout=subprocess.PIPE, text=True) as ui:
         assert ui.stdout is not None
-        assert f"http://127.0.0.1:{port}" in ui.stdout.readline()
+        line = ui.stdout.readline()
+        page = rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs\?workflowType=machine_learning"
+        assert re.search(page, line), "the runs, not MLflow's view for language models"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
             assert b"MLflow" in page.read()
         taken = subprocess.run([*DQN, "ui", "--port", str(port)], capture_output=True, text=True, check=False)
