@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ale_py
@@ -72,8 +73,13 @@ def game_title(game: str) -> str:
 
 def action_names(game: str, full_action_set: bool = False) -> list[str]:
     """The names of a game's actions, or of all 18 actions of the console, by action number."""
+    return list(_action_names(game, full_action_set))
+
+
+@cache  # because a game must be opened for it
+def _action_names(game: str, full_action_set: bool) -> tuple[str, ...]:
     env: Any = make_game(game, full_action_space=full_action_set)
-    names: list[str] = env.unwrapped.get_action_meanings()
+    names = tuple(env.unwrapped.get_action_meanings())
     env.close()
     return names
 

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mlflow.store.db.utils
 import torch
 from prefect.logging import disable_run_logger
 
@@ -147,7 +148,8 @@ def _send_inner_phases(send: Send) -> None:
 
 def preload() -> None:
     """Import, compile and load everything that a training needs, and remove what that leaves."""
-    dqn.envs.games.action_names = cache(dqn.envs.games.action_names)  # each call opens a game
+    # MLflow compares the schema of each store that it opens with the newest of its 68 revisions, and reads them all.
+    mlflow.store.db.utils._get_latest_schema_revision = cache(mlflow.store.db.utils._get_latest_schema_revision)
     torch.set_num_threads(1)  # a forked process lacks the threads of its parent's pool
     home = tempfile.mkdtemp()
     messages: list[object] = []
