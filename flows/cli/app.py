@@ -34,7 +34,8 @@ Agent = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="Id or name of a run, latest, or a registered agent such as models:/Breakout@champion.",
+        help="Id or name of a run, latest, a registered agent such as models:/Breakout@champion, or a directory of "
+        "dqn export.",
         show_default=False,
     ),
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from dqn.checkpoint import Checkpoint, CheckpointMetadata, restore_learner
 from dqn.envs.games import action_names, check_game
 from dqn.evaluation.evaluation import Protocol
+from dqn.export.inference_spec import ExportedAgent
 from dqn.hardware import playable, prepare
 from dqn.learning.learner import Learner
+from storage.formats.agent_export import CONFIG, read_export
 from storage.model_registry import SCHEME, open_shared
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.selection import find_checkpoint
@@ -24,8 +27,14 @@ class Agent:
     metadata: CheckpointMetadata
     learner: Learner
     weights: dict[str, Tensor]  # as stored; `learner` may hold them in another precision
-    run: StoredRun
+    run: StoredRun | None  # None for a directory, whose run may be on another machine
     checkpoint_digest: str
+    exported: ExportedAgent | None = None  # what a directory contains
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run that trained the agent."""
+        return self.run.name if self.run else self.exported.run_name if self.exported else self.name
 
     def protocol(
         self, episodes: int | None = None, epsilon: float | None = None, game: str | None = None, seed: int = 0
@@ -56,14 +65,20 @@ def open_agent(name: str, checkpoint: str = "latest") -> Agent:
     """Load the agent of a run, or one that is registered in MLflow.
 
     Args:
-        name: id or name of a run, `latest`, or a registered model such as `models:/Breakout@champion` or
-            `models:/Breakout/3`.
-        checkpoint: `latest`, `best`, or the number of a cycle. A registered model has only `latest`.
+        name: id or name of a run, `latest`, a registered model such as `models:/Breakout@champion` or
+            `models:/Breakout/3`, or a directory that `dqn export` wrote.
+        checkpoint: `latest`, `best`, or the number of a cycle. A registered model and a directory have only `latest`.
 
     Raises:
         ValueError: there is no such run, checkpoint or model.
-        StorageError: the checkpoint or the model is corrupt.
+        StorageError: the checkpoint, the model or the directory is corrupt.
     """
+    if is_directory(name):
+        if checkpoint != "latest":
+            raise ValueError(f"checkpoint is {checkpoint!r}, but {name} has only one; leave it out")
+        found = read_export(Path(name))
+        loaded = Checkpoint(found.metadata, [], found.weights, {})
+        return Agent(name, found.metadata, load_learner(loaded), found.weights, None, found.checkpoint, found)
     tracking = open_tracking()
     if name.startswith(SCHEME):
         if checkpoint != "latest":
@@ -79,13 +94,20 @@ def open_agent(name: str, checkpoint: str = "latest") -> Agent:
     return Agent(name, loaded.metadata, load_learner(loaded), loaded.weights, run, digest)
 
 
+def is_directory(name: str) -> bool:
+    """Whether `name` is a directory that `dqn export` wrote, and not a run."""
+    return Path(name, CONFIG).is_file()
+
+
 def find_run_and_cycle(name: str) -> tuple[StoredRun, int | None]:
     """Find the run called `name`; for a registered model, the run and the cycle that it was registered from.
 
     Raises:
-        ValueError: there is no such run or model.
+        ValueError: there is no such run or model, or `name` is a directory.
         StorageError: the model is corrupt.
     """
+    if is_directory(name):
+        raise ValueError(f"{name} is an exported agent, of whose run nothing else is stored there; give a run")
     tracking = open_tracking()
     if name.startswith(SCHEME):
         shared = open_shared(tracking, name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.commands.agents import Agent
 from storage.publication import publish
-from tasks.evaluate import evaluate_checkpoint
+from tasks.evaluate import evaluate_checkpoint, play_evaluation
 
 
 def evaluate_agent(
@@ -19,7 +19,7 @@ def evaluate_agent(
 ) -> dict[str, Any]:
     """Play complete episodes with `agent`, commit the scores and log them in MLflow.
 
-    What is not given is taken from the run's own protocol.
+    What is not given is taken from the run's own protocol. The scores of a directory's agent are only returned.
 
     Returns:
         The run, the cycle, the protocol, every score, statistics of the scores, and the states played per second.
@@ -29,15 +29,21 @@ def evaluate_agent(
     """
     protocol = agent.protocol(episodes, epsilon, game, seed)
     cores, counters = len(os.sched_getaffinity(0)), agent.metadata.counters
-    evaluation, unit = evaluate_checkpoint(agent.run, agent.checkpoint_digest, counters, agent.learner, protocol, cores)
-    publish(agent.run, unit)
+    if agent.run:
+        evaluation, unit = evaluate_checkpoint(
+            agent.run, agent.checkpoint_digest, counters, agent.learner, protocol, cores
+        )
+        publish(agent.run, unit)
+        speed = next(iter(unit.made["speed"].values()))
+    else:
+        evaluation, speed = play_evaluation(agent.learner, protocol, cores, counters.cycle)
     return {
-        "run": agent.run.run_id,
+        "run": agent.run.run_id if agent.run else None,
         "name": agent.name,
         "cycle": agent.metadata.counters.cycle,
         "states": agent.metadata.counters.states,
         **evaluation.as_dict(),
-        "states_per_second": next(iter(unit.made["speed"].values())),
+        "states_per_second": speed,
     }
 
 

@@ -27,6 +27,7 @@ from storage.model_registry import (
     share,
     shared_version,
 )
+from storage.runs import StoredRun
 from storage.selection import evaluation_kinds
 
 
@@ -68,6 +69,8 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: the checkpoint was not evaluated, or not by the champion's protocol.
     """
+    if agent.run is None:
+        raise ValueError(f"{agent.name} is an exported agent; only an agent of a run can be shared")
     tracking, config = agent.run.tracking, agent.metadata.config
     evaluations = {protocol_text(found, config.episode_frames_limit): found for found in _evaluations(agent)}
     before = champion_of(tracking, config.game)
@@ -76,7 +79,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     if evaluation is None:
         raise ValueError(_how_to_evaluate(agent, wanted if evaluations else None))
     exported = _exported(agent, evaluation)
-    version = shared_version(tracking, exported) or _register(agent, exported)
+    version = shared_version(tracking, exported) or _register(agent.run, exported)
     mean, address = evaluation.summary()["mean"], f"models:/{version.name}/{version.version}"
     result = {"model": address, "mean": mean, "champion": True, "before": None}
     if before:
@@ -101,15 +104,18 @@ def sharing_text(result: dict[str, Any]) -> str:
     return f"{model} is {name}@champion with a mean score of {mean:.2f}{instead}"
 
 
-def _register(agent: Agent, exported: ExportedAgent) -> ModelVersion:
+def _register(run: StoredRun, exported: ExportedAgent) -> ModelVersion:
     card = model_card(exported, champion_address(exported.metadata.config.game))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / FOLDER).mkdir()
         write_export(Path(folder) / FOLDER, exported, card)
-        return share(agent.run, exported, _plain_network(exported), Path(folder), card)
+        return share(run, exported, _plain_network(exported), Path(folder), card)
 
 
 def _exported(agent: Agent, evaluation: Evaluation | None) -> ExportedAgent:
+    if agent.run is None:
+        assert agent.exported is not None
+        return agent.exported
     return ExportedAgent(
         agent.run.run_id, agent.run.name, agent.checkpoint_digest, agent.metadata, agent.weights, evaluation
     )
@@ -123,7 +129,9 @@ def _plain_network(exported: ExportedAgent) -> QNetwork:
 
 def _evaluations(agent: Agent) -> list[Evaluation]:
     """All evaluations of the agent's checkpoint; the one by the run's own protocol comes first."""
-    run, found = agent.run, []
+    run, found = agent.run, list[Evaluation]()
+    if run is None:
+        return found
     cycle = agent.metadata.counters.cycle
     for kind in evaluation_kinds(run):
         if cycle not in run.cycles(kind):
@@ -135,7 +143,7 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
 
 
 def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
-    command = f"dqn evaluate {agent.run.name} --checkpoint {agent.metadata.counters.cycle}"
+    command = f"dqn evaluate {agent.run_name} --checkpoint {agent.metadata.counters.cycle}"
     if protocol is None:
         return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; evaluate it with `{command}`"
     wanted, limit = json.loads(protocol), agent.metadata.config.episode_frames_limit

@@ -22,7 +22,7 @@ QUALITY = {"crf": "20", "preset": "veryfast"}
 def record_video(
     agent: Agent, path: Path, epsilon: float | None = None, game: str | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Play one complete episode, record it as an MP4 file (H.264) at `path`, and log the file in MLflow.
+    """Play one complete episode, and record it as an MP4 file (H.264) at `path`. A run logs the file in MLflow.
 
     An existing file is replaced only when the new one is complete.
 
@@ -45,7 +45,8 @@ def record_video(
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    agent.run.tracking.log_file(agent.run.run_id, path, "videos")
+    if agent.run:
+        agent.run.tracking.log_file(agent.run.run_id, path, "videos")
     return {"score": last.score, "steps": last.step + 1, "path": str(path)}
 
 

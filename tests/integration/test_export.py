@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dqn.envs.games import action_names
-from flows.commands.agents import Agent, open_agent
+from flows.commands.agents import Agent, find_run_and_cycle, open_agent
 from flows.commands.evaluation import evaluate_agent
 from flows.commands.export import export_agent, share_agent, sharing_text
 from flows.commands.record import record_video
@@ -23,6 +23,7 @@ from storage.errors import CorruptUnitError
 from storage.formats.agent_export import read_export
 from storage.model_registry import SCHEME
 from storage.runs import create_run
+from tasks.evaluate import play_evaluation
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "play_exported.py"
 
@@ -98,6 +99,30 @@ def test_export_holds_the_checkpoint_and_detects_changes(agent: Agent, directory
     (directory / "config.json").write_text("[]")
     with pytest.raises(CorruptUnitError, match="is not an agent of this version"):
         read_export(directory)
+
+
+def test_directory_is_an_agent_without_a_home(
+    agent: Agent, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It plays as the run's checkpoint does, and nothing is stored."""
+    protocol = agent.protocol(episodes=2)
+    expected, _ = play_evaluation(agent.learner, protocol, 1)
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
+    found = open_agent(str(directory))
+    assert (found.run, found.run_name, found.metadata) == (None, "looked-at", agent.metadata)
+    result = evaluate_agent(found, episodes=2)
+    assert (result["scores"], result["run"], result["cycle"]) == (expected.scores, None, agent.metadata.counters.cycle)
+    assert record_video(found, tmp_path / "episode.mp4")["score"] in expected.scores
+    again = export_agent(found, tmp_path / "again")
+    assert (again / "weights.safetensors").read_bytes() == (directory / "weights.safetensors").read_bytes()
+    assert (again / "config.json").read_bytes() == (directory / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="has only one; leave it out"):
+        open_agent(str(directory), "best")
+    with pytest.raises(ValueError, match="only an agent of a run can be shared"):
+        share_agent(found)
+    with pytest.raises(ValueError, match="is an exported agent, of whose run nothing else is stored there"):
+        find_run_and_cycle(str(directory))
+    assert not (tmp_path / "empty").exists()
 
 
 def test_export_refuses_an_existing_or_missing_directory(agent: Agent, tmp_path: Path) -> None:
