@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -81,8 +84,27 @@ def prepare(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Give torch's errors about full memory one line that ends with `advice`, which says what needs less memory.
+
+    Raises:
+        MemoryError: the block needs more memory than the device has.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, too
+        text = " ".join(str(error).split())
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+            raise
+        tried = re.search(r"[Tt]ri(?:ed|ying) to allocate ([\d.]+ \w+)", text)
+        amount = f" ({tried[1]} more are needed)" if tried else ""
+        raise MemoryError(f"the memory of the device is full{amount}; {advice}") from None
+
+
 def set_up_cuda() -> None:
     """Make CUDA kernels add in a fixed order, and multiply float32 in float32 instead of TensorFloat32."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product is computed
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     # `fp32_precision` is not set, because inductor reads the older settings, which raise an error if the two differ.

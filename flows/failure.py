@@ -13,7 +13,7 @@ from prefect.logging.loggers import flow_run_logger
 from storage.environment import ON_FAILURE, wants_traceback
 from storage.errors import StorageError
 
-EXPECTED_ERRORS = (ValueError, StorageError, OSError)  # logged in one line, without a traceback
+EXPECTED_ERRORS = (ValueError, StorageError, OSError, MemoryError)  # logged in one line, without a traceback
 TIMEOUT_SECONDS = 60
 
 

@@ -14,6 +14,7 @@ from dqn.checkpoint import Checkpoint
 from dqn.cycle import after_play, collect
 from dqn.envs.histories import advance
 from dqn.envs.lanes import closed_on_failure
+from dqn.hardware import memory_advice
 from dqn.metrics import play_metrics, score_metrics
 from storage.errors import StorageError
 from storage.formats.experience import write_experience
@@ -52,7 +53,8 @@ def collect_episodes(
     lanes = CACHE.pop_lanes(played, before, shard)
     with closed_on_failure(lanes), run.commit(kind, cycle, inputs, made_by()) as draft:
         began = perf_counter()
-        experience = collect(before, actor, lanes, shard, lambda done, steps: report(NAME, cycle, done, steps))
+        with memory_advice(f"start a run with lanes below {run.config.lanes}, or with more lane_groups"):
+            experience = collect(before, actor, lanes, shard, lambda done, steps: report(NAME, cycle, done, steps))
         write_experience(draft.directory, experience)
         if run.shards == 1:  # metrics of all shards together are logged by `optimize`
             states = before.metadata.counters.states

@@ -12,6 +12,7 @@ from dqn.checkpoint import Checkpoint
 from dqn.cycle import after_optimization, after_play, replay_memory
 from dqn.envs.experience import Experience
 from dqn.envs.histories import advance
+from dqn.hardware import memory_advice
 from dqn.learning.learner import Learner
 from dqn.learning.optimization import OptimizationResult, train_on
 from dqn.learning.replay import ReplayMemory
@@ -104,13 +105,14 @@ def train(before: Checkpoint, learner: Learner, memory: ReplayMemory) -> Optimiz
     config, counters = before.config, before.metadata.counters
     cycle = counters.cycle + 1
     train_in = train_on if config.optimizer_processes == 1 else CACHE.processes_of(before).train_on
-    return train_in(
-        learner,
-        memory,
-        cycle,
-        config.scheduled(counters.states),
-        lambda done, batches: report(NAME, cycle, done, batches),
-    )
+    with memory_advice(f"start a run with a batch_size below {config.batch_size}, or with a smaller network"):
+        return train_in(
+            learner,
+            memory,
+            cycle,
+            config.scheduled(counters.states),
+            lambda done, batches: report(NAME, cycle, done, batches),
+        )
 
 
 def play_and_sweep_metrics(

@@ -30,7 +30,9 @@ from dqn.learning.learner import Learner, LearnerState
 from dqn.learning.optimization import OptimizationResult, Report, train_on
 from dqn.learning.replay import ReplayMemory
 
-START_SECONDS = 120  # time limit for the start of all processes
+# How long a process waits for the others, at the start and in every batch. It is long because one may still compile
+# its loss, and needs not be short because the parent notices a process that has died, and ends the others.
+WAIT_SECONDS = 1_800
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
@@ -201,7 +203,7 @@ def _join_group(rank: int, config: TrainConfig, store: str) -> None:
         init_method=f"file://{store}",
         rank=rank,
         world_size=config.optimizer_processes,
-        timeout=datetime.timedelta(seconds=START_SECONDS),
+        timeout=datetime.timedelta(seconds=WAIT_SECONDS),
     )
 
 

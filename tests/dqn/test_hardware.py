@@ -160,8 +160,10 @@ def test_lane_groups_are_per_shard(machine: Any) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.usefixtures("torch_flags")
-def test_prepare_sets_up_cuda(tf32: bool, precision: str, machine: Any) -> None:
+def test_prepare_sets_up_cuda(tf32: bool, precision: str, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 is not computed in TensorFloat32, and the settings can be read as inductor reads them."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is restored
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     machine(cuda=True, fast_bfloat16=True)
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = False, True, True
@@ -169,6 +171,7 @@ def test_prepare_sets_up_cuda(tf32: bool, precision: str, machine: Any) -> None:
     config = make_config("fast", {"device": "cuda", "precision": precision, "threads": torch.get_num_threads()})
     assert hardware.prepare(config) == torch.device("cuda")
     assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
     assert "tf32" not in (cudnn.conv.fp32_precision, matmul.fp32_precision)
     assert torch.get_float32_matmul_precision() == "highest"
@@ -179,3 +182,33 @@ def test_prepare_for_cpu_keeps_cuda_settings() -> None:
     torch.backends.cudnn.allow_tf32 = True
     hardware.prepare(make_config("fast", {"device": "cpu", "precision": "float32", "threads": torch.get_num_threads()}))
     assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB\nof which ..."
+            ),
+            "the memory of the device is full (2.50 GiB more are needed); use less",
+        ),
+        (torch.OutOfMemoryError("CUDA error: out of memory"), "the memory of the device is full; use less"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"
+            ),
+            "the memory of the device is full; use less",
+        ),
+    ],
+    ids=["cuda", "cuda without numbers", "cpu"],
+)
+def test_full_memory_is_one_line_with_advice(error: RuntimeError, message: str) -> None:
+    with pytest.raises(MemoryError) as raised, hardware.memory_advice("use less"):
+        raise error
+    assert str(raised.value) == message
+
+
+def test_other_errors_are_not_about_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), hardware.memory_advice("use less"):
+        raise RuntimeError("the shapes do not match")

@@ -133,7 +133,7 @@ def test_unit_contains_no_secret(make_store: Callable[..., S3UnitStore]) -> None
 def test_missing_package_is_reported_with_its_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "storage.units.s3_store")
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(StorageError, match=r"^s3://units/replay needs a package .*: pip install 'dqn\[s3\]'$"):
+    with pytest.raises(StorageError, match=r"^s3://units/replay needs a package .*: install this project with \[s3\]$"):
         open_store("s3://units/replay", Settings(home=tmp_path, tracking_uri="sqlite://"), "run")
     assert open_store("file:///tmp", Settings(home=tmp_path, tracking_uri="sqlite://"), "run")
 
