@@ -17,9 +17,8 @@ import pytest
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("fast", {}),
     ("tutorial", {}),
-    ("fast", {"network": "nature"}),
+    ("fast", {"network": "nature", "ema_decay": 0, "max_grad_norm": 0, "l2": 1e-4}),
     ("fast", {"network": "nips", "optimizer": "adam"}),
-    ("fast", {"network": "small", "ema_decay": 0, "max_grad_norm": 0, "l2": 1e-4}),
     ("fast", {"network": "small", "dropout": 0.1}),
 ]
 UPLOADS = 3  # states, targets and actions of the replay memory
