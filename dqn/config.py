@@ -212,7 +212,7 @@ class TrainConfig(BaseModel):
     overlap: Literal["auto", "yes", "no"] = Field(
         "auto",
         description="Play the next cycle while the network is trained on this one. The network that plays is then one "
-        "cycle older. auto overlaps on a cluster whose workers optimize.",
+        "cycle older. auto does not overlap, because nothing was gained by it where it was measured.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Number of CPU threads; 0 means one for each core.")
     lane_groups: int = Field(

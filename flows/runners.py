@@ -173,8 +173,6 @@ class DaskRunner:
         """`config` with every `auto` decided for the worker that optimizes, or for this machine without one."""
         if not self._optimizes:
             return resolve(config)
-        if config.overlap == "auto":  # collectors and the optimizer are different machines
-            config = config.model_copy(update={"overlap": "yes"})
         future = self._client.submit(resolve, config, resources={OPTIMIZER: 1}, pure=False)
         resolved: TrainConfig = self._results([future], OPTIMIZER)[0]
         return resolved
