@@ -53,7 +53,7 @@ def measure(home: Path, cycles: int) -> list[dict[str, float]]:
     import psutil
 
     import flows.train
-    from flows.server.processes import start_embedded_prefect_server
+    from flows.server.embedded import start_embedded_prefect_server
 
     started, samples = time.monotonic(), []
     start_embedded_prefect_server()

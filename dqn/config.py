@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -282,8 +281,11 @@ class TrainConfig(BaseModel):
     def states_before(self, cycle: int) -> int:
         """Number of states that the run plays before a cycle."""
         states = 0
-        for _ in range(1, cycle):
-            states += self.cycle_steps(states) * self.lanes
+        for left in reversed(range(1, cycle)):
+            played = self.cycle_steps(states) * self.lanes
+            if states >= self.replay_fraction.states:  # from here on all cycles have the same length
+                return states + (left * played)
+            states += played
         return states
 
     def shard_lanes(self, shard: int) -> slice:
@@ -351,31 +353,6 @@ def make_config(preset: str = "fast", overrides: Mapping[str, Any] | None = None
         return TrainConfig.model_validate({**fields, **overrides})
     except ValidationError as error:
         raise _one_line(error, overrides) from None
-
-
-def config_from_file(path: Path, preset: str = "fast") -> dict[str, Any]:
-    """The fields in a configuration file, each of which is checked.
-
-    Args:
-        path: of the file.
-        preset: recipe whose fields the file replaces.
-
-    Raises:
-        ValueError: the file cannot be read, or something in it is wrong. The message is one line with file and line.
-    """
-    try:
-        found = read_fields(path.read_text(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ValueError(f"cannot read the configuration {path}: {reason}") from None
-    try:
-        make_config(preset, found.fields)
-    except FieldError as error:
-        line = found.lines.get(error.field)
-        raise ValueError(f"{path}{f', line {line}' if line else ''}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return found.fields
 
 
 def nearest(word: str, names: Iterable[str], words: Mapping[str, str] | None = None) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from dqn.config import DEFAULT_STATES, TrainConfig, make_config
-from dqn.config_file import without_format
+from dqn.config import DEFAULT_STATES, FieldError, TrainConfig, make_config
+from dqn.config_file import read_fields, without_format
 from dqn.envs.games import check_game, game_names
 from dqn.hardware import resolve
 
@@ -93,6 +94,31 @@ class Target:
     def fraction(self, states: float, cycles: float) -> float:
         """The share of the target that is done; 1 or more when it is reached."""
         return states / self.states if self.states else cycles / self.cycles
+
+
+def config_from_file(path: Path, preset: str = "fast") -> dict[str, Any]:
+    """The fields in a configuration file, each of which is checked.
+
+    Args:
+        path: of the file.
+        preset: recipe whose fields the file replaces.
+
+    Raises:
+        ValueError: the file cannot be read, or something in it is wrong. The message is one line with file and line.
+    """
+    try:
+        found = read_fields(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"cannot read the configuration {path}: {reason}") from None
+    try:
+        make_config(preset, found.fields)
+    except FieldError as error:
+        line = found.lines.get(error.field)
+        raise ValueError(f"{path}{f', line {line}' if line else ''}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return found.fields
 
 
 def requested_settings(

@@ -144,10 +144,12 @@ class LocalRunner:
             log = logging.getLogger("prefect.task_runs")
             level = log.level
             log.setLevel(logging.CRITICAL)  # that these tasks fail is no news
-            with stopped():
-                for future in waiting:
-                    future.wait()
-            log.setLevel(level)
+            try:
+                with stopped():
+                    for future in waiting:
+                        future.wait()
+            finally:
+                log.setLevel(level)
 
     def run(self, task: Task[..., UnitReference], *arguments: Any) -> UnitReference:
         """Run the task."""

@@ -148,7 +148,12 @@ def _train(run: StoredRun, target: Target | None, runner: TaskRunner) -> bool:
 
 
 def _check_target(run: StoredRun, target: Target) -> None:
-    """Raise a ValueError if the run is beyond `target`, because its target would be lowered without a cycle played."""
+    """Raise a ValueError if the run is beyond a new `target`, which would be lower than its own without a cycle played.
+
+    A run is usually a part of a cycle beyond its own target, which may be given again.
+    """
+    if str(target) == run.tracking.get_run(run.run_id).data.tags.get(TARGET):
+        return
     counters = run.metadata(run.newest_checkpoint()).counters
     if target.fraction(counters.states, counters.cycle) > 1:
         name, asked, done = (

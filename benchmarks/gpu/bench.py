@@ -30,7 +30,6 @@ from torch import Tensor
 
 from benchmarks.gpu.common import (
     Results,
-    add_device,
     parse_parts,
     parser,
     run_dqn,
@@ -400,7 +399,6 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts, and return the exit status."""
     options = parser("bench", __doc__)
-    add_device(options)
     options.add_argument("--compiled", choices=("yes", "no"), default="yes", help="whether the loss is compiled")
     options.add_argument("--quick", action="store_true", help="small measurements, which test the script itself")
     options.add_argument("--seconds", type=float, default=480, help="no part starts after this time: 480")
@@ -416,8 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         with results.attempt(part):
             PARTS[part](bench)
-    print(f"{results.failed} failed; results are in {results.path}")
-    return 1 if results.failed else 0
+    return results.finish()
 
 
 if __name__ == "__main__":

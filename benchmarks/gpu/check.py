@@ -30,7 +30,6 @@ from torch import Tensor
 
 from benchmarks.gpu.common import (
     Results,
-    add_device,
     parse_parts,
     parser,
     run_dqn,
@@ -292,14 +291,12 @@ PARTS: dict[str, Callable[[Check], None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts, and return the exit status."""
     options = parser("check", __doc__)
-    add_device(options)
     given = parse_parts(options, PARTS, arguments)
     check = Check(given.device, Results(given.out / "check.json"), given.out)
     for part in given.parts or PARTS:
         with check.results.attempt(part):
             PARTS[part](check)
-    print(f"{check.results.failed} failed; results are in {check.results.path}")
-    return 1 if check.results.failed else 0
+    return check.results.finish()
 
 
 if __name__ == "__main__":

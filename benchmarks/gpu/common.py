@@ -57,6 +57,11 @@ class Results:
             with self._tracebacks.open("a") as file:
                 file.write(f"{part} {name}\n{traceback.format_exc()}\n")
 
+    def finish(self) -> int:
+        """Print how many parts failed, and return the exit status of the script."""
+        print(f"{self.failed} failed; results are in {self.path}")
+        return 1 if self.failed else 0
+
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for the options of `module`, with the option that all scripts have."""
@@ -70,12 +75,6 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def add_device(options: argparse.ArgumentParser) -> None:
-    """Add the option `--device`."""
-    help_text = "cpu runs a small version of every part, which tests the script itself"
-    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=help_text)
-
-
 def check_device(options: argparse.ArgumentParser, device: str) -> None:
     """Exit with an error of one line if torch does not find the device."""
     if device == "cuda" and not torch.cuda.is_available():
@@ -87,6 +86,8 @@ def parse_parts(
 ) -> argparse.Namespace:
     """Parse the options of a script that has a device and parts; an unknown part or a missing device is an error."""
     names = ", ".join(parts)
+    help_text = "cpu runs a small version of every part, which tests the script itself"
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=help_text)
     options.add_argument("parts", nargs="*", metavar="PART", help=f"all by default; any of: {names}")
     given = options.parse_args(arguments)
     if unknown := set(given.parts) - set(parts):

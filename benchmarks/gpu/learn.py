@@ -89,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with results.attempt("result"):
         for name, value in keep(home, out).items():
             results.add("result", name, value)
-    print(f"{results.failed} failed; results are in {out}")
-    return 1 if results.failed else 0
+    return results.finish()
 
 
 if __name__ == "__main__":

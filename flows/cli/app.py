@@ -109,7 +109,7 @@ def train(
 
 
 def _fields(path: Path, preset: str | None) -> dict[str, Any]:
-    from dqn.config import config_from_file
+    from flows.parameters import config_from_file
 
     return config_from_file(path, preset or "fast")
 

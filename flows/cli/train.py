@@ -13,7 +13,8 @@ import httpx
 import typer
 
 from flows.parameters import Target, check_resume, requested_config, requested_settings
-from flows.server.processes import prefect_unreachable, start_embedded_prefect_server
+from flows.server.embedded import start_embedded_prefect_server
+from flows.server.processes import prefect_unreachable
 from storage.environment import PREFECT_API_URL
 from storage.errors import StorageError, one_line
 from storage.settings import Settings

@@ -31,11 +31,6 @@ class Agent:
     checkpoint_digest: str
     exported: ExportedAgent | None = None  # what a directory contains
 
-    @property
-    def run_name(self) -> str:
-        """The name of the run that trained the agent."""
-        return self.run.name if self.run else self.exported.run_name if self.exported else self.name
-
     def protocol(
         self, episodes: int | None = None, epsilon: float | None = None, game: str | None = None, seed: int = 0
     ) -> Protocol:

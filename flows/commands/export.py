@@ -143,7 +143,7 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
 
 
 def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
-    command = f"dqn evaluate {agent.run_name} --checkpoint {agent.metadata.counters.cycle}"
+    command = f"dqn evaluate {agent.name} --checkpoint {agent.metadata.counters.cycle}"
     if protocol is None:
         return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; evaluate it with `{command}`"
     wanted, limit = json.loads(protocol), agent.metadata.config.episode_frames_limit

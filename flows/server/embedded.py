@@ -1,4 +1,4 @@
-"""The Prefect server that `dqn train` starts."""
+"""The Prefect server of a single training."""
 
 from __future__ import annotations
 
@@ -7,62 +7,63 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from contextlib import suppress
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 
 import prefect
 from prefect.settings import get_current_settings
 
-from flows.server.processes import START_SECONDS, answers
+from flows.server.processes import answers, prefect_unreachable, start_server, stop_server, wait_for_server
 from storage.environment import PREFECT_API_URL, embedded_server_environment
 from storage.errors import StorageError
+from storage.settings import without_password
+
+_guards: list[subprocess.Popen[bytes]] = []  # keeps their pipes open until this process ends
 
 
-class EmbeddedServer:
-    """A Prefect server in a process and a session of its own, which is stopped when this process exits.
+def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Start a Prefect server for this process, or check that the configured one answers.
 
-    Ctrl-C and signals to the process group then reach only the trainer, which still has to send the final state of
-    its flow run to the server.
+    The server is in a session of its own, so that Ctrl-C reaches only the trainer, which still has to send the final
+    state of its flow run. The server is stopped when this process exits, after Prefect has sent the last log records.
+    If this process is killed, a guard process stops it: its `read` returns when the pipe from this process closes.
 
     Prefect can start such a server itself, but would import the code of the server into this process, too, which takes
     three seconds.
+
+    Args:
+        meanwhile: called while the server starts; it is called as well when no server has to be started.
+
+    Raises:
+        StorageError: the configured server does not answer, or the new one does not start.
     """
+    if address := get_current_settings().api.url:
+        _check_answers(address)
+        meanwhile()
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    application = [str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", *application, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    server = start_server(command, {**embedded_server_environment(), **settings}, None)
+    atexit.register(stop_server, server)
+    guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.pid)]
+    _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
+    meanwhile()
+    wait_for_server(lambda: answers(f"{api}/health"), "the Prefect server of this training", server, None)
+    os.environ[PREFECT_API_URL] = api
+    os.environ.setdefault("PREFECT_UI_URL", "")  # it serves no UI
+    prefect.context.refresh_global_settings_context()
 
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self._api = f"http://127.0.0.1:{self._port}/api"
-        application = [str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
-        command = [sys.executable, "-m", "uvicorn", "--app-dir", *application, "--host", "127.0.0.1"]
-        command += ["--port", str(self._port), "--log-level", "error", "--lifespan", "on"]
-        environment = {
-            **embedded_server_environment(),
-            **get_current_settings().to_environment_variables(exclude_unset=True),
-        }
-        self.process = subprocess.Popen(command, env=environment, start_new_session=True)
-        atexit.register(self.stop)
 
-    def wait(self) -> None:
-        """Wait until the server answers, and make it the server of this process.
-
-        Raises:
-            StorageError: the server exited, or did not answer within `START_SECONDS`.
-        """
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{self._api}/health"):
-            if self.process.poll() is not None:
-                raise StorageError(f"the Prefect server of this training exited with status {self.process.returncode}")
-            if time.monotonic() > deadline:
-                raise StorageError(f"the Prefect server of this training did not answer within {START_SECONDS} seconds")
-            time.sleep(0.1)
-        os.environ[PREFECT_API_URL] = self._api
-        os.environ.setdefault("PREFECT_UI_URL", "")  # it serves no UI
-        prefect.context.refresh_global_settings_context()
-
-    def stop(self) -> None:
-        """Terminate the server, or kill it if that takes longer than five seconds."""
-        self.process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
-        self.process.kill()
-        self.process.wait()
+def _check_answers(address: str) -> None:
+    try:
+        urllib.request.urlopen(f"{without_password(address)}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # the server answers, even if with an error
+    except OSError:
+        raise StorageError(f"{prefect_unreachable(address)}; start it, or unset PREFECT_API_URL") from None

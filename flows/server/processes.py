@@ -23,44 +23,6 @@ from storage.settings import Settings, without_password
 START_SECONDS = 180
 DRAIN_SECONDS = 30  # to send the last events and log records to Prefect's server
 
-_guards: list[subprocess.Popen[bytes]] = []  # keeps their pipes open until this process ends
-
-
-def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Start a Prefect server for this process, or check that the configured one answers.
-
-    The server is stopped when this process exits, after Prefect has sent the last log records. If this process is
-    killed, a guard process stops the server: its `read` returns when the pipe from this process closes.
-
-    Args:
-        meanwhile: called while the server starts; it is called as well when no server has to be started.
-
-    Raises:
-        StorageError: the configured server does not answer, or the new one does not start.
-    """
-    from prefect.settings import get_current_settings
-
-    from flows.server.embedded import EmbeddedServer
-
-    if address := get_current_settings().api.url:
-        _check_answers(address)
-        meanwhile()
-        return
-    server = EmbeddedServer()
-    guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.process.pid)]
-    _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
-    meanwhile()
-    server.wait()
-
-
-def _check_answers(address: str) -> None:
-    try:
-        urllib.request.urlopen(f"{without_password(address)}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        pass  # the server answers, even if with an error
-    except OSError:
-        raise StorageError(f"{prefect_unreachable(address)}; start it, or unset PREFECT_API_URL") from None
-
 
 def prefect_unreachable(address: str | None) -> str:
     """The error message about a Prefect server that does not answer."""
@@ -157,8 +119,10 @@ def check_exposure(settings: Settings) -> None:
         )
 
 
-def start_server(command: list[str], environment: dict[str, str], log_file: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a server in a session of its own; its output goes to `log_file`."""
+def start_server(
+    command: list[str], environment: dict[str, str], log_file: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    """Start a server in a session of its own; its output goes to `log_file`, or where that of this process goes."""
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
     )
@@ -194,7 +158,9 @@ def answers(address: str) -> bool:
     return False
 
 
-def wait_for_server(is_up: Callable[[], bool], name: str, server: subprocess.Popen[bytes], log_file: IO[bytes]) -> None:
+def wait_for_server(
+    is_up: Callable[[], bool], name: str, server: subprocess.Popen[bytes], log_file: IO[bytes] | None
+) -> None:
     """Wait until `is_up` returns True.
 
     Raises:
@@ -202,7 +168,9 @@ def wait_for_server(is_up: Callable[[], bool], name: str, server: subprocess.Pop
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if server.poll() is not None:
+        if server.poll() is not None and log_file is None:
+            raise StorageError(f"{name} exited with status {server.returncode}")
+        if server.poll() is not None and log_file is not None:
             log_file.seek(0)
             lines = log_file.read().decode(errors="replace").strip().splitlines()
             raise StorageError(f"{name} did not start: {lines[-1] if lines else 'it logged nothing'}")

@@ -206,3 +206,8 @@ def test_nearest_ignores_case(name: str, hint: str) -> None:
 def test_states_before_a_cycle_follow_from_the_schedule() -> None:
     config = make_config("fast", {"lanes": 4, "replay_states": 40, "replay_fraction": "0.5:1:100"})
     assert [config.states_before(cycle) for cycle in (1, 2, 3, 4)] == [0, 20, 44, 72]
+    states = 0
+    for cycle in range(1, 12):  # beyond the end of the schedule
+        assert config.states_before(cycle) == states
+        states += config.cycle_steps(states) * config.lanes
+    assert make_config("fast").states_before(10**9) == (10**9 - 1) * 4_096, "constant, so it takes no time"

@@ -17,7 +17,7 @@ def test_flow_docstring_has_the_default_states() -> None:
 
 def test_command_help_has_the_default_states() -> None:
     """The command line does not import the configuration for its help, which would double its start."""
-    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands["train"]
     (states,) = (option for option in command.params if option.name == "states")
     assert str(DEFAULT_STATES) == states.show_default
 

@@ -109,7 +109,7 @@ def test_directory_is_an_agent_without_a_home(
     expected, _ = play_evaluation(agent.learner, protocol, 1)
     monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
     found = open_agent(str(directory))
-    assert (found.run, found.run_name, found.metadata) == (None, "looked-at", agent.metadata)
+    assert (found.run, found.metadata) == (None, agent.metadata)
     result = evaluate_agent(found, episodes=2)
     assert (result["scores"], result["run"], result["cycle"]) == (expected.scores, None, agent.metadata.counters.cycle)
     assert record_video(found, tmp_path / "episode.mp4")["score"] in expected.scores

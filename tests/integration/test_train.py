@@ -1,13 +1,19 @@
 """The whole pipeline on a real game, with Prefect's embedded server."""
 
+import time
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from prefect.client.orchestration import get_client
 
+import tasks.collect_episodes
+import tasks.optimize
 from flows.train import train
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
@@ -103,6 +109,59 @@ def test_committed_experience_is_not_played_again(small: dict[str, object], monk
     assert run.unit(TARGETS, 2).made == swept.made
     assert run.newest_checkpoint().digest == whole.newest_checkpoint().digest
     assert history(run, "q_values/after_mean") == history(whole, "q_values/after_mean")
+
+
+def test_target_within_a_cycle_can_be_given_again(small: dict[str, object]) -> None:
+    """A run ends with a whole cycle, beyond its target. A retried flow run has the same target."""
+    run = trained(states=100, name="beyond", overrides=small)
+    assert run.newest_checkpoint().cycle == 2, "128 states"
+    assert train(resume="beyond", states=100) == run.run_id
+    assert run.tracking.get_run(run.run_id).info.status == "FINISHED"
+    with pytest.raises(ValueError, match="states is 120, but run beyond has done 128 states"):
+        train(resume="beyond", states=120)
+
+
+def test_play_ahead_stops_when_the_training_fails(small: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The play would go on for a minute after the optimization has failed."""
+    import flows.train
+
+    playing, cut_short, collect = Event(), Event(), tasks.collect_episodes.collect
+
+    def collect_forever(before: Any, actor: Any, lanes: Any, shard: int, on_step: Any) -> Any:
+        if before.metadata.counters.cycle == 0:
+            return collect(before, actor, lanes, shard, on_step)
+        playing.set()
+        try:
+            for step in range(1_200):
+                on_step(step, 1_200)
+                time.sleep(0.05)
+        except CancelledError:
+            cut_short.set()
+            raise
+        raise AssertionError("the play was not stopped")
+
+    def fail(*arguments: object) -> None:
+        assert playing.wait(60)
+        raise RuntimeError("the optimization failed")
+
+    monkeypatch.setattr(tasks.collect_episodes, "collect", collect_forever)
+    monkeypatch.setattr(flows.train, "optimize", fail)
+    with pytest.raises(RuntimeError, match="the optimization failed"):
+        train(cycles=3, name="stopped", overrides={**small, "overlap": "yes"})
+    assert cut_short.is_set()
+    run = open_run(open_tracking().find_run("stopped").info.run_id)
+    assert run.cycles(EXPERIENCE) == [1] and not run.is_held()
+
+
+def test_full_memory_ends_the_training_in_one_line(small: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_on(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(tasks.optimize, "train_on", train_on)
+    state: Any = train(cycles=1, name="full", overrides=small, return_state=True)
+    assert state.is_failed()
+    advice = "start a run with a batch_size below 16, or with a smaller network"
+    assert state.message == f"the memory of the device is full (2.00 GiB more are needed); {advice}"
 
 
 def test_tutorial_preset_runs_on_its_own_game(home: Path) -> None:

@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqn.config import PRESETS, TrainConfig, config_from_file, make_config, preset_fields
+from dqn.config import PRESETS, TrainConfig, make_config, preset_fields
 from dqn.config_file import as_file, read_fields
 from dqn.hardware import resolve
+from flows.parameters import config_from_file
 
 
 @pytest.mark.parametrize("preset", PRESETS)
