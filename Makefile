@@ -64,11 +64,14 @@ serve: $(READY)
 ui: $(READY)
 	$(BIN)/dqn ui $(ARGS)
 
+# The lock is a constraint, too, because pip would else try the newest release of each package that another one asks for
+# with an extra. Python compiles a module when it is first imported.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dqn needs Python 3.11 or newer; set PYTHON=")'
 	@echo "installing the $$(grep -c == requirements.lock) packages of requirements.lock into .venv; files from 1 MB on are named:"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --progress-bar off --requirement requirements.lock 2>&1 \
+	@$(BIN)/pip install --progress-bar off --no-compile \
+		--requirement requirements.lock --constraint requirements.lock 2>&1 \
 		| awk '/Downloading .*MB|^Installing|ERROR/ { print substr($$0, 1, 110); fflush() }'
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
