@@ -1,8 +1,8 @@
-"""Scores and training times of recipes, in docs/scores.md and docs/results.md: `python -m benchmarks.learning NAME …`.
+"""Scores and training times of studies, in docs/scores.md and docs/results.md: `python -m benchmarks.learning NAME …`.
 
-Trains the named studies, one seed after another, with the command `dqn` in a home of their own, and evaluates the
-last checkpoint of each run. The same command continues an interrupted study. Minutes are the working time from the
-creation of a run to its last checkpoint, without pauses; the command takes about ten seconds longer.
+A study is a sweep in `benchmarks/studies`. This trains it by `dqn sweep`, evaluates the last checkpoint of each of its
+runs, and writes tables and pictures. The same command continues an interrupted study. Minutes are the working time from
+the creation of a run to its last checkpoint, without pauses; the command takes about ten seconds longer.
 """
 
 from __future__ import annotations
@@ -16,62 +16,34 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import EngFormatter
-from scipy import stats
 
 from benchmarks.report import HERE, machine, replace_table
 from dqn.envs.games import game_title
-from dqn.evaluation.evaluation import BOOTSTRAP_SAMPLES
+from dqn.evaluation.evaluation import interquartile_mean
 from dqn.evaluation.human_scores import human_normalized
 from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
 from dqn.plots.curve_figures import RUN_COLORS
 from dqn.plots.figures import new_figure
-from storage.runs import open_tracking
+from flows.sweeps.definition import OPTIONS, Sweep, read_sweep
+from flows.sweeps.results import results as trials_of
+from flows.sweeps.study import Study
+from storage.runs import StoredRun, open_tracking
+from storage.sweeps import StoredSweep
 
 DOCS, RESULTS = HERE.parent / "docs", HERE / "results" / "learning.json"
 DQN = [sys.executable, "-m", "flows.cli"]
 POINTS = 200  # stored points of a curve
-
-
-class Study(NamedTuple):
-    """One recipe: its training, its seeds, and the evaluations of its last checkpoints."""
-
-    train: str  # options of `dqn train`
-    seeds: tuple[int, ...]
-    evaluate: tuple[str, ...]  # options of `dqn evaluate`, one for each protocol
-
-
-def falling_until(states: int) -> str:
-    """Options for a training of `states` states, in which the learning rate of `fast` falls until the end."""
-    return f"--set learning_rate=5e-4:1e-5:{states} --states {states}"
-
-
-TWO_EPOCHS = "--set max_epochs=2 --set batch_size=256"
-AN_HOUR_OF_TWO_EPOCHS = f"{TWO_EPOCHS} {falling_until(3_600_000)}"
-BREAKOUT = ("--episodes 100", "--episodes 30 --game Breakout-v0")
-OTHER_GAMES = {game.lower(): game for game in ("Pong", "SpaceInvaders", "Seaquest", "Qbert", "BeamRider", "Enduro")}
-STUDIES = {
-    "fast": Study("", (0, 1, 2), BREAKOUT),
-    "half-hour": Study(falling_until(2_350_000), (0,), BREAKOUT),
-    "long": Study(falling_until(11_400_000), (0,), BREAKOUT),
-    "two-epochs": Study(AN_HOUR_OF_TWO_EPOCHS, (0, 1, 2), BREAKOUT),
-    "half-hour-two-epochs": Study(f"{TWO_EPOCHS} {falling_until(1_700_000)}", (0,), BREAKOUT),
-    "nature": Study(f"--set network=nature {TWO_EPOCHS} {falling_until(4_500_000)}", (0,), BREAKOUT),
-    "nature-one-epoch": Study(
-        "--set network=nature --set learning_rate=2.5e-4:1e-5:4000000 "
-        "--set epsilon=1:0.01:1000000 --set ema_decay=0 --set threads=1 --states 4000000",
-        (0,),
-        BREAKOUT,
-    ),
-    "tutorial": Study("--preset tutorial --states 1180000", (0,), ("--episodes 30",)),
-    **{
-        name: Study(f"--game ALE/{game}-v5 {AN_HOUR_OF_TWO_EPOCHS}", (0,), ("--episodes 30",))
-        for name, game in OTHER_GAMES.items()
-    },
+STUDIES = {path.stem: read_sweep(path) for path in sorted((HERE / "studies").glob("*.yaml"))}
+# Options of `dqn evaluate` for the last checkpoints, one for each protocol.
+EVALUATIONS = {
+    "ALE/Breakout-v5": ("--episodes 100", "--episodes 30 --game Breakout-v0"),
+    "Breakout-v0": ("--episodes 30",),
 }
+OTHER_GAMES = ("pong", "spaceinvaders", "seaquest", "qbert", "beamrider", "enduro")
 
 
 def main() -> None:
@@ -79,37 +51,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("names", nargs="+", choices=STUDIES, metavar="NAME", help=f"one of: {', '.join(STUDIES)}")
     parser.add_argument("--home", type=Path, default=HERE.parent / "dqn-home", help="the directory of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", help="use these seeds instead of those of the study")
     given = parser.parse_args()
     os.environ["DQN_HOME"] = str(given.home.absolute())
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in given.names:
-        study = STUDIES[name]
-        for seed in given.seeds or study.seeds:
-            record = results.setdefault(f"{name}-seed{seed}", {"study": name, "seed": seed, "machine": machine()})
-            run_study(f"{name}-seed{seed}", study, record)
+        for key, record in run_study(name, STUDIES[name], results):
+            results[key] = record
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     publish(results)
 
 
-def run_study(run: str, study: Study, record: dict[str, Any]) -> None:
-    """Train a run to its end, unless it has finished, evaluate its last checkpoint, and fill `record`."""
-    if "evaluations" in record:
-        return
-    options = [*shlex.split(study.train), "--seed", str(record["seed"])]
-    before = [found for found in open_tracking().runs() if found.info.run_name == run]
-    if not before:
-        dqn("train", "--name", run, *options)
-    elif before[0].info.status != "FINISHED":
-        dqn("train", "--resume", before[0].info.run_id)
-    found = open_tracking().find_run(run)
-    record["command"] = f"dqn train {shlex.join(options)}"
-    record["minutes"] = float(open_tracking().minutes(found.info.run_id).values[-1])
-    record["states"] = int(found.data.metrics[COUNTER_STATES])
-    record["revision"] = found.data.tags.get("mlflow.source.git.commit", "")
-    record["game"] = found.data.params["game"]
-    record["curves"] = curves(found.info.run_id)
-    record["evaluations"] = [json.loads(dqn("evaluate", run, "--json", *shlex.split(each))) for each in study.evaluate]
+def run_study(name: str, study: Sweep, results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run a study to its end, and evaluate those of its runs that have no record in `results` yet."""
+    dqn("sweep", str(HERE / "studies" / f"{name}.yaml"))
+    found = open_tracking().sweeps(name)[0]
+    stored = StoredSweep(found.info.run_id, name, open_tracking())
+    for trial, seed in itertools.product(trials_of(Study(stored.study, study)), study.seeds):
+        label = name if len(study.combinations()) == 1 else f"{name}-{trial.number}"
+        run = stored.training(trial.number, seed)
+        if run and "evaluations" not in results.get(f"{label}-seed{seed}", {}):
+            yield f"{label}-seed{seed}", record_of(run, label, seed, command(study, dict(trial.params)))
+
+
+def record_of(run: StoredRun, study: str, seed: int, command: str) -> dict[str, Any]:
+    """The states, minutes, curves and evaluations of one run."""
+    found = run.tracking.get_run(run.run_id)
+    game = found.data.params["game"]
+    return {
+        "study": study,
+        "seed": seed,
+        "machine": machine(),
+        "command": f"{command} --seed {seed}",
+        "minutes": float(run.tracking.minutes(run.run_id).values[-1]),
+        "states": int(found.data.metrics[COUNTER_STATES]),
+        "revision": found.data.tags.get("mlflow.source.git.commit", ""),
+        "game": game,
+        "curves": curves(run.run_id),
+        "evaluations": [
+            json.loads(dqn("evaluate", run.run_id, "--json", *shlex.split(each)))
+            for each in EVALUATIONS.get(game, ("--episodes 30",))
+        ],
+    }
+
+
+def command(study: Sweep, params: dict[str, Any]) -> str:
+    """The command that trains one trial of a study by itself."""
+    fields = study.settings(params)
+    options = [f"--{name} {study.base[name]}" for name in OPTIONS if name in study.base]
+    options += [f"--game {fields.pop('game')}"] if "game" in fields else []
+    return " ".join(["dqn train", *options, *(f"--set {name}={value}" for name, value in fields.items())])
 
 
 def dqn(*arguments: str) -> str:
@@ -152,9 +142,8 @@ def commands(results: dict[str, Any]) -> Iterator[str]:
     """The lines of the table with the command of each study."""
     yield "| study | command |"
     yield "|---|---|"
-    found = {record["study"]: record["command"] for record in results.values()}
-    for name, command in found.items():
-        yield f"| {name} | `{f'dqn train {STUDIES[name].train}'.strip() if name in STUDIES else command}` |"
+    for name, trained in {record["study"]: record["command"] for record in results.values()}.items():
+        yield f"| {name} | `{trained.partition(' --seed')[0]}` |"
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
@@ -176,7 +165,7 @@ def summary(results: dict[str, Any]) -> Iterator[str]:
     """The lines of the table with a row for each protocol of a study with several seeds, and one for all games."""
     yield "| study | evaluation | mean | interquartile mean of the episodes (95 % interval) |"
     yield "|---|---|---|---|"
-    for name in STUDIES:
+    for name in dict.fromkeys(record["study"] for record in results.values()):
         seeds = [record for record in results.values() if record["study"] == name]
         for found in zip(*(record["evaluations"] for record in seeds), strict=True) if len(seeds) > 1 else ():
             episodes = f"{found[0]['episodes']} of {found[0]['game']} for each seed"
@@ -193,24 +182,6 @@ def _summary_line(study: str, episodes: str, scores: list[list[float]]) -> str:
     middle, low, high = interquartile_mean(list(map(np.array, scores)))
     mean = np.mean([np.mean(each) for each in scores])
     return f"| {study} | {episodes} | {mean:.3g} | {middle:.3g} ({low:.3g} to {high:.3g}) |"
-
-
-def interquartile_mean(strata: list[np.ndarray]) -> tuple[float, float, float]:
-    """Interquartile mean of the scores of episodes, with its 95 % stratified bootstrap interval.
-
-    `strata` are the scores of each seed or game; all strata have the same weight.
-    Returns the mean, and the low and the high end of the interval.
-    Source: Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice.
-    """
-    size = int(np.lcm.reduce([len(scores) for scores in strata]))
-
-    def of_pool(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-        pool = [np.repeat(scores, size // scores.shape[axis], axis) for scores in samples]
-        middle: np.ndarray = stats.trim_mean(np.concatenate(pool, axis), 0.25, axis)
-        return middle
-
-    found = stats.bootstrap(strata, of_pool, n_resamples=BOOTSTRAP_SAMPLES, batch=500, method="percentile", rng=0)
-    return float(of_pool(*strata)), *map(float, found.confidence_interval)
 
 
 def draw(results: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -33,12 +33,34 @@ def read_fields(text: str, source: str) -> ConfigFile:
     Raises:
         ValueError: it is not such a mapping, or of a newer format. The message is one line with file and line.
     """
+    found = read_mapping(text, source, "one field of the configuration in each line, such as: lanes: 64")
+    fields: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    for name, value in found.items():
+        line = line_of(found, (name,))
+        if not isinstance(name, str) or not isinstance(value, str | int | float):
+            raise ValueError(f"{source}, line {line}: {name} must have one value")
+        fields[name], lines[name] = plain(value), line
+    return ConfigFile(without_format(fields, f"{source}, line {lines.get('format', 1)}"), lines)
+
+
+def read_mapping(text: str, source: str, what: str) -> Any:
+    """The mapping in a text of YAML 1.2, in the types of the YAML library, which know their lines.
+
+    Args:
+        text: of the file.
+        source: name of the file, for messages.
+        what: what the file must have, for messages.
+
+    Raises:
+        ValueError: it is not such a mapping. The message is one line with file and line.
+    """
     from ruamel.yaml import YAML  # imported here, because it takes 0.1 seconds
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"{source} has {len(text):,} characters; a configuration file has at most {MOST_CHARACTERS:,}")
+        raise ValueError(f"{source} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
     try:
         found = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
@@ -48,18 +70,37 @@ def read_fields(text: str, source: str) -> ConfigFile:
     except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if found is None:
-        return ConfigFile({}, {})
+        return CommentedMap()
     if not isinstance(found, CommentedMap):
-        raise ValueError(f"{source} must have one field of the configuration in each line, such as: lanes: 64")
-    fields: dict[str, Any] = {}
-    lines: dict[str, int] = {}
-    for name, value in found.items():
-        line = found.lc.key(name)[0] + 1
-        if not isinstance(name, str) or not isinstance(value, str | int | float):
-            raise ValueError(f"{source}, line {line}: {name} must have one value")
-        kind = next(kind for kind in (bool, int, float, str) if isinstance(value, kind))
-        fields[name], lines[name] = kind(value), line  # without the types of the YAML library
-    return ConfigFile(without_format(fields, f"{source}, line {lines.get('format', 1)}"), lines)
+        raise ValueError(f"{source} must have {what}")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """`value` of a YAML file without the types of the YAML library."""
+    if isinstance(value, Mapping):
+        return {plain(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
+
+
+def line_of(found: Any, path: Sequence[Any]) -> int:
+    """Line, from 1, of the part of a YAML file at `path`, or of the nearest part that contains it.
+
+    Args:
+        found: what `read_mapping` returned.
+        path: names in mappings and indices in lists, from the outside in.
+    """
+    line = 1
+    for step in path:
+        try:
+            lines: Any = found.lc
+            line = (lines.item if isinstance(found, list) else lines.key)(step)[0] + 1
+            found = found[step]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            return line
+    return line
 
 
 def without_format(fields: Mapping[str, Any], source: str) -> dict[str, Any]:

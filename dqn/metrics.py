@@ -40,6 +40,7 @@ OPTIMIZATION_BATCHES = "optimization/batches"
 EVALUATION_MEAN = "evaluation/mean"
 EVALUATION_MEAN_LOW = "evaluation/mean_low"  # of the 95 % interval
 EVALUATION_MEAN_HIGH = "evaluation/mean_high"
+SWEEP_OBJECTIVE = "sweep/objective"  # of each training of a trial: the mean over the seeds of the trial
 
 
 def schedule_metric(field: str) -> str:

@@ -58,6 +58,7 @@ def _check_config(value: Any) -> Any:
 
 
 Overrides = Annotated[dict[str, Any], BeforeValidator(_check), WithJsonSchema(_schema())]
+Tags = Annotated[dict[str, str], WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}})]
 Config = Annotated[dict[str, Any], BeforeValidator(_check_config), WithJsonSchema({"type": "object"})]
 
 

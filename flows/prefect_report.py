@@ -41,19 +41,53 @@ LOG_SECONDS = 60.0
 TABLE_ROWS = 20
 
 
-class TrainingReport:
-    """Artifacts of the flow run (progress, a table of cycles, a link to MLflow) and lines in its log.
+class ArtifactSender:
+    """Sends artifacts to Prefect. One that cannot be sent is logged as a warning, because the next one replaces it."""
 
-    Artifacts are updated at most every `UPDATE_SECONDS` and lines are logged at most every `LOG_SECONDS`, so that a
-    long run stays small in Prefect's database. An artifact that cannot be sent is logged as a warning.
-    """
-
-    def __init__(self, run_id: str, run_name: str, mlflow_address: str, fraction: float) -> None:
+    def __init__(self) -> None:
         self._log = get_logger("flow_runs.training")
         # No retries, because the next update replaces this one. Made once, because this takes 0.1 seconds.
         current = get_settings_context()
         settings = current.settings.copy_with_update({PREFECT_CLIENT_MAX_RETRIES: 0})
         self._without_retries = SettingsContext(profile=current.profile, settings=settings)
+
+    def send(self, call: Callable[[], Any]) -> Any:
+        """The result of `call`, or None if Prefect does not answer."""
+        try:
+            with self._without_retries:
+                return call()
+        except (httpx.HTTPError, PrefectException) as error:
+            self._log.warning("an artifact could not be sent to Prefect: %s", error)
+            return None
+
+
+class TableArtifact:
+    """A table in Prefect whose rows are replaced."""
+
+    def __init__(self, key: str, description: str, sender: ArtifactSender) -> None:
+        self._key, self._description, self._sender = key, description, sender
+        self._id: UUID | None = None
+
+    def show(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the rows of the table, which is created with its first row."""
+        if table_id := self._id:
+            self._sender.send(lambda: _update(table_id, json.dumps(rows)))
+        elif rows:
+            self._id = self._sender.send(
+                lambda: create_table_artifact(table=rows, key=self._key, description=self._description)
+            )
+
+
+class TrainingReport:
+    """Artifacts of the flow run (progress, a table of cycles, a link to MLflow) and lines in its log.
+
+    Artifacts are updated at most every `UPDATE_SECONDS` and lines are logged at most every `LOG_SECONDS`, so that a
+    long run stays small in Prefect's database.
+    """
+
+    def __init__(self, run_id: str, run_name: str, mlflow_address: str, fraction: float) -> None:
+        self._sender = ArtifactSender()
+        self._send = self._sender.send
         self._key, self._name = run_id[:8], run_name
         self._rows: deque[dict[str, Any]] = deque(maxlen=TABLE_ROWS)
         self._summary: Mapping[str, float] = {"fraction": fraction}
@@ -72,7 +106,7 @@ class TrainingReport:
                 progress=_percent(fraction), key=f"progress-{self._key}", description=f"Training **{run_name}**."
             )
         )
-        self._table: UUID | None = None
+        self._table = TableArtifact(f"cycles-{self._key}", f"Cycles of **{self._name}**, newest first.", self._sender)
 
     def update(self, summary: Mapping[str, float], log: Callable[[str], None]) -> None:
         """Report a finished cycle, by the names that its metrics have in MLflow."""
@@ -90,14 +124,7 @@ class TrainingReport:
         rows, progress = list(self._rows), _percent(self._summary["fraction"])
         if progress_id := self._progress:
             self._send(lambda: _update(progress_id, progress))
-        if table_id := self._table:
-            self._send(lambda: _update(table_id, json.dumps(rows)))
-        elif rows:
-            self._table = self._send(
-                lambda: create_table_artifact(
-                    table=rows, key=f"cycles-{self._key}", description=f"Cycles of **{self._name}**, newest first."
-                )
-            )
+        self._table.show(rows)
         self._last_update = time.monotonic()
 
     def finish(self, log: Callable[[str], None], next_steps: str) -> None:
@@ -132,14 +159,6 @@ class TrainingReport:
         }
         # NaN becomes an empty string, because the UI shows a dash as the bullet of a list.
         return {name: "" if math.isnan(value) else format(value, spec) for name, (value, spec) in columns.items()}
-
-    def _send(self, call: Callable[[], Any]) -> Any:
-        try:
-            with self._without_retries:
-                return call()
-        except (httpx.HTTPError, PrefectException) as error:
-            self._log.warning("an artifact could not be sent to Prefect: %s", error)
-            return None
 
 
 def cycle_line(summary: Mapping[str, float]) -> str:

@@ -24,6 +24,7 @@ from flows.parameters import (
     Name,
     Overrides,
     Seed,
+    Tags,
     Target,
     check_resume,
     requested_config,
@@ -76,6 +77,7 @@ def train(
     resume: Name | None = None,
     config: Config | None = None,
     overrides: Overrides | None = None,
+    tags: Tags | None = None,
 ) -> str | State[str]:
     """Learn to play an Atari game from its screen.
 
@@ -94,6 +96,7 @@ def train(
             on top.
         overrides: Other fields of the configuration by name, such as lanes or epsilon; a value that changes
             linearly with the states played is written start:end:states.
+        tags: Tags of a new run in MLflow, such as mlflow.parentRunId, which nests it below another run.
 
     Returns:
         The id of the MLflow run. An error that the user can correct is a failed state with a message of one line.
@@ -102,7 +105,9 @@ def train(
         target = Target.of(states, cycles)
         settings = requested_settings(config, game, seed, overrides)
         with open_runner() as runner:
-            run = _before(preset, settings, name, resume) or _started(preset, settings, name, target, runner)
+            run = _before(preset, settings, name, resume) or _started(
+                preset, settings, name, target, tags or {}, runner
+            )
             reached = _train(run, target, runner)
     except EXPECTED_ERRORS as error:
         return Failed(message=str(error), data=error)
@@ -268,15 +273,21 @@ def _before(preset: str | None, settings: dict[str, Any], name: str | None, resu
 
 
 def _started(
-    preset: str | None, settings: dict[str, Any], name: str | None, target: Target | None, runner: TaskRunner
+    preset: str | None,
+    settings: dict[str, Any],
+    name: str | None,
+    target: Target | None,
+    tags: dict[str, str],
+    runner: TaskRunner,
 ) -> StoredRun:
     config = requested_config(preset, settings, runner.resolve)
-    tags = {
+    all_tags = {
+        **tags,
         "dqn.preset": preset or "fast",
         TARGET: str(target or Target(states=DEFAULT_STATES)),
         **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
     }
-    return create_run(config, action_names(config.game, config.full_action_set), name, tags)
+    return create_run(config, action_names(config.game, config.full_action_set), name, all_tags)
 
 
 def _flow_run_tags(run: StoredRun) -> dict[str, str]:

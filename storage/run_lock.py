@@ -15,8 +15,8 @@ from storage.errors import StorageError
 
 
 @contextmanager
-def one_writer(path: Path, run: str) -> Iterator[None]:
-    """Hold the lock file at `path` of the run called `run` during the block.
+def one_writer(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file at `path` of `what` during the block.
 
     Raises:
         StorageError: another process holds it; the message names that process.
@@ -26,9 +26,7 @@ def one_writer(path: Path, run: str) -> Iterator[None]:
         if not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise StorageError(
-                f"run {run} is being trained by {holder}; wait for it, stop it, or start a run of your own"
-            )
+            raise StorageError(f"{what} is being trained by {holder}; wait for it, stop it, or start one of your own")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()

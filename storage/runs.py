@@ -129,7 +129,7 @@ class StoredRun:
         Raises:
             StorageError: another process holds the lock; the message names that process.
         """
-        with one_writer(self.settings.lock(self.run_id), self.name):
+        with one_writer(self.settings.lock(self.run_id), f"run {self.name}"):
             for store in (self.artifacts, self.replay):
                 store.clear_staging()
             yield

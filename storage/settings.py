@@ -168,6 +168,10 @@ class Settings(BaseSettings):
         """Metrics of a run that MLflow could not take yet."""
         return self.home / "unpublished" / run_id
 
+    def sweep(self, run_id: str) -> Path:
+        """What a sweep stores, by the id of its MLflow run."""
+        return self.home / "sweeps" / run_id
+
     def lock(self, run_id: str) -> Path:
         """The file that the one writer of a run holds."""
         return self.home / "locks" / f"{run_id}.lock"

@@ -26,7 +26,7 @@ from storage.settings import Settings, without_password
 from storage.units.unit import Unit
 from storage.urls import check_url
 
-MARK = "dqn.run"  # the tag of training runs, by which they are found among other runs of the store
+MARK = "dqn.run"  # the tag of training runs and sweeps, by which they are found among other runs of the store
 FLOW_RUN = "prefect.flow_run_id"
 TARGET = "dqn.target"
 
@@ -56,16 +56,23 @@ class Tracking:
 
     def start_run(self, config: TrainConfig, name: str | None, tags: Mapping[str, str]) -> Run:
         """Create the MLflow run of a new training run. Its params are the whole configuration."""
-        title = game_title(config.game)
+        run = self._create_run("train", config.game, name, tags)
+        params = [Param(field, str(value)) for field, value in config.model_dump(mode="json").items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        return run
+
+    def start_sweep(self, game: str, name: str, tags: Mapping[str, str]) -> Run:
+        """Create the MLflow run of a new sweep, which is the parent of the runs of its trainings."""
+        return self._create_run("sweep", game, name, tags)
+
+    def _create_run(self, mark: str, game: str, name: str | None, tags: Mapping[str, str]) -> Run:
+        title = game_title(game)
         experiment = self.client.get_experiment_by_name(title)
         if experiment is None:
             experiment_id = self.client.create_experiment(title, artifact_location=self._artifact_location(title))
         else:
             experiment_id = experiment.experiment_id
-        run = self.client.create_run(experiment_id, run_name=name, tags={MARK: "train", **made_with(), **tags})
-        params = [Param(field, str(value)) for field, value in config.model_dump(mode="json").items()]
-        self.client.log_batch(run.info.run_id, params=params)
-        return run
+        return self.client.create_run(experiment_id, run_name=name, tags={**tags, MARK: mark, **made_with()})
 
     def _artifact_location(self, experiment: str) -> str | None:
         """Artifact location of a new experiment: in the home, unless the server's default is an object store."""
@@ -186,19 +193,39 @@ class Tracking:
         """Log a copy of `file` as an artifact of a run below `folder`."""
         self.client.log_artifact(run_id, str(file), folder)
 
+    def log_directory(self, run_id: str, directory: Path) -> None:
+        """Log copies of the files in `directory` as artifacts of a run."""
+        self.client.log_artifacts(run_id, str(directory))
+
+    def log_metric(self, run_id: str, name: str, value: float, step: int = 0) -> None:
+        """Log one value of a metric of a run.
+
+        Raises:
+            UnreachableError: the store does not answer, or cannot write.
+        """
+        with self._answering():
+            self.client.log_metric(run_id, name, value, step=step)
+
     def log_datasets(self, run_id: str, datasets: Sequence[DatasetInput]) -> None:
         """Link datasets to a run as its inputs."""
         self.client.log_inputs(run_id, list(datasets))
 
     def runs(self, where: str = "") -> list[Run]:
         """All training runs, newest first; with `where`, those that match this filter in MLflow's syntax."""
+        return self._marked("train", where)
+
+    def sweeps(self, name: str = "") -> list[Run]:
+        """All sweeps, newest first; with `name`, those that are called so."""
+        return self._marked("sweep", f"attributes.run_name = '{name}'" if name else "")
+
+    def _marked(self, mark: str, where: str) -> list[Run]:
         experiments = [experiment.experiment_id for experiment in self._experiments()]
         found: list[Run] = []
         token: str | None = None
         while experiments:
             page = self.client.search_runs(
                 experiments,
-                f"tags.`{MARK}` = 'train'{where and f' and {where}'}",
+                f"tags.`{MARK}` = '{mark}'{where and f' and {where}'}",
                 run_view_type=ViewType.ACTIVE_ONLY,
                 order_by=["attributes.start_time DESC"],
                 page_token=token,

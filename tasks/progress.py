@@ -53,3 +53,9 @@ def report_run(run_id: str) -> None:
     """Report the id of the run that is trained from now on."""
     if progress.handlers:
         progress.info("run %s", run_id, extra={"run_id": run_id})
+
+
+def report_table(line: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Report how far a sweep is, in a line and in a table."""
+    if progress.handlers:
+        progress.info("%s", line, extra={"columns": columns, "rows": rows})

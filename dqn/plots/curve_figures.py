@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -139,6 +139,34 @@ def score_comparison(
     if minutes:
         training.xaxis.set_major_formatter(ScalarFormatter())
     figure.legend(*training.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    return figure
+
+
+def group_comparison(groups: Mapping[str, Sequence[Curve]], game: str, points: int = 400) -> Figure:
+    """Scores of groups of runs, such as runs that differ in their seed only, by states played.
+
+    Args:
+        groups: by name of the group, `score/episode` of each of its runs; at most eight groups.
+        game: title of the game.
+        points: number of points of each line.
+
+    Each line is the mean over the runs of a group, and its band reaches from the lowest to the highest run. A line ends
+    where the shortest run of its group does.
+    """
+    figure = new_figure(10, 4.8, f"{game}: scores against {STATES}")
+    axes = _over_states(figure.subplots(), f"mean score of {WINDOW_EPISODES}\ntraining episodes [points]")
+    for color, (name, runs) in zip(RUN_COLORS, groups.items(), strict=False):
+        means = [running_mean(scores) for scores in runs if len(scores.values)]
+        if not means:
+            continue
+        first, last = max(mean.states[0] for mean in means), min(mean.states[-1] for mean in means)
+        states = np.linspace(first, max(first, last), points)
+        values = np.array([np.interp(states, mean.states, mean.mean) for mean in means])
+        axes.fill_between(states, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, lw=0)
+        label = name if len(means) == 1 else f"{name} ({len(means)} runs)"
+        axes.plot(states, values.mean(axis=0), color=color, lw=1.8, label=label)
+    axes.set_xlim(left=0)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 

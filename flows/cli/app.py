@@ -86,6 +86,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set any other field of the configuration."),
     ] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="Tag the new run in MLflow.")
+    ] = None,
 ) -> None:
     """Train an agent, or resume its training."""
     overrides = _overrides(settings or []) | ({} if shards is None else {"shards": shards})
@@ -95,6 +98,7 @@ def train(
 
     parameters: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
     parameters |= {"seed": seed, "name": name, "resume": resume, "config": fields, "overrides": overrides}
+    parameters["tags"] = _tags(tags or [])
     run_id = run_training(parameters, _interrupt_on_signals())
     from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
     from storage.runs import open_tracking
@@ -112,6 +116,20 @@ def _fields(path: Path, preset: str | None) -> dict[str, Any]:
     from flows.parameters import config_from_file
 
     return config_from_file(path, preset or "fast")
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file of the sweep.", show_default=False)],
+) -> None:
+    """Train many configurations and find the best; started again, it goes on."""
+    from flows.sweeps.definition import read_sweep
+
+    wanted = read_sweep(file)
+    quiet_prefect()
+    from flows.cli.sweep import run_sweep
+
+    run_sweep(wanted, file, _interrupt_on_signals())
 
 
 @app.command()
@@ -282,18 +300,33 @@ def inspect(
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Runs of one game.", show_default=False)],
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Draw one line for each value of this field, with a band over the seeds."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs of one game: a table, and a report with their curves."""
     from flows.cli.display import print_table
-    from flows.commands.compare import COLUMNS, compare_runs, table_row
+    from flows.commands.compare import (
+        COLUMNS,
+        GROUP_COLUMNS,
+        compare_groups,
+        compare_runs,
+        group_table_row,
+        table_row,
+    )
     from storage.runs import open_run, open_tracking
 
-    rows, report = compare_runs([open_run(open_tracking().find_run(run).info.run_id) for run in runs])
+    found = [open_run(open_tracking().find_run(run).info.run_id) for run in runs]
+    rows, report = compare_groups(found, group) if group else compare_runs(found)
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    print_table(COLUMNS, [table_row(row) for row in rows], numbers=set(COLUMNS[1:5]) | {COLUMNS[-1]})
+    if group:
+        print_table([group, *GROUP_COLUMNS[1:]], [group_table_row(row) for row in rows], set(GROUP_COLUMNS[1:]))
+    else:
+        print_table(COLUMNS, [table_row(row) for row in rows], numbers=set(COLUMNS[1:5]) | {COLUMNS[-1]})
     print(report)
 
 
@@ -394,6 +427,16 @@ def _overrides(settings: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {setting}: {field} has an option of its own: --{field} {value.strip()}")
         overrides[field] = value.strip()
     return overrides
+
+
+def _tags(given: list[str]) -> dict[str, str]:
+    tags = {}
+    for tag in given:
+        name, equals, value = tag.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"--tag {tag}: write it as name=value, such as --tag purpose=baseline")
+        tags[name.strip()] = value
+    return tags
 
 
 def _interrupt_on_signals() -> list[int]:

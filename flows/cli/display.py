@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,7 @@ from flows.prefect_report import cycle_line
 from tasks.progress import progress
 
 PLAIN_SECONDS = 10.0
+TABLE_SECONDS = 60.0
 
 
 class Display(logging.Handler):
@@ -36,6 +37,7 @@ class Display(logging.Handler):
         self._first: tuple[float, float] | None = None  # time in seconds and states at the end of the first cycle
         self._stages: dict[str, tuple[int, float]] = {}  # by task: its cycle, and how much is done in percent
         self._last_shown = 0.0
+        self._rows: list[list[str]] = []  # of the table that was shown last
 
     def __enter__(self) -> Display:
         progress.addHandler(self)
@@ -54,6 +56,9 @@ class Display(logging.Handler):
         """Show one record."""
         if run_id := getattr(record, "run_id", None):
             self.run_id = run_id
+            return
+        if columns := getattr(record, "columns", None):
+            self._show_table(record.getMessage(), columns, getattr(record, "rows", []))
             return
         now = time.monotonic()
         summary: dict[str, float] | None = getattr(record, "summary", None)
@@ -75,6 +80,14 @@ class Display(logging.Handler):
         else:
             return
         self._last_shown = now
+
+    def _show_table(self, line: str, columns: Sequence[str], rows: list[list[str]]) -> None:
+        """Show the trials of a sweep: as a live table, or as a line when it has changed."""
+        if self._live:
+            self._live.update(Group(_table(columns, rows, set()), Text(line, no_wrap=True)), refresh=True)
+        elif rows != self._rows or time.monotonic() - self._last_shown >= TABLE_SECONDS:
+            print(line, file=sys.stderr, flush=True)
+            self._rows, self._last_shown = rows, time.monotonic()
 
     def _line(self, now: float) -> str:
         parts: list[str] = []
@@ -103,9 +116,13 @@ def _duration(seconds: float) -> str:
 
 def print_table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> None:
     """Print a table on stdout; the columns in `numbers` are aligned to the right."""
+    Console(width=None if sys.stdout.isatty() else 200).print(_table(columns, rows, numbers))
+
+
+def _table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return table

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from dqn.config import TrainConfig, nearest
 from dqn.envs.games import game_title
+from dqn.evaluation.evaluation import interquartile_mean
 from dqn.metrics import (
     EVALUATION_MEAN,
     EVALUATION_MEAN_HIGH,
@@ -15,7 +19,7 @@ from dqn.metrics import (
     Curve,
     evaluation_metric,
 )
-from dqn.plots.curve_figures import RUN_COLORS, WINDOW_EPISODES, score_comparison
+from dqn.plots.curve_figures import RUN_COLORS, WINDOW_EPISODES, group_comparison, score_comparison
 from flows.commands.html_report import Picture, Report, Table
 from storage.runs import StoredRun
 
@@ -29,6 +33,8 @@ COLUMNS = (
     "best evaluation",
     "after states",
 )
+GROUP_COLUMNS = ("value", "runs", "states", "score", "interval")
+MOST_GROUPED_RUNS = 100
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,85 @@ def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], str]:
     return summaries, f"{runs[0].artifacts}/{folder}/report.html"
 
 
+def compare_groups(runs: list[StoredRun], field: str) -> tuple[list[dict[str, Any]], str]:
+    """Compare groups of runs that differ in one field and in their seed only, and log the report to each run.
+
+    Returns:
+        For each value of the field: the number of its runs, and the interquartile mean of their last training episodes
+        with its 95 % bootstrap interval, over the runs; and the URL of the report.
+
+    Raises:
+        ValueError: the runs play different games, differ in other fields, or all have the same value.
+    """
+    compared = [_load(run, runs) for run in runs]
+    title = _check(compared, MOST_GROUPED_RUNS)
+    groups = _groups(compared, field)
+    rows = [_group_row(field, value, group) for value, group in groups.items()]
+    report = Report(f"{title}: runs by {field}")
+    report.properties = {run.name: run.run.run_id for run in compared}
+    text = (
+        f"Mean score of the last {WINDOW_EPISODES} training episodes of each run: the interquartile mean over the runs "
+        "and its 95 % bootstrap interval."
+    )
+    report.add("Scores", text, [Table(list(GROUP_COLUMNS), [group_table_row(row) for row in rows])])
+    curves = {
+        f"{field} {value}": [run.curves[SCORE_EPISODE] for run in group if SCORE_EPISODE in run.curves]
+        for value, group in groups.items()
+    }
+    caption = "Mean over the runs of a group; the band reaches from the lowest to the highest run."
+    report.add("Curves", "", [Picture("groups-by-states", group_comparison(curves, title), caption)])
+    folder = f"comparison/by-{field}-{runs[0].run_id[:8]}"
+    for run in runs:
+        run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())
+    return rows, f"{runs[0].artifacts}/{folder}/report.html"
+
+
+def group_table_row(row: Mapping[str, Any]) -> list[str]:
+    """Format the row of a group in the order of `GROUP_COLUMNS`."""
+    score = row["training_score"]
+    interval = "-" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
+    return [
+        str(row["value"]),
+        str(row["runs"]),
+        f"{row['states']:,}",
+        "-" if score is None else f"{score:.2f}",
+        interval,
+    ]
+
+
+def _groups(compared: list[ComparedRun], field: str) -> dict[str, list[ComparedRun]]:
+    """The runs by the value of a field."""
+    if field not in TrainConfig.model_fields:
+        raise ValueError(f"--group {field}: unknown field{nearest(field, TrainConfig.model_fields)}")
+    fields = dict.fromkeys(name for run in compared for name in run.config)
+    differing = [name for name in fields if len({run.config.get(name, "-") for run in compared}) > 1]
+    if others := [name for name in differing if name not in (field, "seed")]:
+        raise ValueError(
+            f"the runs differ in {', '.join(others)}, too; group runs that differ in {field} and seed only"
+        )
+    groups: dict[str, list[ComparedRun]] = {}
+    for run in compared:
+        groups.setdefault(run.config.get(field, "-"), []).append(run)
+    if not 2 <= len(groups) <= len(RUN_COLORS):
+        raise ValueError(f"the runs have {len(groups)} values of {field}; 2 to {len(RUN_COLORS)} can be compared")
+    return groups
+
+
+def _group_row(field: str, value: str, group: list[ComparedRun]) -> dict[str, Any]:
+    summaries = [run.summary() for run in group]
+    scores = np.array([found["training_score"] for found in summaries if found["training_score"] is not None])
+    middle, low, high = interquartile_mean([scores]) if len(scores) > 1 else (None, None, None)
+    return {
+        "field": field,
+        "value": value,
+        "runs": len(group),
+        "states": min(found["states"] for found in summaries),
+        "training_score": middle if middle is not None else float(scores[0]) if len(scores) else None,
+        "low": low,
+        "high": high,
+    }
+
+
 def table_row(summary: Mapping[str, Any]) -> list[str]:
     """Format the summary of a run in the order of `COLUMNS`."""
     pace, score, best = (summary[name] for name in ("states_per_second", "training_score", "best_mean"))
@@ -103,12 +188,12 @@ def _load(run: StoredRun, runs: list[StoredRun]) -> ComparedRun:
     return ComparedRun(name, run, config, run.tracking.curves(run.run_id, CURVES), run.tracking.minutes(run.run_id))
 
 
-def _check(compared: list[ComparedRun]) -> str:
+def _check(compared: list[ComparedRun], most: int = len(RUN_COLORS)) -> str:
     """Check that the runs can be compared, and return the title of their game."""
     ids = {run.run.run_id for run in compared}
-    if not 2 <= len(compared) <= len(RUN_COLORS) or len(ids) < len(compared):
+    if not 2 <= len(compared) <= most or len(ids) < len(compared):
         raise ValueError(
-            f"got {len(compared)} runs, {len(ids)} of them different; compare takes 2 to {len(RUN_COLORS)} different "
+            f"got {len(compared)} runs, {len(ids)} of them different; compare takes 2 to {most} different "
             "runs; `dqn runs` lists them"
         )
     titles = {run.name: game_title(run.config["game"]) for run in compared}

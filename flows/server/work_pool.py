@@ -12,13 +12,16 @@ from prefect.workers.process import ProcessWorker
 
 from storage.settings import Settings
 
+SWEEPS = 4  # number of sweeps that run at the same time
+
 
 def prepare(pool: str, settings: Settings) -> None:
     """Create the work pool and its queues, and set how many flow runs of each queue run concurrently.
 
-    The limits exist because a training or an evaluation uses all cores, or the GPU.
+    The limits exist because a training or an evaluation uses all cores, or the GPU. A sweep has a queue of its own,
+    because it waits for its trainings.
     """
-    asyncio.run(_prepare(pool, {"training": settings.trainings, "evaluation": 1}))
+    asyncio.run(_prepare(pool, {"training": settings.trainings, "evaluation": 1, "sweeps": SWEEPS}))
 
 
 async def _prepare(pool: str, limits: dict[str, int]) -> None:

@@ -33,7 +33,7 @@ CHOICES_INTRODUCTION = """# Choices that no preset makes
 
 What each choice is for, and whether a training to the end of its learning rate schedule has used it. The fields are
 described in [Configuration](configuration.md), what was tested in [Recipes](recipes.md), and the scores in
-[Results](results.md). The studies are in [benchmarks/learning.py](../benchmarks/learning.py). Tests check each choice
+[Results](results.md). The studies are in [benchmarks/studies](../benchmarks/studies). Tests check each choice
 against its formula.
 """
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from dqn.envs.games import action_names
-from flows.commands.compare import compare_runs, table_row
+from flows.commands.compare import compare_groups, compare_runs, group_table_row, table_row
 from flows.parameters import requested_config
+from flows.train import train
 from storage.runs import StoredRun, create_run, open_run
 from storage.selection import evaluations
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = pytest.mark.usefixtures("home", "prefect_server")
 
 
 @pytest.fixture
@@ -57,3 +58,26 @@ def test_compare_refuses_one_run_and_different_games(run: StoredRun) -> None:
         compare_runs([run, run])
     with pytest.raises(ValueError, match="looked-at plays Breakout, ponged plays Pong; give runs of one game"):
         compare_runs([run, new_run("ponged", "ALE/Pong-v5")])
+
+
+def test_group_has_a_row_for_each_value_of_a_field(run: StoredRun, small: dict[str, object]) -> None:
+    """The runs of a group differ in their seed; other differences are refused."""
+    settings = {**small, "episode_frames_limit": 80, "threads": 1, "precision": "float32"}
+    runs = [
+        open_run(train(cycles=3, seed=seed, name=f"grouped-{value}-{seed}", overrides={**settings, "td_lambda": value}))
+        for value in (0.5, 0.9)
+        for seed in (0, 1)
+    ]
+    rows, report = compare_groups(runs, "td_lambda")
+    assert [(row["value"], row["runs"], row["states"]) for row in rows] == [("0.5", 2, 192), ("0.9", 2, 192)]
+    for row in rows:
+        assert row["low"] <= row["training_score"] <= row["high"]
+    assert group_table_row(rows[0])[:3] == ["0.5", "2", "192"]
+    text = Path(report).read_text()
+    assert text.count("data:image/png;base64,") == 1
+    with pytest.raises(ValueError, match="the runs differ in td_lambda, too; group runs that differ in seed and seed"):
+        compare_groups(runs, "seed")
+    with pytest.raises(ValueError, match="the runs have 1 values of td_lambda; 2 to 8 can be compared"):
+        compare_groups(runs[:2], "td_lambda")
+    with pytest.raises(ValueError, match="--group td_lamda: unknown field; did you mean td_lambda"):
+        compare_groups(runs, "td_lamda")

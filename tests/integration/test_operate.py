@@ -104,6 +104,31 @@ def test_evaluation_runs_beside_a_training(operated: Operated) -> None:
     assert {run.info.status for run in open_tracking().runs()} == {"FINISHED"}
 
 
+def test_sweep_starts_its_trainings_by_the_deployment(operated: Operated) -> None:
+    """The process of the sweep is killed while a training runs; the retried sweep waits for that training."""
+    grid = {"td_lambda": [0.5, 0.9]}
+    definition = {"name": "swept", "base": {**FIELDS, "cycles": FLOW_RUN_CYCLES}, "grid": grid, "parallel": 1}
+    flow_run = operated.run("dqn-sweep/sweep", definition=definition)
+    wait_for_run("swept-0-seed0", 1)
+    process = operated.flow_process(flow_run)
+    assert process
+    process.kill()
+    assert operated.final(flow_run) == "CRASHED"
+    operated.prefect("flow-run", "retry", flow_run)
+    assert operated.final(flow_run) == "COMPLETED"
+    (found,) = open_tracking().sweeps("swept")
+    names = ["swept-0-seed0", "swept-1-seed0"]
+    assert [status(name) for name in names] == ["FINISHED", "FINISHED"]
+    trainings = operated.of_deployment(operated.deployment("dqn/train")["id"])
+    assert sorted(one["name"] for one in trainings if one["name"].startswith("train swept")) == [
+        f"train {name}" for name in names
+    ]  # each was started once
+    assert {run.data.tags.get("mlflow.parentRunId") for run in map(open_tracking().find_run, names)} == {
+        found.info.run_id
+    }
+    assert {run.info.status for run in open_tracking().runs()} == {"FINISHED"}
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed (Debian package chromium)")
 def test_both_uis_show_a_training_in_a_browser(operated: Operated, tmp_path: Path) -> None:
     flow_run = operated.run("dqn/train", cycles=2, name="drawn", overrides=FIELDS)

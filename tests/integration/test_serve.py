@@ -61,7 +61,13 @@ def test_server_refuses_invalid_parameters(
 
 
 def test_deployments_describe_every_parameter(operated: Operated) -> None:
-    for name in ("dqn/train", "dqn-evaluate/evaluate", "dqn-evaluate/nightly", "dqn-inspect/inspect"):
+    for name in (
+        "dqn/train",
+        "dqn-sweep/sweep",
+        "dqn-evaluate/evaluate",
+        "dqn-evaluate/nightly",
+        "dqn-inspect/inspect",
+    ):
         schema = operated.deployment(name)["parameter_openapi_schema"]
         assert schema["properties"]
         for parameter, field in schema["properties"].items():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.learning import interquartile_mean
+from dqn.evaluation.evaluation import interquartile_mean
 
 
 def test_interquartile_mean_averages_the_middle_half() -> None:

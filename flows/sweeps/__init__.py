@@ -1,0 +1,1 @@
+"""Sweeps: many trainings that search for the best configuration, as one batch."""

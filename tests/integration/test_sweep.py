@@ -1,0 +1,256 @@
+"""Sweeps: every trial is trained with every seed, once, whatever is killed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import flows.sweep
+from dqn.metrics import EVALUATION_MEAN, SWEEP_OBJECTIVE
+from flows.commands.verify import verify_run
+from flows.evaluate import evaluate
+from flows.parameters import config_from_file
+from flows.sweep import sweep
+from flows.sweeps.child_flows import FlowFailed, FlowKilled
+from flows.sweeps.definition import check_sweep
+from flows.sweeps.study import Study
+from flows.train import train_to_the_end
+from storage.errors import StorageError
+from storage.runs import open_tracking
+from storage.sweeps import StoredSweep
+from storage.units.unit import CHECKPOINT
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+Parts = dict[str, Any]
+
+
+class InThisProcess:
+    """Runs the flows of a sweep in this process, and fails when a test asks for it."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+    before: Callable[[str, Mapping[str, Any]], None]
+    after: Callable[[str, Mapping[str, Any]], None]
+
+    def __init__(self, flows: Mapping[str, Callable[..., Any]]) -> None:
+        assert flows == {"train": train_to_the_end, "evaluate": evaluate}
+        self._flows = flows
+
+    def run(self, flow: str, parameters: Mapping[str, Any], key: str, follow: Any) -> None:
+        type(self).calls.append((flow, dict(parameters)))
+        type(self).before(flow, parameters)
+        try:
+            self._flows[flow](**parameters)
+        except ValueError as error:
+            raise FlowFailed(str(error)) from None
+        type(self).after(flow, parameters)
+
+    def stop(self) -> None:
+        pass
+
+
+def nothing(flow: str, parameters: Mapping[str, Any]) -> None:
+    pass
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> type[InThisProcess]:
+    class Children(InThisProcess):
+        calls = []  # noqa: RUF012
+        before, after = staticmethod(nothing), staticmethod(nothing)
+
+    monkeypatch.setattr(flows.sweep, "Processes", Children)
+    return Children
+
+
+@pytest.fixture
+def parts(small: dict[str, object], home: Path, request: pytest.FixtureRequest) -> Parts:
+    base = {**small, "states": 192, "episode_frames_limit": 80, "threads": 1, "precision": "float32"}
+    search = {"td_lambda": {"choices": [0.6, 0.8]}, "learning_rate.start": {"low": 1e-4, "high": 1e-3, "log": True}}
+    return {
+        "name": request.node.name.removeprefix("test_"),
+        "base": base,
+        "search": search,
+        "trials": 2,
+        "seeds": [0, 1],
+    }
+
+
+def stored(run_id: str) -> StoredSweep:
+    return StoredSweep(run_id, str(open_tracking().get_run(run_id).info.run_name), open_tracking())
+
+
+def ranking(run_id: str, parts: Parts) -> list[tuple[Any, ...]]:
+    """What came out of a sweep, with the digest of every training."""
+    found, wanted = stored(run_id), check_sweep(parts)
+    study = Study(found.study, wanted)
+    return [
+        (
+            trial.number,
+            trial.params,
+            trial.state.name,
+            trial.value,
+            [verify_run(run).digest if (run := found.training(trial.number, seed)) else None for seed in wanted.seeds],
+        )
+        for trial in study.trials
+    ]
+
+
+def test_sweep_trains_every_trial_with_every_seed_once(
+    parts: Parts, children: type[InThisProcess], tmp_path: Path
+) -> None:
+    run_id = str(sweep(parts))
+    trainings = [parameters for flow, parameters in children.calls if flow == "train"]
+    assert len(trainings) == len(children.calls) == 4
+    assert {(each["name"], each["seed"]) for each in trainings} == {
+        (f"{parts['name']}-{trial}-seed{seed}", seed) for trial in range(2) for seed in (0, 1)
+    }
+    found = stored(run_id)
+    best = Study(found.study, check_sweep(parts)).ranking()[0]
+    for trial in range(2):
+        for seed in (0, 1):
+            run = found.training(trial, seed)
+            assert run
+            in_mlflow = open_tracking().get_run(run.run_id)
+            assert in_mlflow.data.tags["mlflow.parentRunId"] == run_id
+            assert SWEEP_OBJECTIVE in in_mlflow.data.metrics
+            assert verify_run(run).problems == []
+    directory = Path(found.artifacts.removeprefix("file://"))
+    assert {path.name for path in directory.iterdir()} == {"report", "sweep.json", "trials.csv", "best.yaml"}
+    assert (directory / "report" / "report.html").stat().st_size > 50_000
+    assert config_from_file(directory / "best.yaml")["td_lambda"] == best.params["td_lambda"]
+    assert open_tracking().get_run(run_id).info.status == "FINISHED"
+    before = ranking(run_id, parts)
+    assert str(sweep(parts)) == run_id
+    assert len(children.calls) == 4  # nothing is repeated
+    assert ranking(run_id, parts) == before
+    assert str(sweep({**parts, "trials": 3})) == run_id
+    assert len(children.calls) == 6
+    assert ranking(run_id, {**parts, "trials": 3})[:2] == before
+
+
+def test_stopped_sweep_goes_on_with_the_same_ranking(parts: Parts, children: type[InThisProcess]) -> None:
+    """The sweep is stopped before each of its flow runs and after it, and is started again each time."""
+    parts |= {"prune": {"after_states": 64, "keep": 0.5}, "objective": EVALUATION_MEAN, "trials": 2, "seeds": [0]}
+    parts["base"] |= {"evaluation_episodes": 2}
+    undisturbed = ranking(str(sweep(parts)), parts)
+    stops = 2 * len(children.calls)
+    parts["name"] += "-stopped"
+    phases = itertools.cycle(["before", "before again", "after"])
+
+    def stop(when: str, flow: str, parameters: Mapping[str, Any]) -> None:
+        if next(phases) == when:
+            raise StorageError("the disk is full")
+
+    children.before, children.after = (staticmethod(partial(stop, when)) for when in ("before", "after"))
+    for _ in range(stops):
+        with pytest.raises(StorageError):
+            sweep(parts)
+    assert ranking(str(sweep(parts)), parts) == undisturbed
+
+
+def test_failed_trial_is_recorded_and_the_sweep_goes_on(parts: Parts, children: type[InThisProcess]) -> None:
+    parts |= {"grid": {"lane_groups": [9, 1, 2, 4]}, "seeds": [0]}
+    del parts["search"], parts["trials"]
+
+    def fail(flow: str, parameters: Mapping[str, Any]) -> None:
+        if parameters.get("overrides", {}).get("lane_groups") == 1:
+            raise FlowFailed("the memory of the device is full; lower batch_size")
+        if parameters.get("overrides", {}).get("lane_groups") == 2:
+            raise FlowKilled("its process was killed")
+
+    children.before = staticmethod(fail)
+    run_id = str(sweep(parts))
+    study = Study(stored(run_id).study, check_sweep(parts))
+    assert [trial.user_attrs.get("reason") for trial in study.trials] == [
+        "lane_groups is 9; it can be at most lanes, which is 4",
+        "the memory of the device is full; lower batch_size",
+        "its process was killed (3 times)",
+        None,
+    ]
+    assert [trial.number for trial in study.ranking()] == [3]
+    assert len(children.calls) == 1 + 3 + 1
+
+
+def test_pruned_trial_plays_no_further(parts: Parts, children: type[InThisProcess]) -> None:
+    parts |= {"prune": {"after_states": [128], "keep": 0.5}, "trials": 4, "seeds": [3]}
+    run_id = str(sweep(parts))
+    found = stored(run_id)
+    study = Study(found.study, check_sweep(parts))
+    for trial in study.trials:
+        run = found.training(trial.number, 3)
+        assert run
+        played = run.metadata(run.newest_checkpoint()).counters.states
+        last = max(trial.intermediate_values)
+        assert played == (192 if trial.state.name == "COMPLETE" else last)
+    assert study.trials[0].state.name == "COMPLETE"
+
+
+def test_sweep_has_one_writer(parts: Parts, children: type[InThisProcess], home: Path) -> None:
+    def start_again(flow: str, parameters: Mapping[str, Any]) -> None:
+        children.before = staticmethod(nothing)
+        code = (
+            "import sys; from storage.sweeps import open_sweep\nwith open_sweep(sys.argv[1], 'ALE/Pong-v5', {}): pass"
+        )
+        done = subprocess.run([sys.executable, "-c", code, parts["name"]], capture_output=True, text=True)
+        errors.append(done.stderr.strip().splitlines()[-1])
+
+    errors: list[str] = []
+    children.before = staticmethod(start_again)
+    sweep({**parts, "trials": 1, "seeds": [0]})
+    (error,) = errors
+    assert f"sweep {parts['name']} is being trained by process {os.getpid()}" in error
+
+
+def test_killed_sweep_and_killed_training_change_nothing(
+    parts: Parts, children: type[InThisProcess], home: Path, tmp_path: Path, prefect_home: Path
+) -> None:
+    """SIGKILL of a training, and then of its sweep, which goes on in this process."""
+    parts |= {"trials": 2, "seeds": [0]}
+    parts["base"] |= {"states": 448}
+    undisturbed = ranking(str(sweep(parts)), parts)
+    parts["name"] = "killed"
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps(parts))
+    command = [sys.executable, "-m", "flows.cli", "sweep", str(file)]
+    environment = {**os.environ, "DQN_HOME": str(home), "PREFECT_HOME": str(prefect_home)}
+    environment.pop("PREFECT_API_URL", None)
+
+    def training_below(process: subprocess.Popen[str], trial: int, cycle: int) -> psutil.Process:
+        """The process of a training, once it has done some cycles."""
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            found = open_tracking().sweeps("killed")
+            run = found and stored(found[0].info.run_id).training(trial, 0)
+            if run and run.is_held() and max(run.cycles(CHECKPOINT), default=0) >= cycle:
+                return next(
+                    each
+                    for each in psutil.Process(process.pid).children(recursive=True)
+                    if "spawn_main" in " ".join(each.cmdline())
+                )
+            time.sleep(0.05)
+        raise AssertionError(f"trial {trial} did not reach cycle {cycle}")
+
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    training = training_below(process, 0, 1)
+    training.kill()
+    training.wait(20)
+    training = training_below(process, 0, 3)
+    process.kill()
+    process.communicate()
+    training.wait(20)
+    run_id = str(sweep(parts))
+    assert [found.info.run_id for found in open_tracking().sweeps("killed")] == [run_id]
+    assert ranking(run_id, parts) == undisturbed
