@@ -27,9 +27,8 @@ from storage.errors import StorageError
 from storage.formats.agent_export import read_export
 from storage.runs import StoredRun
 from storage.tracking import Tracking
-from storage.urls import directory_of, is_local
+from storage.urls import REGISTERED_MODEL, directory_of, is_local
 
-SCHEME = "models:/"
 CHAMPION = "champion"
 FOLDER = "agent"  # folder of a model with the files of `storage.formats.agent_export`
 CHECKPOINT, PROTOCOL, MEAN = "dqn.checkpoint", "dqn.protocol", "dqn.mean_score"  # tags of a version
@@ -42,7 +41,7 @@ def protocol_text(evaluation: Evaluation, frames_limit: int) -> str:
 
 def champion_address(game: str) -> str:
     """Address of the champion of a game."""
-    return f"{SCHEME}{game_title(game)}@{CHAMPION}"
+    return f"{REGISTERED_MODEL}{game_title(game)}@{CHAMPION}"
 
 
 def champion_of(tracking: Tracking, game: str) -> ModelVersion | None:
@@ -111,11 +110,11 @@ def open_shared(tracking: Tracking, address: str) -> ExportedAgent:
         ValueError: there is no such model.
         StorageError: it is neither on a file system of this machine nor on S3, or it is not an agent of this project.
     """
-    if not re.fullmatch(rf"{SCHEME}[^/@]+(@[^/@]+|/\d+)", address):
+    if not re.fullmatch(rf"{REGISTERED_MODEL}[^/@]+(@[^/@]+|/\d+)", address):
         raise ValueError(f"{address!r} names no model; write it as models:/Breakout@champion or models:/Breakout/3")
     version = _version(tracking, address)
     if version is None:
-        there = ", ".join(f"{SCHEME}{model.name}" for model in tracking.client.search_registered_models())
+        there = ", ".join(f"{REGISTERED_MODEL}{model.name}" for model in tracking.client.search_registered_models())
         raise ValueError(f"there is no model {address}; there are: {there or 'none'}; `dqn share RUN` adds one")
     source = str(version.source)
     try:
@@ -129,7 +128,7 @@ def open_shared(tracking: Tracking, address: str) -> ExportedAgent:
 
 
 def _version(tracking: Tracking, address: str) -> ModelVersion | None:
-    name, alias, which = re.split("([@/])", address.removeprefix(SCHEME))
+    name, alias, which = re.split("([@/])", address.removeprefix(REGISTERED_MODEL))
     try:
         if alias == "@":
             return tracking.client.get_model_version_by_alias(name, which)

@@ -250,9 +250,9 @@ def share(
     quiet_prefect()
     from flows.commands.agents import open_agent
     from flows.commands.export import share_agent, sharing_text
-    from storage.model_registry import SCHEME
+    from storage.urls import REGISTERED_MODEL
 
-    if run.startswith(SCHEME):
+    if run.startswith(REGISTERED_MODEL):
         raise ValueError(f"{run} is registered already; give a run (`dqn runs` lists them)")
     result = share_agent(open_agent(run, checkpoint), replace)
     print(json.dumps(result, indent=1) if as_json else sharing_text(result))

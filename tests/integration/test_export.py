@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import mlflow
 import numpy as np
 import pytest
 import torch
 
 from dqn.envs.games import action_names
+from dqn.evaluation.evaluation import game_settings
+from dqn.randomness import episode_seeds
 from flows.commands.agents import Agent, find_run_and_cycle, open_agent
 from flows.commands.evaluation import evaluate_agent
 from flows.commands.export import export_agent, share_agent, sharing_text
@@ -21,11 +25,12 @@ from flows.commands.record import record_video
 from flows.parameters import requested_config
 from storage.errors import CorruptUnitError
 from storage.formats.agent_export import read_export
-from storage.model_registry import SCHEME
 from storage.runs import create_run
+from storage.urls import REGISTERED_MODEL
 from tasks.evaluate import play_evaluation
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "play_exported.py"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+EXAMPLE, AGENT_EXAMPLE = EXAMPLES / "play_exported.py", EXAMPLES / "play_agent.py"
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -74,6 +79,38 @@ def test_example_is_short_and_independent() -> None:
         "torch",
         "safetensors",
     }
+
+
+def test_agent_example_plays_as_the_agent_is_evaluated(
+    agent: Agent, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In an environment whose emulator has the same seed, it gets the score of an evaluation of one episode."""
+    assert len([line for line in AGENT_EXAMPLE.read_text().splitlines() if line]) <= 15
+    protocol = agent.protocol(1, seed=0)
+    expected, _ = play_evaluation(agent.learner, protocol, 1)
+    seed = int(episode_seeds(game_settings(protocol, agent.metadata.config).seed, np.zeros(1, np.int64))[0])
+    make = gymnasium.make
+
+    def make_seeded(game: str) -> gymnasium.Env:
+        env = make(game, max_num_frames_per_episode=agent.metadata.config.episode_frames_limit)
+        env.unwrapped.ale.setInt("random_seed", seed)
+        env.unwrapped.load_game()
+        return env
+
+    monkeypatch.setattr(gymnasium, "make", make_seeded)
+    monkeypatch.setattr(sys, "argv", [str(AGENT_EXAMPLE), str(directory)])
+    runpy.run_path(str(AGENT_EXAMPLE))
+    assert capsys.readouterr().out == f"an episode with a score of {expected.scores[0]:g}\n"
+
+
+def test_agent_refuses_another_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no directory that `dqn export` wrote: it has no config\.json"):
+        Agent.load(tmp_path)
+
+
+def test_agent_of_a_directory_imports_no_mlflow() -> None:
+    code = "import sys; from dqn import Agent; sys.exit('mlflow' in sys.modules or 'prefect' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_export_holds_the_checkpoint_and_detects_changes(agent: Agent, directory: Path) -> None:
@@ -211,6 +248,6 @@ def test_share_refuses_an_agent_without_evaluation() -> None:
     ],
 )
 def test_open_agent_names_an_unknown_model(address: str, message: str) -> None:
-    assert address.startswith(SCHEME)
+    assert address.startswith(REGISTERED_MODEL)
     with pytest.raises(ValueError, match=message):
         open_agent(address)
