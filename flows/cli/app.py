@@ -195,19 +195,24 @@ def evaluate(
 @app.command()
 def record(
     run: Agent,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .mp4 file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .mp4 or .gif file to write.")],
     checkpoint: Checkpoint = "latest",
     epsilon: Epsilon = None,
     game: Game = None,
     seed: Seed = 0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds of play to record at most.", show_default="the whole episode; 20 for a .gif"),
+    ] = None,
 ) -> None:
-    """Record a video of one episode that a checkpoint plays."""
+    """Record an episode that a checkpoint plays, as a video or as an animated GIF."""
     quiet_prefect()
     from flows.commands.agents import open_agent
     from flows.commands.record import record_video
 
-    result = record_video(open_agent(run, checkpoint), out, epsilon, game, seed)
-    print(f"{result['path']}: an episode of {result['steps']:,} steps with a score of {result['score']:g}")
+    result = record_video(open_agent(run, checkpoint), out, epsilon, game, seed, seconds)
+    what = "an episode of" if result["complete"] else "the first"
+    print(f"{result['path']}: {what} {result['steps']:,} steps with a score of {result['score']:g}")
 
 
 @app.command()
