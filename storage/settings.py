@@ -168,6 +168,11 @@ class Settings(BaseSettings):
         """Metrics of a run that MLflow could not take yet."""
         return self.home / "unpublished" / run_id
 
+    @property
+    def inspections(self) -> Path:
+        """Reports on agents whose run is not stored here."""
+        return self.home / "inspections"
+
     def lock(self, run_id: str) -> Path:
         """The file that the one writer of a run holds."""
         return self.home / "locks" / f"{run_id}.lock"

@@ -35,9 +35,9 @@ class Agent:
     metadata: CheckpointMetadata
     learner: Learner
     weights: dict[str, Tensor]  # as stored; `learner` may hold them in another precision
-    run: StoredRun | None  # None for a directory, whose run may be on another machine
+    run: StoredRun | None  # None for a directory, whose run may be on another machine, or if the run is not stored here
     checkpoint_digest: str
-    exported: ExportedAgent | None = None  # what a directory contains
+    exported: ExportedAgent | None = None  # what a directory or a registered model contains
 
     @classmethod
     def load(cls, directory: str | Path) -> Agent:
@@ -49,9 +49,7 @@ class Agent:
         """
         if not is_directory(str(directory)):
             raise ValueError(f"{directory} is no directory that `dqn export` wrote: it has no {CONFIG}")
-        found = read_export(Path(directory))
-        loaded = Checkpoint(found.metadata, [], found.weights, {})
-        return cls(str(directory), found.metadata, load_learner(loaded), found.weights, None, found.checkpoint, found)
+        return _exported_agent(str(directory), read_export(Path(directory)), None)
 
     def act(self, observation: np.ndarray) -> int:
         """The action for the next observation of an episode in an environment of `gymnasium.make`.
@@ -121,9 +119,9 @@ def open_agent(name: str, checkpoint: str = "latest") -> Agent:
         ValueError: there is no such run, checkpoint or model.
         StorageError: the checkpoint, the model or the directory is corrupt.
     """
+    if checkpoint != "latest" and (is_directory(name) or name.startswith(REGISTERED_MODEL)):
+        raise ValueError(f"checkpoint is {checkpoint!r}, but {name} has only one; leave it out")
     if is_directory(name):
-        if checkpoint != "latest":
-            raise ValueError(f"checkpoint is {checkpoint!r}, but {name} has only one; leave it out")
         return Agent.load(name)
     from storage.model_registry import open_shared
     from storage.runs import open_run, open_tracking
@@ -131,17 +129,18 @@ def open_agent(name: str, checkpoint: str = "latest") -> Agent:
 
     tracking = open_tracking()
     if name.startswith(REGISTERED_MODEL):
-        if checkpoint != "latest":
-            raise ValueError(f"checkpoint is {checkpoint!r}, but {name} has only one; leave it out")
-        shared = open_shared(tracking, name)
-        loaded, digest = Checkpoint(shared.metadata, [], shared.weights, {}), shared.checkpoint
-        run = open_run(shared.run_id)
-    else:
-        run = open_run(tracking.find_run(name).info.run_id)
-        unit = find_checkpoint(run, checkpoint)
-        loaded, digest = run.checkpoint(unit), unit.digest
-        name = run.name
-    return Agent(name, loaded.metadata, load_learner(loaded), loaded.weights, run, digest)
+        found = open_shared(tracking, name)
+        run = open_run(found.run_id) if tracking.has_run(found.run_id) else None
+        return _exported_agent(name, found, run)
+    run = open_run(tracking.find_run(name).info.run_id)
+    unit = find_checkpoint(run, checkpoint)
+    loaded = run.checkpoint(unit)
+    return Agent(run.name, loaded.metadata, load_learner(loaded), loaded.weights, run, unit.digest)
+
+
+def _exported_agent(name: str, found: ExportedAgent, run: StoredRun | None) -> Agent:
+    learner = load_learner(Checkpoint(found.metadata, [], found.weights, {}))
+    return Agent(name, found.metadata, learner, found.weights, run, found.checkpoint, found)
 
 
 def is_directory(name: str) -> bool:
@@ -149,22 +148,26 @@ def is_directory(name: str) -> bool:
     return Path(name, CONFIG).is_file()
 
 
-def find_run_and_cycle(name: str) -> tuple[StoredRun, int | None]:
+def find_run_and_cycle(name: str) -> tuple[StoredRun, int | None] | None:
     """Find the run called `name`; for a registered model, the run and the cycle that it was registered from.
 
+    Returns:
+        None for a directory, and for a registered model whose run is not stored here.
+
     Raises:
-        ValueError: there is no such run or model, or `name` is a directory.
+        ValueError: there is no such run or model.
         StorageError: the model is corrupt.
     """
     if is_directory(name):
-        raise ValueError(f"{name} is an exported agent, of whose run nothing else is stored there; give a run")
+        return None
     from storage.model_registry import open_shared
     from storage.runs import open_run, open_tracking
 
     tracking = open_tracking()
     if name.startswith(REGISTERED_MODEL):
         shared = open_shared(tracking, name)
-        return open_run(shared.run_id), shared.metadata.counters.cycle
+        is_stored = tracking.has_run(shared.run_id)
+        return (open_run(shared.run_id), shared.metadata.counters.cycle) if is_stored else None
     return open_run(tracking.find_run(name).info.run_id), None
 
 

@@ -21,6 +21,7 @@ from dqn.randomness import episode_seeds
 from flows.commands.agents import Agent, find_run_and_cycle, open_agent
 from flows.commands.evaluation import evaluate_agent
 from flows.commands.export import export_agent, share_agent, sharing_text
+from flows.commands.inspection import inspect_by_name
 from flows.commands.record import record_video
 from flows.parameters import requested_config
 from storage.errors import CorruptUnitError
@@ -155,11 +156,54 @@ def test_directory_is_an_agent_without_a_home(
     assert (again / "config.json").read_bytes() == (directory / "config.json").read_bytes()
     with pytest.raises(ValueError, match="has only one; leave it out"):
         open_agent(str(directory), "best")
-    with pytest.raises(ValueError, match="only an agent of a run can be shared"):
-        share_agent(found)
-    with pytest.raises(ValueError, match="is an exported agent, of whose run nothing else is stored there"):
-        find_run_and_cycle(str(directory))
+    assert find_run_and_cycle(str(directory)) is None
     assert not (tmp_path / "empty").exists()
+
+
+def test_directory_is_inspected_by_a_short_play(directory: Path, home: Path) -> None:
+    """The report has the pictures of play, sweep and network, and the stored evaluation."""
+    report = Path(inspect_by_name(str(directory), state="1:2", channel=3))
+    assert report.parent.parent == home / "inspections" and report.parent.name.startswith("Breakout-")
+    written = {path.name for path in report.parent.iterdir()}
+    assert {"report.html", "scores.png", "highest-Q-value.png", "q-values.png", "outputs-6.png"} <= written
+    text = report.read_text()
+    assert "the first 128 steps of 8 episodes" in text and "its run is not stored here" in text
+    with pytest.raises(ValueError, match=r"cycle is 3, but .* is an agent without stored cycles; leave it out"):
+        inspect_by_name(str(directory), cycle=3)
+    with pytest.raises(ValueError, match="state is '9'"):
+        inspect_by_name(str(directory), state="9")
+
+
+def test_directory_is_shared_with_its_evaluation(
+    agent: Agent, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a store without its run it becomes a model that is evaluated, recorded, inspected and exported."""
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
+    result = share_agent(open_agent(str(directory)))
+    assert (result["model"], result["champion"], result["before"]) == ("models:/Breakout/1", True, None)
+    assert result["mean"] == read_export(directory).evaluation.summary()["mean"]
+    assert share_agent(open_agent(str(directory)))["model"] == "models:/Breakout/1"
+    champion = open_agent("models:/Breakout@champion")
+    assert (champion.run, champion.checkpoint_digest) == (None, agent.checkpoint_digest)
+    assert evaluate_agent(champion, episodes=1)["run"] is None
+    again = export_agent(champion, tmp_path / "again")
+    assert (again / "config.json").read_bytes() == (directory / "config.json").read_bytes()
+    assert find_run_and_cycle("models:/Breakout@champion") is None
+
+
+def test_directory_without_a_comparable_evaluation_is_not_shared(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
+    share_agent(open_agent(str(directory)))
+    config = json.loads((directory / "config.json").read_bytes())
+    (directory / "config.json").write_text(json.dumps({**config, "evaluation": None}))
+    with pytest.raises(ValueError, match="contains no evaluation, so it cannot be shared; evaluate its run, and"):
+        share_agent(open_agent(str(directory)))
+    other = {**config, "evaluation": {**config["evaluation"], "seed": 8}}
+    (directory / "config.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"by another protocol \(Breakout-3x0.01-seed8\) than the champion \(game ALE"):
+        share_agent(open_agent(str(directory)))
 
 
 def test_export_refuses_an_existing_or_missing_directory(agent: Agent, tmp_path: Path) -> None:
