@@ -28,7 +28,7 @@ from storage.errors import CorruptUnitError
 from storage.formats.agent_export import read_export
 from storage.runs import create_run
 from storage.urls import REGISTERED_MODEL
-from tasks.evaluate import play_evaluation
+from tasks.play_evaluation import play_evaluation
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 EXAMPLE, AGENT_EXAMPLE = EXAMPLES / "play_exported.py", EXAMPLES / "play_agent.py"
@@ -109,8 +109,15 @@ def test_agent_refuses_another_directory(tmp_path: Path) -> None:
         Agent.load(tmp_path)
 
 
-def test_agent_of_a_directory_imports_no_mlflow() -> None:
-    code = "import sys; from dqn import Agent; sys.exit('mlflow' in sys.modules or 'prefect' in sys.modules)"
+@pytest.mark.parametrize("name", ["agents", "evaluation", "inspection", "play", "record"])
+def test_command_for_a_directory_imports_no_mlflow(name: str) -> None:
+    """The import of MLflow or Prefect takes seconds."""
+    code = f"import sys, flows.commands.{name}; sys.exit('mlflow' in sys.modules or 'prefect' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_list_of_runs_imports_no_torch() -> None:
+    code = "import sys, storage.run_catalog, flows.cli.display; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
