@@ -26,7 +26,7 @@ from dqn.hardware import prepare, resolve
 from dqn.learning.learner import Learner
 from dqn.schedules import LinearSchedule
 from flows.commands.agents import open_agent
-from tasks.evaluate import play_evaluation
+from tasks.play_evaluation import play_evaluation
 
 EPISODES, TURNS = 30, 3
 

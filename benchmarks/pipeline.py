@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -132,6 +133,32 @@ def bench_help() -> float:
     return min(seconds)
 
 
+COMMANDS = {  # the target of each command in seconds
+    "dqn runs": 3,
+    "dqn verify latest": 3,
+    "dqn export latest -o {out}/agent": 3,
+    "dqn record latest --epsilon 1 --seconds 23.4 -o {out}/episode.mp4": 10,  # at most 351 steps
+    "dqn inspect latest": 15,
+}
+
+
+def bench_commands(home: Path) -> dict[str, float]:
+    """Processor seconds of commands on the latest run of a home."""
+    environment, seconds = {**os.environ, "DQN_HOME": str(home)}, {}
+    with tempfile.TemporaryDirectory() as out:
+        for command in COMMANDS:
+            before = _children_seconds()
+            arguments = command.format(out=out).split()[1:]
+            subprocess.run([*DQN, *arguments], env=environment, check=True, capture_output=True)
+            seconds[command] = _children_seconds() - before
+    return seconds
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def rows(results: dict[str, Any]) -> Iterator[Row]:
     """Measure trainings, store the results in `results`, and yield a row for each."""
     cycle = results["cycle"] = bench_cycle()
@@ -165,5 +192,10 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
         f"cycles {EARLY[0]} to {EARLY[1]}: {growth['early']:.3f} s",
         "10 %",
     )
+    with training("--cycles", "2") as (process, home):
+        wait(process)
+        commands = results["command seconds"] = bench_commands(home)
+    for command, used in commands.items():
+        yield Row(f"`{command.replace('{out}/', '')}`, processor time", f"{used:.1f} s", "", f"{COMMANDS[command]} s")
     seconds = results["help seconds"] = bench_help()
     yield Row("`dqn --help`", f"{seconds:.2f} s", "", "0.5 s")

@@ -46,13 +46,13 @@ def replace_table(page: Path, command: str, table: list[str]) -> None:
 
 def machine() -> str:
     """The processor, the number of its cores, the GPU, and the version of torch."""
-    model = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
-    )
+    model = cpu_fields().get("model name", platform.machine())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {device}, torch {torch.__version__}"
 
 
-def _cpuinfo() -> list[str]:
+def cpu_fields() -> dict[str, str]:
+    """The fields of the first processor in /proc/cpuinfo by name; empty on another system."""
     path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -1,18 +1,23 @@
-"""Metrics of a cycle, as (name, step, value) where the step is the number of states played."""
+"""Metrics of a cycle, as (name, step, value) where the step is the number of states played.
+
+Commands that only read metrics import this module, so it imports torch only in the functions that compute metrics.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dqn.checkpoint import RECENT_EPISODES, Counters
-from dqn.config import TrainConfig
-from dqn.envs.experience import Experience, Targets
-from dqn.envs.histories import FinishedEpisode
-from dqn.learning.optimization import LOSS_WINDOW, OptimizationResult
-from dqn.learning.replay import high_errors
+if TYPE_CHECKING:
+    from dqn.checkpoint import Counters
+    from dqn.config import TrainConfig
+    from dqn.envs.experience import Experience, Targets
+    from dqn.envs.histories import FinishedEpisode
+    from dqn.learning.optimization import OptimizationResult
 
 # Names of metrics in manifests and in MLflow. They are stored, so they do not change.
 COUNTER_STATES = "counter/states"
@@ -103,6 +108,8 @@ def score_metrics(
     Returns:
         Score, running means and length of each episode, and the updated `recent_scores`.
     """
+    from dqn.checkpoint import RECENT_EPISODES
+
     scores, metrics = list(recent_scores), []
     for episode in finished:
         scores = [*scores, episode.score][-RECENT_EPISODES:]
@@ -135,6 +142,8 @@ def sweep_metrics(config: TrainConfig, experience: Experience, targets: Targets,
 
     `states` is the number of states played before the cycle.
     """
+    from dqn.learning.replay import high_errors
+
     after = states + experience.states_played
     tables = {
         "before": experience.q_values,
@@ -156,6 +165,8 @@ def sweep_metrics(config: TrainConfig, experience: Experience, targets: Targets,
 
 def optimization_metrics(result: OptimizationResult, counters: Counters) -> list[Metric]:
     """Losses and length of an optimization run, and the totals of the training run after it."""
+    from dqn.learning.optimization import LOSS_WINDOW
+
     states, tail = counters.states, result.losses[-LOSS_WINDOW:]
     return [
         Metric(COUNTER_STATES, states, counters.states),
@@ -167,3 +178,15 @@ def optimization_metrics(result: OptimizationResult, counters: Counters) -> list
         Metric(OPTIMIZATION_EPOCHS, states, result.epochs),
         Metric(OPTIMIZATION_BATCHES, states, len(result.losses)),
     ]
+
+
+def cycle_line(summary: Mapping[str, float]) -> str:
+    """Format the metrics of a finished cycle, by name, in one line."""
+    score = summary.get(SCORE_MEAN_100, math.nan)
+    return (
+        f"cycle {summary[COUNTER_CYCLES]:.0f}"
+        f" | {summary[COUNTER_STATES]:,.0f} states"
+        f" | epsilon {summary[SCHEDULE_EPSILON]:.3f}"
+        f" | mean score {'-' if math.isnan(score) else f'{score:.2f}'}"
+        f" | loss {summary[LOSS_MEAN]:.4f}"
+    )

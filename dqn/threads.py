@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from threading import Event
 
 import torch
@@ -31,3 +32,17 @@ def run_in_threads(calls: Sequence[Callable[[Event], None]], most: int, torch_th
     torch.set_num_threads(threads)  # some libraries have one number for all threads
     for call in made:
         call.result()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads during the block.
+
+    With one state at a time, more threads than one mostly wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

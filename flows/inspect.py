@@ -7,8 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.commands.agents import find_run_and_cycle
-from flows.commands.inspection import inspect_run
+from flows.commands.inspection import inspect_by_name
 from flows.parameters import Name
 
 
@@ -30,5 +29,4 @@ def inspect(
     Returns:
         The URL of the report.
     """
-    stored_run, registered_cycle = find_run_and_cycle(run)
-    return inspect_run(stored_run, registered_cycle if cycle is None else cycle, state, channel)
+    return inspect_by_name(run, cycle, state, channel)

@@ -34,6 +34,7 @@ from dqn.metrics import (
     Q_VALUES_BEFORE_MEAN,
     SCHEDULE_EPSILON,
     SCORE_MEAN_100,
+    cycle_line,
 )
 
 UPDATE_SECONDS = 30.0  # seldom, because Prefect also stores an event per update
@@ -159,18 +160,6 @@ class TrainingReport:
         }
         # NaN becomes an empty string, because the UI shows a dash as the bullet of a list.
         return {name: "" if math.isnan(value) else format(value, spec) for name, (value, spec) in columns.items()}
-
-
-def cycle_line(summary: Mapping[str, float]) -> str:
-    """Format the summary of a finished cycle in one line."""
-    score = summary.get(SCORE_MEAN_100, math.nan)
-    return (
-        f"cycle {summary[COUNTER_CYCLES]:.0f}"
-        f" | {summary[COUNTER_STATES]:,.0f} states"
-        f" | epsilon {summary[SCHEDULE_EPSILON]:.3f}"
-        f" | mean score {'-' if math.isnan(score) else f'{score:.2f}'}"
-        f" | loss {summary[LOSS_MEAN]:.4f}"
-    )
 
 
 def _update(artifact: UUID, data: Any) -> None:

@@ -25,11 +25,9 @@ from dqn.export.inference_spec import ExportedAgent
 from dqn.learning.networks import QNetwork
 from storage.errors import StorageError
 from storage.formats.agent_export import read_export
-from storage.runs import StoredRun
 from storage.tracking import Tracking
-from storage.urls import directory_of, is_local
+from storage.urls import REGISTERED_MODEL, directory_of, is_local
 
-SCHEME = "models:/"
 CHAMPION = "champion"
 FOLDER = "agent"  # folder of a model with the files of `storage.formats.agent_export`
 CHECKPOINT, PROTOCOL, MEAN = "dqn.checkpoint", "dqn.protocol", "dqn.mean_score"  # tags of a version
@@ -42,7 +40,7 @@ def protocol_text(evaluation: Evaluation, frames_limit: int) -> str:
 
 def champion_address(game: str) -> str:
     """Address of the champion of a game."""
-    return f"{SCHEME}{game_title(game)}@{CHAMPION}"
+    return f"{REGISTERED_MODEL}{game_title(game)}@{CHAMPION}"
 
 
 def champion_of(tracking: Tracking, game: str) -> ModelVersion | None:
@@ -70,23 +68,25 @@ def shared_version(tracking: Tracking, exported: ExportedAgent) -> ModelVersion 
     return next(iter(found), None)
 
 
-def share(run: StoredRun, exported: ExportedAgent, network: QNetwork, folder: Path, card: str) -> ModelVersion:
+def share(tracking: Tracking, exported: ExportedAgent, network: QNetwork, folder: Path, card: str) -> ModelVersion:
     """Register a network as a version of its game's model: exported by torch, with signature and input example.
 
     Args:
-        run: the run of the agent.
+        tracking: the store of the registry. The version is linked to the agent's run if the store has it.
         exported: the agent.
         network: its network, in float32 on the CPU.
         folder: a temporary folder, with the files of the exported agent in `agent` below it.
         card: description of the version, in Markdown.
     """
-    client, title = run.tracking.client, game_title(exported.metadata.config.game)
+    client, title = tracking.client, game_title(exported.metadata.config.game)
+    run_id = exported.run_id if tracking.has_run(exported.run_id) else None
     model = folder / "model"
     _save(network, len(exported.metadata.action_names), model)
     (folder / FOLDER).rename(model / FOLDER)
-    experiment = run.tracking.get_run(run.run_id).info.experiment_id
-    name = f"{run.name}-{exported.metadata.counters.cycle:05d}"
-    logged = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "-", name), run.run_id)
+    game = exported.metadata.config.game
+    experiment = tracking.get_run(run_id).info.experiment_id if run_id else tracking.experiment(game)
+    name = f"{exported.run_name}-{exported.metadata.counters.cycle:05d}"
+    logged = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "-", name), run_id)
     client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     if not client.search_registered_models(f"name = '{title}'"):
@@ -96,10 +96,11 @@ def share(run: StoredRun, exported: ExportedAgent, network: QNetwork, folder: Pa
     version: ModelVersion = client.create_model_version(
         title,
         source=logged.artifact_location,
-        run_id=run.run_id,
+        run_id=run_id,
         tags={CHECKPOINT: exported.checkpoint},
         description=card,
-        model_id=logged.model_id,
+        # Without a run, MLflow would look for the logged model in its default store instead of this one.
+        model_id=logged.model_id if run_id else None,
     )
     return version
 
@@ -111,11 +112,11 @@ def open_shared(tracking: Tracking, address: str) -> ExportedAgent:
         ValueError: there is no such model.
         StorageError: it is neither on a file system of this machine nor on S3, or it is not an agent of this project.
     """
-    if not re.fullmatch(rf"{SCHEME}[^/@]+(@[^/@]+|/\d+)", address):
+    if not re.fullmatch(rf"{REGISTERED_MODEL}[^/@]+(@[^/@]+|/\d+)", address):
         raise ValueError(f"{address!r} names no model; write it as models:/Breakout@champion or models:/Breakout/3")
     version = _version(tracking, address)
     if version is None:
-        there = ", ".join(f"{SCHEME}{model.name}" for model in tracking.client.search_registered_models())
+        there = ", ".join(f"{REGISTERED_MODEL}{model.name}" for model in tracking.client.search_registered_models())
         raise ValueError(f"there is no model {address}; there are: {there or 'none'}; `dqn share RUN` adds one")
     source = str(version.source)
     try:
@@ -129,7 +130,7 @@ def open_shared(tracking: Tracking, address: str) -> ExportedAgent:
 
 
 def _version(tracking: Tracking, address: str) -> ModelVersion | None:
-    name, alias, which = re.split("([@/])", address.removeprefix(SCHEME))
+    name, alias, which = re.split("([@/])", address.removeprefix(REGISTERED_MODEL))
     try:
         if alias == "@":
             return tracking.client.get_model_version_by_alias(name, which)

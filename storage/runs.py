@@ -1,4 +1,7 @@
-"""One training run as it is stored: where its units are, its newest checkpoint, the lock of its writer."""
+"""One training run as it is stored: where its units are, its newest checkpoint, the lock of its writer.
+
+Commands that list runs import this module, so it imports torch only in the functions that read or write checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dqn.checkpoint import Checkpoint, CheckpointMetadata, first_checkpoint
-from dqn.config import TrainConfig
 from storage.errors import CorruptUnitError, StorageError
-from storage.formats.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from storage.run_lock import is_held, one_writer
 from storage.settings import Settings
 from storage.tracking import Tracking
 from storage.units.open_store import open_store
 from storage.units.store import UnitStore, committing
 from storage.units.unit import CHECKPOINT, EVALUATION, Draft, Unit, UnitKind, cycle_name
+
+if TYPE_CHECKING:
+    from dqn.checkpoint import Checkpoint, CheckpointMetadata
+    from dqn.config import TrainConfig
 
 _log = logging.getLogger(__name__)
 
@@ -97,10 +101,14 @@ class StoredRun:
 
     def checkpoint(self, unit: Unit) -> Checkpoint:
         """The checkpoint in `unit`."""
+        from storage.formats.checkpoint import read_checkpoint
+
         return read_checkpoint(unit.directory)
 
     def metadata(self, unit: Unit) -> CheckpointMetadata:
         """The metadata of the checkpoint in `unit`, without its tensors."""
+        from storage.formats.checkpoint import read_metadata
+
         return read_metadata(unit.directory)
 
     def newest_checkpoint(self) -> Unit:
@@ -173,6 +181,9 @@ def open_run(run_id: str) -> StoredRun:
 
 def create_run(config: TrainConfig, action_names: list[str], name: str | None, tags: Mapping[str, str]) -> StoredRun:
     """Create a training run of a resolved configuration, with the checkpoint of cycle 0."""
+    from dqn.checkpoint import first_checkpoint
+    from storage.formats.checkpoint import write_checkpoint
+
     tracking = open_tracking()
     # Fails before the run is created if the replay store does not answer.
     open_store(tracking.settings.replay, tracking.settings, "").names()

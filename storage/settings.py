@@ -172,6 +172,11 @@ class Settings(BaseSettings):
         """What a sweep stores, by the id of its MLflow run."""
         return self.home / "sweeps" / run_id
 
+    @property
+    def inspections(self) -> Path:
+        """Reports on agents whose run is not stored here."""
+        return self.home / "inspections"
+
     def lock(self, run_id: str) -> Path:
         """The file that the one writer of a run holds."""
         return self.home / "locks" / f"{run_id}.lock"

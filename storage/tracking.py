@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow.exceptions
 import numpy as np
-from mlflow.entities import DatasetInput, Experiment, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import DatasetInput, Experiment, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -66,13 +66,16 @@ class Tracking:
         return self._create_run("sweep", game, name, tags)
 
     def _create_run(self, mark: str, game: str, name: str | None, tags: Mapping[str, str]) -> Run:
+        tags = {**tags, MARK: mark, **made_with()}
+        return self.client.create_run(self.experiment(game), run_name=name, tags=tags)
+
+    def experiment(self, game: str) -> str:
+        """The id of a game's experiment, which is created if it does not exist."""
         title = game_title(game)
-        experiment = self.client.get_experiment_by_name(title)
-        if experiment is None:
-            experiment_id = self.client.create_experiment(title, artifact_location=self._artifact_location(title))
-        else:
-            experiment_id = experiment.experiment_id
-        return self.client.create_run(experiment_id, run_name=name, tags={**tags, MARK: mark, **made_with()})
+        found = self.client.get_experiment_by_name(title)
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self.client.create_experiment(title, artifact_location=self._artifact_location(title)))
 
     def _artifact_location(self, experiment: str) -> str | None:
         """Artifact location of a new experiment: in the home, unless the server's default is an object store."""
@@ -167,6 +170,15 @@ class Tracking:
     def get_run(self, run_id: str) -> Run:
         """The MLflow run with that id: its status, params, tags, and the latest value of every metric."""
         return self.client.get_run(run_id)
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether there is a run with that id, which is not deleted."""
+        try:
+            return str(self.get_run(run_id).info.lifecycle_stage) == LifecycleStage.ACTIVE
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return False
+            raise
 
     def delete_run(self, run_id: str) -> None:
         """Mark a run as deleted; its files remain until `mlflow gc`."""

@@ -8,6 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 _BUCKET = re.compile("[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
+REGISTERED_MODEL = "models:/"  # the addresses of registered models begin with it
+
 
 def check_url(url: str) -> None:
     """Raise a ValueError if units cannot be stored at `url`.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import perf_counter
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dqn.checkpoint import Counters
-from dqn.evaluation.evaluation import Evaluation, Protocol, evaluation_groups, play_episodes
+from dqn.evaluation.evaluation import Evaluation, Protocol
 from dqn.learning.learner import Learner
 from storage.formats.evaluation import write_evaluation
 from storage.runs import StoredRun, open_run
 from storage.units.unit import EVALUATION, Unit
+from tasks.play_evaluation import play_evaluation
 from tasks.process_cache import CACHE
-from tasks.progress import report
 from tasks.unit_reference import UnitReference, made_by
 
 
@@ -61,16 +60,3 @@ def evaluate_checkpoint(
         score_histogram(evaluation).savefig(drawn)
         run.artifacts.put_file(f"figures/{kind}-{counters.cycle:05d}.png", drawn)
     return evaluation, draft.unit
-
-
-def play_evaluation(learner: Learner, protocol: Protocol, threads: int, cycle: int = 0) -> tuple[Evaluation, float]:
-    """Play the protocol's episodes; returns the evaluation and its states per second, opening of games included."""
-    began = perf_counter()
-    evaluation = play_episodes(
-        evaluation_groups(protocol, learner.config, threads),
-        learner.estimate,
-        protocol,
-        threads,
-        lambda done, episodes: report("evaluate", cycle, done, episodes),
-    )
-    return evaluation, sum(evaluation.steps) / (perf_counter() - began)

@@ -12,6 +12,7 @@ MOTION_THRESHOLD = np.uint8(20)
 TRACE_DECAY = 0.75
 
 _LUMA = np.array([0.2990, 0.5870, 0.1140])
+_EMULATOR_LUMA = np.array([0.2989, 0.5870, 0.1140])
 # The trace of a pixel is 255 when the pixel moves, and 0.75 times the previous trace otherwise. So it depends only
 # on the number of steps since the pixel moved, and is 0 in 8 bits after 20 steps.
 _TRACE_BY_AGE = np.trunc(255 * TRACE_DECAY ** np.arange(21)).astype(np.uint8)
@@ -38,6 +39,51 @@ def small_frames(frames: np.ndarray) -> np.ndarray:
         antialias=True,
     )
     return small[:, 0].numpy()
+
+
+def emulator_gray(screens: np.ndarray) -> np.ndarray:
+    """Convert color screens (..., 3) uint8 of the emulator to its own gray (...) uint8.
+
+    Source: `ColourPalette::setPalette` of the Arcade Learning Environment.
+    """
+    assert screens.dtype == np.uint8 and screens.shape[-1] == 3
+    gray: np.ndarray = np.rint(screens @ _EMULATOR_LUMA).astype(np.uint8)
+    return gray
+
+
+def area_frames(screens: np.ndarray) -> np.ndarray:
+    """Resize gray screens (N, height, width) uint8 to frames (N, 105, 80) uint8 by the means of areas.
+
+    The frames are those of ale-py's vector environment, to the bit.
+
+    Source: `INTER_AREA` of OpenCV's `resize`, which ale-py calls.
+    """
+    assert screens.dtype == np.uint8 and screens.ndim == 3
+    count, height, width = screens.shape
+    if height % STATE_HEIGHT == 0 and width % STATE_WIDTH == 0:
+        tall, wide = height // STATE_HEIGHT, width // STATE_WIDTH
+        areas = screens.reshape(count, STATE_HEIGHT, tall, STATE_WIDTH, wide).sum((2, 4), dtype=np.int64)
+        half_up: np.ndarray = ((areas + tall * wide // 2) // (tall * wide)).astype(np.uint8)
+        return half_up
+    columns = _weighted_sum(screens.astype(np.float32).transpose(2, 0, 1), STATE_WIDTH)
+    means = _weighted_sum(columns.transpose(2, 1, 0), STATE_HEIGHT)
+    half_even: np.ndarray = np.rint(means.transpose(1, 0, 2)).astype(np.uint8)
+    return half_even
+
+
+def _weighted_sum(rows: np.ndarray, count: int) -> np.ndarray:
+    """Means of `count` areas of the first axis of `rows` float32, whose terms are added in order."""
+    scale = len(rows) / count
+    first = np.arange(count) * scale
+    size = np.minimum(scale, len(rows) - first)
+    last = first + size
+    total = np.zeros((count, *rows.shape[1:]), np.float32)
+    for term in range(int(np.ceil(scale)) + 1):
+        row = np.floor(first).astype(np.int64) + term
+        covered = np.minimum(last, row + 1) - np.maximum(first, row)
+        weights = np.where(covered > 1e-3, covered / size, 0).astype(np.float32)
+        total += weights.reshape(-1, *[1] * (rows.ndim - 1)) * rows[np.minimum(row, len(rows) - 1)]
+    return total
 
 
 class MotionTracer:

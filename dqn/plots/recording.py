@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import gymnasium
@@ -128,5 +129,6 @@ def _draw_bars(
         pen.text((WIDTH - 20, top + row * 0.4), f"{value:.3f}", _INK, _font(size), anchor="rm")
 
 
+@cache  # because a font is parsed each time
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)

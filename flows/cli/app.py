@@ -213,19 +213,24 @@ def evaluate(
 @app.command()
 def record(
     run: Agent,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .mp4 file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .mp4 or .gif file to write.")],
     checkpoint: Checkpoint = "latest",
     epsilon: Epsilon = None,
     game: Game = None,
     seed: Seed = 0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds of play to record at most.", show_default="the whole episode; 20 for a .gif"),
+    ] = None,
 ) -> None:
-    """Record a video of one episode that a checkpoint plays."""
+    """Record an episode that a checkpoint plays, as a video or as an animated GIF."""
     quiet_prefect()
     from flows.commands.agents import open_agent
     from flows.commands.record import record_video
 
-    result = record_video(open_agent(run, checkpoint), out, epsilon, game, seed)
-    print(f"{result['path']}: an episode of {result['steps']:,} steps with a score of {result['score']:g}")
+    result = record_video(open_agent(run, checkpoint), out, epsilon, game, seed, seconds)
+    what = "an episode of" if result["complete"] else "the first"
+    print(f"{result['path']}: {what} {result['steps']:,} steps with a score of {result['score']:g}")
 
 
 @app.command()
@@ -259,20 +264,29 @@ def export(
 
 @app.command()
 def share(
-    run: Run,
-    checkpoint: Checkpoint = "best",
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Id or name of a run, latest, or a directory of dqn export.", show_default=False
+        ),
+    ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="latest, best, or the number of a cycle.", show_default="best, or that of the directory"),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Promote it even if its score is not higher.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Register a checkpoint in MLflow under its game's name, and promote it if it beats the champion."""
     quiet_prefect()
-    from flows.commands.agents import open_agent
+    from flows.commands.agents import is_directory, open_agent
     from flows.commands.export import share_agent, sharing_text
-    from storage.model_registry import SCHEME
+    from storage.urls import REGISTERED_MODEL
 
-    if run.startswith(SCHEME):
+    if run.startswith(REGISTERED_MODEL):
         raise ValueError(f"{run} is registered already; give a run (`dqn runs` lists them)")
-    result = share_agent(open_agent(run, checkpoint), replace)
+    default = "latest" if is_directory(run) else "best"
+    result = share_agent(open_agent(run, default if checkpoint is None else checkpoint), replace)
     print(json.dumps(result, indent=1) if as_json else sharing_text(result))
 
 
@@ -288,13 +302,14 @@ def inspect(
     ] = None,
     channel: Annotated[int, typer.Option(help="Input channel of the weights of later convolutions.")] = 0,
 ) -> None:
-    """Make a report with pictures of a cycle's play, sweep and network."""
-    quiet_prefect()
-    from flows.commands.agents import find_run_and_cycle
-    from flows.commands.inspection import inspect_run
+    """Make a report with pictures of a cycle's play, sweep and network.
 
-    stored_run, registered_cycle = find_run_and_cycle(run)
-    print(inspect_run(stored_run, registered_cycle if cycle is None else cycle, state, channel))
+    For a directory, the agent plays a short cycle.
+    """
+    quiet_prefect()
+    from flows.commands.inspection import inspect_by_name
+
+    print(inspect_by_name(run, cycle, state, channel))
 
 
 @app.command()

@@ -14,8 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dqn.metrics import COUNTER_CYCLES, COUNTER_STATES
-from flows.prefect_report import cycle_line
+from dqn.metrics import COUNTER_CYCLES, COUNTER_STATES, cycle_line
 from tasks.progress import progress
 
 PLAIN_SECONDS = 10.0

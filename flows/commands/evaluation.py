@@ -6,8 +6,7 @@ import os
 from typing import Any
 
 from flows.commands.agents import Agent
-from storage.publication import publish
-from tasks.evaluate import evaluate_checkpoint, play_evaluation
+from tasks.play_evaluation import play_evaluation
 
 
 def evaluate_agent(
@@ -30,6 +29,9 @@ def evaluate_agent(
     protocol = agent.protocol(episodes, epsilon, game, seed)
     cores, counters = len(os.sched_getaffinity(0)), agent.metadata.counters
     if agent.run:
+        from storage.publication import publish
+        from tasks.evaluate import evaluate_checkpoint  # imports Prefect
+
         evaluation, unit = evaluate_checkpoint(
             agent.run, agent.checkpoint_digest, counters, agent.learner, protocol, cores
         )

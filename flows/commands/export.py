@@ -27,8 +27,9 @@ from storage.model_registry import (
     share,
     shared_version,
 )
-from storage.runs import StoredRun
+from storage.runs import open_tracking
 from storage.selection import evaluation_kinds
+from storage.tracking import Tracking
 
 
 def export_agent(agent: Agent, directory: Path) -> Path:
@@ -59,7 +60,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     It beats the champion if its mean score is higher in an evaluation by the same protocol.
 
     Args:
-        agent: its checkpoint must have been evaluated.
+        agent: its checkpoint must have been evaluated; an exported agent must contain its evaluation.
         replace: promote the agent whatever its score.
 
     Returns:
@@ -69,9 +70,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: the checkpoint was not evaluated, or not by the champion's protocol.
     """
-    if agent.run is None:
-        raise ValueError(f"{agent.name} is an exported agent; only an agent of a run can be shared")
-    tracking, config = agent.run.tracking, agent.metadata.config
+    tracking, config = agent.run.tracking if agent.run else open_tracking(), agent.metadata.config
     evaluations = {protocol_text(found, config.episode_frames_limit): found for found in _evaluations(agent)}
     before = champion_of(tracking, config.game)
     wanted = before.tags[PROTOCOL] if before and not replace else None
@@ -79,7 +78,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     if evaluation is None:
         raise ValueError(_how_to_evaluate(agent, wanted if evaluations else None))
     exported = _exported(agent, evaluation)
-    version = shared_version(tracking, exported) or _register(agent.run, exported)
+    version = shared_version(tracking, exported) or _register(tracking, exported)
     mean, address = evaluation.summary()["mean"], f"models:/{version.name}/{version.version}"
     result = {"model": address, "mean": mean, "champion": True, "before": None}
     if before:
@@ -104,12 +103,12 @@ def sharing_text(result: dict[str, Any]) -> str:
     return f"{model} is {name}@champion with a mean score of {mean:.2f}{instead}"
 
 
-def _register(run: StoredRun, exported: ExportedAgent) -> ModelVersion:
+def _register(tracking: Tracking, exported: ExportedAgent) -> ModelVersion:
     card = model_card(exported, champion_address(exported.metadata.config.game))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / FOLDER).mkdir()
         write_export(Path(folder) / FOLDER, exported, card)
-        return share(run, exported, _plain_network(exported), Path(folder), card)
+        return share(tracking, exported, _plain_network(exported), Path(folder), card)
 
 
 def _exported(agent: Agent, evaluation: Evaluation | None) -> ExportedAgent:
@@ -131,7 +130,8 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
     """All evaluations of the agent's checkpoint; the one by the run's own protocol comes first."""
     run, found = agent.run, list[Evaluation]()
     if run is None:
-        return found
+        carried = agent.exported.evaluation if agent.exported else None
+        return [carried] if carried else []
     cycle = agent.metadata.counters.cycle
     for kind in evaluation_kinds(run):
         if cycle not in run.cycles(kind):
@@ -143,6 +143,8 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
 
 
 def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
+    if agent.run is None:
+        return _how_to_share_exported(agent, protocol)
     command = f"dqn evaluate {agent.name} --checkpoint {agent.metadata.counters.cycle}"
     if protocol is None:
         return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; evaluate it with `{command}`"
@@ -154,3 +156,16 @@ def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
         )
     options = " ".join(f"--{name} {wanted[name]}" for name in ("game", "episodes", "epsilon", "seed"))
     return f"the champion was evaluated by another protocol; run `{command} {options}` first, or use --replace"
+
+
+def _how_to_share_exported(agent: Agent, protocol: str | None) -> str:
+    """What an agent lacks of which only the files are known."""
+    if protocol is None:
+        return f"{agent.name} contains no evaluation, so it cannot be shared; evaluate its run, and export it again"
+    (carried,) = _evaluations(agent)
+    wanted = json.loads(protocol)
+    named = ", ".join(f"{name} {wanted[name]}" for name in ("game", "episodes", "epsilon", "seed"))
+    return (
+        f"{agent.name} was evaluated by another protocol ({carried.protocol}) than the champion ({named}, at most "
+        f"{wanted['episode_frames_limit']} frames), so their scores cannot be compared; use --replace"
+    )

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -81,3 +82,11 @@ class Report:
             keep_trailing_newline=True,
         )
         return environment.get_template(_TEMPLATE).render(report=self)
+
+    def write(self, directory: Path) -> Path:
+        """Write `report.html` and the PNG file of every picture into `directory`; returns the path of the report."""
+        for name, png in self.pictures().items():
+            (directory / f"{name}.png").write_bytes(png)
+        path = directory / "report.html"
+        path.write_text(self.html(), encoding="utf-8")
+        return path

@@ -1,15 +1,19 @@
-"""Inspect a cycle of a run: a report with pictures of its experience, its sweep and its network."""
+"""Inspect a cycle of a run, or an agent: a report with pictures of experience, sweep and network."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dqn.checkpoint import CheckpointMetadata
 from dqn.envs.experience import Experience, Targets
 from dqn.envs.games import game_title
+from dqn.evaluation.evaluation import Evaluation
+from dqn.evaluation.short_cycle import play_short_cycle
 from dqn.learning.networks import QNetwork
 from dqn.metrics import (
     ESTIMATION_ERROR_MEAN,
@@ -22,18 +26,22 @@ from dqn.metrics import (
     Q_VALUES_BEFORE_MIN,
     SCHEDULE_EPSILON,
     SCORE_EPISODE,
+    Curve,
 )
 from dqn.plots.curve_figures import q_value_curves, score_curve
 from dqn.plots.figures import error_histogram, highlight_strip, q_value_histogram, score_histogram, sweep_figure
 from dqn.plots.highlights import find_highlights, stretch_to_a_point
 from dqn.plots.network_figures import convolution_outputs, convolutions, outputs_figure, weights_figure
-from flows.commands.agents import load_learner
+from flows.commands.agents import Agent, find_run_and_cycle, load_learner, open_agent
 from flows.commands.html_report import Picture, Report
 from storage.errors import StorageError
 from storage.formats.evaluation import read_evaluation
 from storage.formats.experience import read_all_targets, read_experiences
-from storage.runs import StoredRun
+from storage.settings import Settings
 from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGETS, UnitKind, cycle_name
+
+if TYPE_CHECKING:
+    from storage.runs import StoredRun
 
 SCORES = (SCORE_EPISODE, EVALUATION_MEAN, EVALUATION_MEAN_LOW, EVALUATION_MEAN_HIGH, LOSS_MEAN)
 CURVES = (
@@ -59,20 +67,37 @@ _WEIGHTS_CAPTION = "One square per output channel. Red: positive weight, blue: n
 
 @dataclass
 class Inspection:
-    """What is stored of a cycle, and the report on it. What is not stored is None."""
+    """What is known of a cycle, and the report on it. What is not stored is None."""
 
-    run: StoredRun
+    run: str  # name and id
     cycle: int
     metadata: CheckpointMetadata
     network: QNetwork | None
     experience: Experience | None = None
     targets: Targets | None = None
+    evaluation: Evaluation | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
 
     @property
     def game(self) -> str:
         """Title of the game."""
         return game_title(self.metadata.config.game)
+
+
+def inspect_by_name(name: str, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
+    """Inspect a run by `inspect_run`, or an agent whose run is not stored here by `inspect_agent`.
+
+    Raises:
+        ValueError: there is no such run, agent, cycle, state or channel.
+    """
+    found = find_run_and_cycle(name)
+    if found:
+        run, registered_cycle = found
+        return inspect_run(run, registered_cycle if cycle is None else cycle, state, channel)
+    if cycle is not None:
+        raise ValueError(f"cycle is {cycle}, but {name} is an agent without stored cycles; leave it out")
+    return inspect_agent(open_agent(name), state, channel)
 
 
 def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = None, channel: int = 0) -> str:
@@ -95,16 +120,70 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     inspection = open_inspection(run, cycle)
     report = inspection.report
     report.title = f"{inspection.game}: cycle {inspection.cycle} of run {run.name}"
-    report.properties = _properties(inspection)
+    config, played = inspection.metadata.config, inspection.experience
+    states = f"{played.states_played:,} states of {config.lanes} lanes" if played else "pruned"
+    _add_properties(inspection, {"played in this cycle": states})
+    inspection.curves = run.tracking.curves(run.run_id, CURVES)
+    with suppress(StorageError):
+        inspection.evaluation = read_evaluation(run.unit(EVALUATION, inspection.cycle).directory)
     _add_training(inspection)
+    _add_cycle(inspection, state, channel)
+    folder = f"inspection/{cycle_name(inspection.cycle)}"
+    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())}"
+
+
+def inspect_agent(agent: Agent, state: str | None = None, channel: int = 0) -> str:
+    """Write a report on an agent whose run is not stored here, and each of its pictures, below the home.
+
+    The agent plays a short cycle for it.
+
+    Args:
+        agent: the agent.
+        state: state for the outputs of the convolutions, as STEP:LANE; by default that with the highest Q-value.
+        channel: input channel of the weights that are shown for the second and later convolutions.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ValueError: there is no such state or channel.
+    """
+    exported = agent.exported
+    assert exported is not None
+    experience, targets = play_short_cycle(agent.learner, agent.learner.config)
+    network = agent.learner.average_network
+    inspection = Inspection(
+        f"{exported.run_name} ({exported.run_id})",
+        agent.metadata.counters.cycle,
+        agent.metadata,
+        network,
+        experience,
+        targets,
+        exported.evaluation,
+    )
+    report, (steps, lanes) = inspection.report, experience.actions.shape
+    report.title = f"{inspection.game}: the agent {agent.name}"
+    shown = f"the first {steps} steps of {lanes} episodes at epsilon {agent.metadata.config.evaluation_epsilon:g}"
+    _add_properties(inspection, {"played for this report": shown})
+    report.notes.append("The curves of the training cannot be shown, because its run is not stored here.")
+    if exported.evaluation:
+        report.add("Scores", "Complete episodes.", [_evaluation_picture(exported.evaluation)])
+    else:
+        report.notes.append("The agent has no evaluation.")
+    _add_cycle(inspection, state, channel)
+    folder = f"{game_title(agent.metadata.config.game)}-{exported.checkpoint[:8]}"
+    directory = Settings.from_environment().inspections / folder
+    directory.mkdir(parents=True, exist_ok=True)
+    return str(report.write(directory))
+
+
+def _add_cycle(inspection: Inspection, state: str | None, channel: int) -> None:
     if inspection.experience is not None:
         _add_highlights(inspection, inspection.experience)
     if inspection.experience is not None and inspection.targets is not None:
         _add_sweep(inspection, inspection.experience, inspection.targets)
     if inspection.network is not None:
         _add_network(inspection, inspection.network, state, channel)
-    folder = f"inspection/{cycle_name(inspection.cycle)}"
-    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())}"
 
 
 def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
@@ -128,7 +207,7 @@ def open_inspection(run: StoredRun, cycle: int | None = None) -> Inspection:
     network = None
     if cycle in stored[CHECKPOINT]:
         network = load_learner(run.checkpoint(newest)).average_network
-    inspection = Inspection(run, cycle, run.metadata(newest), network)
+    inspection = Inspection(f"{run.name} ({run.run_id})", cycle, run.metadata(newest), network)
     if cycle in stored[EXPERIENCE]:
         inspection.experience = read_experiences([_directories(run, EXPERIENCE, cycle)])
     if cycle in stored[TARGETS]:
@@ -151,23 +230,20 @@ def _directories(run: StoredRun, kind: UnitKind, cycle: int) -> list[Path]:
     return [run.unit(part, cycle).directory for part in run.kinds(kind)]
 
 
-def _properties(inspection: Inspection) -> dict[str, str]:
+def _add_properties(inspection: Inspection, played: dict[str, str]) -> None:
     config, counters = inspection.metadata.config, inspection.metadata.counters
-    played = (
-        f"{inspection.experience.states_played:,} states of {config.lanes} lanes" if inspection.experience else "pruned"
-    )
-    return {
-        "run": f"{inspection.run.name} ({inspection.run.run_id})",
+    inspection.report.properties = {
+        "run": inspection.run,
         "game": config.game,
         "actions": ", ".join(inspection.metadata.action_names),
-        "played in this cycle": played,
+        **played,
         "states played by the run": f"{counters.states:,}",
         "recipe": f"network {config.network}, sweep {config.sweep}, discount {config.discount:g}, {config.optimizer}",
     }
 
 
 def _add_training(inspection: Inspection) -> None:
-    curves = inspection.run.tracking.curves(inspection.run.run_id, CURVES)
+    curves = inspection.curves
     pictures = []
     if SCORE_EPISODE in curves or EVALUATION_MEAN in curves:
         pictures.append(Picture("score-curve", score_curve(curves, inspection.game), "Scores against states played."))
@@ -178,12 +254,15 @@ def _add_training(inspection: Inspection) -> None:
         pictures.append(Picture("q-value-curves", q_value_curves(curves, inspection.game), caption))
     else:
         inspection.report.notes.append("No curves of Q-values to show: they begin with the second cycle.")
-    try:
-        evaluation = read_evaluation(inspection.run.unit(EVALUATION, inspection.cycle).directory)
-        pictures.append(Picture("scores", score_histogram(evaluation), "The evaluation of this cycle's checkpoint."))
-    except StorageError:
+    if inspection.evaluation:
+        pictures.append(_evaluation_picture(inspection.evaluation))
+    else:
         inspection.report.notes.append(f"The checkpoint of cycle {inspection.cycle} was not evaluated.")
     inspection.report.add("Training", "The run until now.", pictures)
+
+
+def _evaluation_picture(evaluation: Evaluation) -> Picture:
+    return Picture("scores", score_histogram(evaluation), "The evaluation of this checkpoint.")
 
 
 def _add_highlights(inspection: Inspection, experience: Experience) -> None:

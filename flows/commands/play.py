@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dqn.plots.recording import FRAMES_PER_SECOND, HEIGHT, WIDTH, draw_shot, record_episode
+from dqn.threads import torch_threads
 from flows.commands.agents import Agent
 
 
@@ -36,7 +37,7 @@ def play_in_window(
     """
     protocol = agent.protocol(1, epsilon, game, seed)
     window = _Window(agent.name)
-    with closing(window):
+    with torch_threads(1), closing(window):
         while True:
             low, high = float("inf"), float("-inf")
             shots = record_episode(agent.learner.estimate, protocol, agent.metadata.config)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dqn.checkpoint import Checkpoint
-from dqn.envs.experience import Experience
-from dqn.envs.games import GameSettings
-from dqn.envs.lanes import Lanes
 from storage.errors import StorageError
 from storage.formats.evaluation import read_evaluation
 from storage.formats.experience import read_experience, read_targets
 from storage.runs import StoredRun
 from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGETS, Unit, UnitKind
 from tasks.progress import report
+
+if TYPE_CHECKING:
+    from dqn.checkpoint import Checkpoint
+    from dqn.envs.experience import Experience
 
 
 @dataclass
@@ -129,6 +129,9 @@ def _check_metrics(run: StoredRun, units: list[Unit], result: Verification) -> N
 
 def _check_frames(checkpoint: Checkpoint, experience: Experience, cycle: int, shard: int, result: Verification) -> None:
     """Replay the stored actions of a shard from the checkpoint before them, and compare every state."""
+    from dqn.envs.games import GameSettings
+    from dqn.envs.lanes import Lanes
+
     config = checkpoint.config
     shard_lanes = config.shard_lanes(shard)
     lanes = Lanes(

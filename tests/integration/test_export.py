@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import mlflow
 import numpy as np
 import pytest
 import torch
 
 from dqn.envs.games import action_names
+from dqn.evaluation.evaluation import game_settings
+from dqn.randomness import episode_seeds
 from flows.commands.agents import Agent, find_run_and_cycle, open_agent
 from flows.commands.evaluation import evaluate_agent
 from flows.commands.export import export_agent, share_agent, sharing_text
+from flows.commands.inspection import inspect_by_name
 from flows.commands.record import record_video
 from flows.parameters import requested_config
 from storage.errors import CorruptUnitError
 from storage.formats.agent_export import read_export
-from storage.model_registry import SCHEME
 from storage.runs import create_run
-from tasks.evaluate import play_evaluation
+from storage.urls import REGISTERED_MODEL
+from tasks.play_evaluation import play_evaluation
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "play_exported.py"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+EXAMPLE, AGENT_EXAMPLE = EXAMPLES / "play_exported.py", EXAMPLES / "play_agent.py"
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -76,6 +82,45 @@ def test_example_is_short_and_independent() -> None:
     }
 
 
+def test_agent_example_plays_as_the_agent_is_evaluated(
+    agent: Agent, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In an environment whose emulator has the same seed, it gets the score of an evaluation of one episode."""
+    assert len([line for line in AGENT_EXAMPLE.read_text().splitlines() if line]) <= 15
+    protocol = agent.protocol(1, seed=0)
+    expected, _ = play_evaluation(agent.learner, protocol, 1)
+    seed = int(episode_seeds(game_settings(protocol, agent.metadata.config).seed, np.zeros(1, np.int64))[0])
+    make = gymnasium.make
+
+    def make_seeded(game: str) -> gymnasium.Env:
+        env = make(game, max_num_frames_per_episode=agent.metadata.config.episode_frames_limit)
+        env.unwrapped.ale.setInt("random_seed", seed)
+        env.unwrapped.load_game()
+        return env
+
+    monkeypatch.setattr(gymnasium, "make", make_seeded)
+    monkeypatch.setattr(sys, "argv", [str(AGENT_EXAMPLE), str(directory)])
+    runpy.run_path(str(AGENT_EXAMPLE))
+    assert capsys.readouterr().out == f"an episode with a score of {expected.scores[0]:g}\n"
+
+
+def test_agent_refuses_another_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no directory that `dqn export` wrote: it has no config\.json"):
+        Agent.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["agents", "evaluation", "inspection", "play", "record"])
+def test_command_for_a_directory_imports_no_mlflow(name: str) -> None:
+    """The import of MLflow or Prefect takes seconds."""
+    code = f"import sys, flows.commands.{name}; sys.exit('mlflow' in sys.modules or 'prefect' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_list_of_runs_imports_no_torch() -> None:
+    code = "import sys, storage.run_catalog, flows.cli.display; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_export_holds_the_checkpoint_and_detects_changes(agent: Agent, directory: Path) -> None:
     exported = read_export(directory)
     assert (exported.run_id, exported.checkpoint, exported.metadata) == (
@@ -118,11 +163,54 @@ def test_directory_is_an_agent_without_a_home(
     assert (again / "config.json").read_bytes() == (directory / "config.json").read_bytes()
     with pytest.raises(ValueError, match="has only one; leave it out"):
         open_agent(str(directory), "best")
-    with pytest.raises(ValueError, match="only an agent of a run can be shared"):
-        share_agent(found)
-    with pytest.raises(ValueError, match="is an exported agent, of whose run nothing else is stored there"):
-        find_run_and_cycle(str(directory))
+    assert find_run_and_cycle(str(directory)) is None
     assert not (tmp_path / "empty").exists()
+
+
+def test_directory_is_inspected_by_a_short_play(directory: Path, home: Path) -> None:
+    """The report has the pictures of play, sweep and network, and the stored evaluation."""
+    report = Path(inspect_by_name(str(directory), state="1:2", channel=3))
+    assert report.parent.parent == home / "inspections" and report.parent.name.startswith("Breakout-")
+    written = {path.name for path in report.parent.iterdir()}
+    assert {"report.html", "scores.png", "highest-Q-value.png", "q-values.png", "outputs-6.png"} <= written
+    text = report.read_text()
+    assert "the first 128 steps of 8 episodes" in text and "its run is not stored here" in text
+    with pytest.raises(ValueError, match=r"cycle is 3, but .* is an agent without stored cycles; leave it out"):
+        inspect_by_name(str(directory), cycle=3)
+    with pytest.raises(ValueError, match="state is '9'"):
+        inspect_by_name(str(directory), state="9")
+
+
+def test_directory_is_shared_with_its_evaluation(
+    agent: Agent, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a store without its run it becomes a model that is evaluated, recorded, inspected and exported."""
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
+    result = share_agent(open_agent(str(directory)))
+    assert (result["model"], result["champion"], result["before"]) == ("models:/Breakout/1", True, None)
+    assert result["mean"] == read_export(directory).evaluation.summary()["mean"]
+    assert share_agent(open_agent(str(directory)))["model"] == "models:/Breakout/1"
+    champion = open_agent("models:/Breakout@champion")
+    assert (champion.run, champion.checkpoint_digest) == (None, agent.checkpoint_digest)
+    assert evaluate_agent(champion, episodes=1)["run"] is None
+    again = export_agent(champion, tmp_path / "again")
+    assert (again / "config.json").read_bytes() == (directory / "config.json").read_bytes()
+    assert find_run_and_cycle("models:/Breakout@champion") is None
+
+
+def test_directory_without_a_comparable_evaluation_is_not_shared(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
+    share_agent(open_agent(str(directory)))
+    config = json.loads((directory / "config.json").read_bytes())
+    (directory / "config.json").write_text(json.dumps({**config, "evaluation": None}))
+    with pytest.raises(ValueError, match="contains no evaluation, so it cannot be shared; evaluate its run, and"):
+        share_agent(open_agent(str(directory)))
+    other = {**config, "evaluation": {**config["evaluation"], "seed": 8}}
+    (directory / "config.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"by another protocol \(Breakout-3x0.01-seed8\) than the champion \(game ALE"):
+        share_agent(open_agent(str(directory)))
 
 
 def test_export_refuses_an_existing_or_missing_directory(agent: Agent, tmp_path: Path) -> None:
@@ -211,6 +299,6 @@ def test_share_refuses_an_agent_without_evaluation() -> None:
     ],
 )
 def test_open_agent_names_an_unknown_model(address: str, message: str) -> None:
-    assert address.startswith(SCHEME)
+    assert address.startswith(REGISTERED_MODEL)
     with pytest.raises(ValueError, match=message):
         open_agent(address)
