@@ -169,7 +169,7 @@ class Settings(BaseSettings):
         return self.home / "unpublished" / run_id
 
     def lock(self, run_id: str) -> Path:
-        """The file that the one writer of a run holds."""
+        """The file that the one writer of a run in this home holds."""
         return self.home / "locks" / f"{run_id}.lock"
 
 

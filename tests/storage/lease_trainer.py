@@ -113,7 +113,7 @@ INSTANTS: dict[str, Callable[[], None]] = {
         storage.tracking.Tracking, "publish", lambda _, run_id, unit: unit.cycle == 2
     ),
     "in a renewal": lambda: stop_in(storage.lease, "_text", lambda writer: writer.renewals > 0),
-    "within the lock": lambda: stop_in(storage.units.local_store, "_publish"),
+    "within the lock": lambda: stop_in(storage.units.local_store, "move_to_trash"),
 }
 
 
