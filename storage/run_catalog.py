@@ -45,7 +45,7 @@ def mark_dead_runs() -> list[StoredRun]:
         except StorageError as error:
             _log.warning("%s", error)
             continue
-        if run.is_held() or not run.was_written_here():
+        if not run.was_written_here() or run.is_held():
             continue
         if run.is_started():
             tracking.set_status(run.run_id, "KILLED")

@@ -1,4 +1,7 @@
-"""The lock of a run's writer. It is a lock of the kernel, so it ends with the process that holds it."""
+"""The lock of a run's writer in its home. It is a lock of the kernel, so it ends with the process that holds it.
+
+Writers with other homes are excluded by storage.lease.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def one_writer(path: Path, what: str) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        if not _lock(file):
+        # `is_held` takes the lock briefly.
+        if not lock(file, fcntl.LOCK_EX, seconds=1):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise StorageError(f"{what} is being trained by {holder}; wait for it, stop it, or start one of your own")
@@ -45,12 +49,12 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _lock(file: IO[str]) -> bool:
-    """Whether `file` could be locked. `is_held` takes the lock briefly, so this retries for a second."""
-    deadline = time.monotonic() + 1
+def lock(file: IO[str], operation: int, seconds: float) -> bool:
+    """Whether `file` could be locked within `seconds`; `operation` is fcntl.LOCK_EX or fcntl.LOCK_SH."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False

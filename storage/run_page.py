@@ -68,6 +68,13 @@ def system_metrics(run: StoredRun) -> Iterator[None]:
     monitor: Any = _Monitor(
         run.run_id, SAMPLE_SECONDS, SAMPLES, resume_logging=True, tracking_uri=run.tracking.settings.tracking_uri
     )
+    publish = monitor.publish_metrics
+
+    def publish_as_writer(metrics: Any) -> None:
+        run.tracking.check_writer(run.run_id)
+        publish(metrics)
+
+    monitor.publish_metrics = publish_as_writer
     monitor.start()
     try:
         yield

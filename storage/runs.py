@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import CorruptUnitError, StorageError
+from storage.lease import fence, is_leased, leased, recorded_writer, writer_here
 from storage.run_lock import is_held, one_writer
 from storage.settings import Settings
 from storage.tracking import Tracking
@@ -66,15 +67,35 @@ class StoredRun:
     def commit(
         self, kind: UnitKind, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str] | None = None
     ) -> Iterator[Draft]:
-        """Commit what the block writes as the unit of `kind` for `cycle`; see `storage.units.store.committing`."""
-        with committing(
-            self.store(kind),
-            kind=kind,
-            cycle=cycle,
-            inputs=inputs,
-            made_by={"mlflow_run_id": self.run_id, **(made_by or {})},
-        ) as draft:
-            yield draft
+        """Commit what the block writes as the unit of `kind` for `cycle`; see `storage.units.store.committing`.
+
+        The run must have the same writer at the end of the block as at its beginning, which is usually this process,
+        or the trainer for which this process works. Only evaluations can be committed beside a writer.
+
+        Raises:
+            StorageError: another process has become the writer; the message names that process.
+        """
+        writer = writer_here(self._lease)
+        fenced = writer is not None or kind.name != EVALUATION.name
+        if fenced and writer is None:
+            writer = recorded_writer(self._lease)
+
+        def unchanged_writer() -> AbstractContextManager[None]:
+            return fence(self._lease, self.name, writer) if fenced else nullcontext()
+
+        try:
+            with committing(
+                self.store(kind),
+                kind=kind,
+                cycle=cycle,
+                inputs=inputs,
+                made_by={"mlflow_run_id": self.run_id, **(made_by or {})},
+                fence=unchanged_writer,
+            ) as draft:
+                yield draft
+        except (FileNotFoundError, StorageError):
+            with unchanged_writer():  # another writer removes what it finds in `staging`
+                raise
 
     def unit(self, kind: UnitKind, cycle: int, known: str = "", *, from_cache: bool = True) -> Unit:
         """The committed unit of `kind` for `cycle`, checked unless its digest is `known`; see `UnitStore.open`.
@@ -84,6 +105,7 @@ class StoredRun:
         """
         unit = self.store(kind).open(cycle, known, from_cache=from_cache)
         if unit is None:
+            self.check_writer()  # another writer may have pruned it
             raise StorageError(f"run {self.run_id} has no {kind} of cycle {cycle}: it was pruned or never made")
         if (unit.kind, unit.cycle) != (kind, cycle):
             raise CorruptUnitError(f"{self.store(kind) / cycle_name(cycle)} is the {unit.kind} of cycle {unit.cycle}")
@@ -132,15 +154,34 @@ class StoredRun:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the lock of the run's writer during the block, and remove what a killed writer left.
+        """Be the run's writer during the block, and remove what a killed writer left.
+
+        The lock in the home excludes other processes with this home. The lease beside the artifacts and the tag in
+        MLflow exclude processes with other homes. The lease of a process that died on another machine must end first.
 
         Raises:
-            StorageError: another process holds the lock; the message names that process.
+            StorageError: another process is the writer, and the message names it; or MLflow does not answer.
         """
-        with one_writer(self.settings.lock(self.run_id), f"run {self.name}"):
+        with (
+            one_writer(self.settings.lock(self.run_id), f"run {self.name}"),
+            leased(self._lease, self.name, self.tracking.writer_number(self.run_id)) as writer,
+            self.tracking.writing(self.run_id, self.name, f"{writer.number}: {writer}"),
+        ):
+            self.check_writer()  # otherwise the tag may be that of a process which was suspended before it set it
             for store in (self.artifacts, self.replay):
                 store.clear_staging()
             yield
+
+    def check_writer(self) -> None:
+        """Raise a StorageError if this process was the run's writer, and another one has become it in the meantime."""
+        if writer := writer_here(self._lease):
+            with fence(self._lease, self.name, writer):
+                pass
+
+    @property
+    def _lease(self) -> UnitStore:
+        """Where the record of the run's writer is stored."""
+        return self.artifacts / "writer"
 
     def is_started(self) -> bool:
         """Whether the run has a checkpoint, valid or not."""
@@ -151,8 +192,8 @@ class StoredRun:
         return self.settings.lock(self.run_id).exists()
 
     def is_held(self) -> bool:
-        """Whether a process is the writer of the run now."""
-        return is_held(self.settings.lock(self.run_id))
+        """Whether a process is the writer of the run now. One that died on another machine counts until a resume."""
+        return is_held(self.settings.lock(self.run_id)) or is_leased(self._lease)
 
 
 @lru_cache(maxsize=4)

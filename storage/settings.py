@@ -178,7 +178,7 @@ class Settings(BaseSettings):
         return self.home / "inspections"
 
     def lock(self, run_id: str) -> Path:
-        """The file that the one writer of a run holds."""
+        """The file that the one writer of a run in this home holds."""
         return self.home / "locks" / f"{run_id}.lock"
 
 

@@ -12,10 +12,12 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from dqn.metrics import SWEEP_OBJECTIVE
+from storage.lease import leased
 from storage.run_lock import one_writer
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings
 from storage.tracking import Tracking
+from storage.units.open_store import open_store
 
 TRIAL, SEED = "dqn.trial", "dqn.seed"  # tags of a training of a sweep
 
@@ -74,4 +76,6 @@ def open_sweep(name: str, game: str, tags: Mapping[str, str]) -> Iterator[Stored
         tracking = open_tracking()
         found: Run | None = next(iter(tracking.sweeps(name)), None) or tracking.start_sweep(game, name, tags)
         assert found
-        yield StoredSweep(found.info.run_id, name, tracking)
+        store = open_store(tracking.artifacts_of(found), settings, found.info.run_id) / "writer"
+        with leased(store, name):
+            yield StoredSweep(found.info.run_id, name, tracking)

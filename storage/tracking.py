@@ -21,6 +21,7 @@ from dqn.config import TrainConfig, nearest
 from dqn.envs.games import game_title
 from dqn.metrics import COUNTER_STATES, Curve, minutes_at_work, speed_metric
 from storage.errors import StorageError, UnreachableError
+from storage.lease import late
 from storage.provenance import made_with
 from storage.settings import Settings, without_password
 from storage.units.unit import Unit
@@ -29,6 +30,7 @@ from storage.urls import check_url
 MARK = "dqn.run"  # the tag of training runs and sweeps, by which they are found among other runs of the store
 FLOW_RUN = "prefect.flow_run_id"
 TARGET = "dqn.target"
+WRITER = "dqn.writer"  # the number of the run's writer, a colon, and the writer
 
 _BATCH = 1000  # MLflow's limit for the metrics of one request
 
@@ -47,6 +49,7 @@ class Tracking:
         """
         self.settings = settings
         self._published: dict[tuple[str, str], set[int]] = {}
+        self._writers: dict[str, tuple[str, str]] = {}  # name and writer of the runs that this process writes
         _check_store(settings.tracking_uri)
         try:
             self.client = MlflowClient(tracking_uri=settings.tracking_uri)
@@ -91,7 +94,50 @@ class Tracking:
             UnreachableError: the store does not answer, or cannot write; some metrics may have been logged.
         """
         with self._answering():
+            self.check_writer(run_id)
             self._publish(run_id, unit)
+
+    def writer_number(self, run_id: str) -> int:
+        """The number of the last writer of a run; 0 if MLflow names none.
+
+        Raises:
+            UnreachableError: the store does not answer.
+        """
+        with self._answering():
+            return _number(self._writer(run_id))
+
+    @contextmanager
+    def writing(self, run_id: str, name: str, writer: str) -> Iterator[None]:
+        """Name the writer of a run in MLflow, and let this process change the run only while it is named there.
+
+        Raises:
+            UnreachableError: the store does not answer, or cannot write.
+        """
+        self.set_tags(run_id, {WRITER: writer})
+        self._writers[run_id] = name, writer
+        try:
+            yield
+        finally:
+            del self._writers[run_id]
+
+    def check_writer(self, run_id: str) -> None:
+        """Raise a StorageError if this process was the run's writer, and MLflow names a later one.
+
+        The methods for a writer's changes call this. They do nothing for other processes, which may evaluate the run.
+        """
+        if run_id not in self._writers:
+            return
+        name, writer = self._writers[run_id]
+        found = self._writer(run_id)
+        if found == writer:
+            return
+        if _number(found) >= _number(writer):
+            raise late(name, found.partition(": ")[2])
+        # A process that became the writer before this one, and was suspended then, has overwritten the tag.
+        self.client.set_tag(run_id, WRITER, writer)
+
+    def _writer(self, run_id: str) -> str:
+        return str(self.client.get_run(run_id).data.tags.get(WRITER, ""))
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -149,6 +195,7 @@ class Tracking:
             UnreachableError: the store does not answer, or cannot write.
         """
         with self._answering():
+            self.check_writer(run_id)
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def forget_published(self, run_id: str) -> None:
@@ -162,6 +209,7 @@ class Tracking:
             UnreachableError: the store does not answer, or cannot write.
         """
         with self._answering():
+            self.check_writer(run_id)
             if status in ("RUNNING", "SCHEDULED"):
                 self.client.update_run(run_id, status=status)
             else:
@@ -220,6 +268,7 @@ class Tracking:
 
     def log_datasets(self, run_id: str, datasets: Sequence[DatasetInput]) -> None:
         """Link datasets to a run as its inputs."""
+        self.check_writer(run_id)
         self.client.log_inputs(run_id, list(datasets))
 
     def runs(self, where: str = "") -> list[Run]:
@@ -295,6 +344,11 @@ class Tracking:
 
     def _experiments(self, most: int = 1000) -> list[Experiment]:
         return list(self.client.search_experiments(max_results=most))
+
+
+def _number(writer: str) -> int:
+    number = writer.partition(":")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def _check_store(uri: str) -> None:

@@ -30,6 +30,7 @@ SLOW_FILES = (
     "integration/test_prefect_away.py",
     "flows/cli/test_app.py",
     "crash/test_kills.py",
+    "storage/test_lease.py",
     "crash/test_command.py",
     "integration/test_train.py",
     "integration/test_server_away.py",

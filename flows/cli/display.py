@@ -20,11 +20,13 @@ from tasks.progress import progress
 PLAIN_SECONDS = 10.0
 TABLE_SECONDS = 60.0
 
+_waiting = logging.getLogger("storage.lease")  # warns that it waits for the end of a lease, or that the run is lost
+
 
 class Display(logging.Handler):
-    """Context manager that shows the records of `tasks.progress` on stderr.
+    """Context manager that shows the records of `tasks.progress`, and the warnings of `storage.lease`, on stderr.
 
-    On a terminal it is a live line; elsewhere a plain line every `PLAIN_SECONDS`.
+    On a terminal the progress is a live line; elsewhere a plain line every `PLAIN_SECONDS`.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,8 @@ class Display(logging.Handler):
         self._rows: list[list[str]] = []  # of the table that was shown last
 
     def __enter__(self) -> Display:
-        progress.addHandler(self)
+        for logger in (progress, _waiting):
+            logger.addHandler(self)
         if self._live:
             self._live.start()
         return self
@@ -47,12 +50,19 @@ class Display(logging.Handler):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        progress.removeHandler(self)
+        for logger in (progress, _waiting):
+            logger.removeHandler(self)
         if self._live:
             self._live.stop()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
+        if record.name == _waiting.name:
+            if self._live:
+                self._live.console.print(record.getMessage(), highlight=False)
+            else:
+                print(record.getMessage(), file=sys.stderr, flush=True)
+            return
         if run_id := getattr(record, "run_id", None):
             self.run_id = run_id
             return

@@ -16,7 +16,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
@@ -30,13 +30,13 @@ from obstore.store import S3Store
 from storage.durable import discard
 from storage.errors import CorruptUnitError, StorageError
 from storage.settings import without_password
-from storage.units.store import UnitStore, cycles_in
+from storage.units.store import Fence, UnitStore, cycles_in
 from storage.units.unit import MANIFEST, Unit, check_files, cycle_name, manifest_text, parse_manifest
 from storage.urls import bucket_and_prefix
 
 RETRY_SECONDS = 60.0  # how long a request to an unreachable store is retried; about as long as MLflow's requests
 CLEANUP_RETRY_SECONDS = 2.0  # the same for the removal of files that are no longer needed
-MANIFEST_TRIES = 3  # obstore does not retry a conditional request that the server may have received
+CONDITIONAL_TRIES = 3  # obstore does not retry a conditional request that the server may have received
 REQUEST_SECONDS = 300.0  # timeout of one request, its data included
 PARALLEL_FILES = 8  # files in transfer at the same time
 
@@ -87,13 +87,15 @@ class S3UnitStore(UnitStore):
             except FileNotFoundError:
                 return ""
 
-    def publish(self, unit: Unit, version: str) -> Unit:
+    def publish(self, unit: Unit, version: str, fence: Fence = nullcontext) -> Unit:
         """Upload the files as an attempt, and then write the manifest that commits it."""
         folder, attempt = cycle_name(unit.cycle), f"attempt-{uuid.uuid4().hex}"
         try:
             self._upload(unit, attempt)
             # Listed before the manifest is written: the writers of these files cannot write theirs after that.
             left = [key for key in self._keys(folder) if f"/{attempt}/" not in key and not key.endswith(f"/{MANIFEST}")]
+            with fence():  # left before the manifest is written, because a request may be repeated for a minute
+                pass
         except BaseException:
             self._remove_attempt(folder, attempt)
             raise
@@ -143,6 +145,25 @@ class S3UnitStore(UnitStore):
             obstore.put(self._store, self._key(name), file)
         file.unlink()
 
+    def read_record(self, name: str) -> tuple[bytes, str]:
+        """The content of the object, and its ETag."""
+        with self._requesting("read", name):
+            try:
+                got = obstore.get(self._store, self._key(name))
+                return bytes(got.bytes()), str(got.meta["e_tag"])
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                return b"", ""
+
+    def write_record(self, name: str, text: bytes, version: str) -> str:
+        """Write the object conditionally, with short retries."""
+        return self._with_short_retries._put_conditionally(name, text, version)
+
+    def records_locked(self) -> nullcontext[None]:
+        """No lock."""
+        return nullcontext()
+
     # ---------------------------------------------------------------- the protocol
 
     def _upload(self, unit: Unit, attempt: str) -> None:
@@ -163,23 +184,9 @@ class S3UnitStore(UnitStore):
         """
         folder = cycle_name(unit.cycle)
         text = manifest_text(unit, attempt=attempt).encode()
-        mode: Any = {"e_tag": version} if version else "create"
-        for tries_left in reversed(range(MANIFEST_TRIES)):
-            try:
-                obstore.put(self._store, self._key(folder, MANIFEST), text, mode=mode)
-                return unit
-            except (AlreadyExistsError, PreconditionError):
-                failure = None
-            except (BaseError, OSError) as error:
-                failure = error
-            # The response to an earlier try may have been lost, so only the committed manifest shows the result.
-            found = self._read(unit.cycle)
-            if found and found.attempt == attempt:
-                return unit
-            if failure is None:
-                break
-            if not tries_left:
-                raise self._failed("written", failure, folder, MANIFEST)
+        if self._put_conditionally(f"{folder}/{MANIFEST}", text, version):
+            return unit
+        found = self._read(unit.cycle)
         self._remove_attempt(folder, attempt)
         if found and found.unit.digest == unit.digest and _flow_run(found.unit) == _flow_run(unit):
             return replace(found.unit, directory=unit.directory)
@@ -192,19 +199,41 @@ class S3UnitStore(UnitStore):
     def _read(self, cycle: int) -> _Committed | None:
         """The committed manifest. The `directory` of its unit is not valid yet."""
         folder, address = cycle_name(cycle), f"{self}/{cycle_name(cycle)}/{MANIFEST}"
-        with self._requesting("read", folder, MANIFEST):
-            try:
-                got = obstore.get(self._store, self._key(folder, MANIFEST))
-                text, etag = bytes(got.bytes()), str(got.meta["e_tag"])
-            except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
-                    raise
-                return None
+        text, etag = self.read_record(f"{folder}/{MANIFEST}")
+        if not etag:
+            return None
         unit, manifest = parse_manifest(text, self.cache, address)
         attempt = str(manifest.get("attempt"))
         if not _ATTEMPT.fullmatch(attempt):
             raise CorruptUnitError(f"{address} is not a manifest: it names no attempt")
         return _Committed(unit, attempt, etag)
+
+    def _put_conditionally(self, name: str, text: bytes, version: str) -> str:
+        """Create the object `name`, or replace it if its ETag is `version`.
+
+        Returns:
+            The new ETag; empty if another process was faster.
+
+        Raises:
+            OSError: the store does not answer. The object may have been written.
+        """
+        mode: Any = {"e_tag": version} if version else "create"
+        for tries_left in reversed(range(CONDITIONAL_TRIES)):
+            try:
+                return str(obstore.put(self._store, self._key(name), text, mode=mode)["e_tag"])
+            except (AlreadyExistsError, PreconditionError):
+                failure = None
+            except (BaseError, OSError) as error:
+                failure = error
+            # The response to an earlier try may have been lost, so only the object shows the result.
+            found, etag = self.read_record(name)
+            if found == text:
+                return etag
+            if failure and not tries_left:
+                raise self._failed("written", failure, name)
+            if failure is None:
+                break
+        return ""
 
     def _fetch(self, unit: Unit, attempt: str) -> Unit:
         """Download the files of a unit, check them, and put them in the cache."""

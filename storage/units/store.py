@@ -10,11 +10,13 @@ import re
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from storage.units.unit import Draft, Unit, UnitKind, cycle_name, describe
+
+Fence = Callable[[], AbstractContextManager[None]]  # see `UnitStore.publish`
 
 
 class UnitStore(ABC):
@@ -40,8 +42,14 @@ class UnitStore(ABC):
         """Version token (ETag) of the committed unit, for the compare-and-swap in `publish`; empty without one."""
 
     @abstractmethod
-    def publish(self, unit: Unit, version: str) -> Unit:
+    def publish(self, unit: Unit, version: str, fence: Fence = nullcontext) -> Unit:
         """Commit the staged `unit` durably, in place of the unit of that `version` if there is one.
+
+        Args:
+            unit: the unit, in its staging directory.
+            version: version token of the committed unit.
+            fence: context that is entered when all files are written, before the unit becomes visible. Nothing is
+                published if it raises an error.
 
         Returns:
             The unit, with the directory from which its files can be read.
@@ -84,6 +92,29 @@ class UnitStore(ABC):
     def put_file(self, name: str, file: Path) -> None:
         """Move a finished file, which belongs to no unit, to `name` in this store, atomically."""
 
+    @abstractmethod
+    def read_record(self, name: str) -> tuple[bytes, str]:
+        """The content and the version token of the file `name`, which belongs to no unit; both empty without one."""
+
+    @abstractmethod
+    def write_record(self, name: str, text: bytes, version: str) -> str:
+        """Replace the file `name` if it still has that `version`. It is atomic, but a power loss may undo or tear it.
+
+        Returns:
+            The new version; empty if the file has another version.
+
+        Raises:
+            OSError: the store does not answer, or cannot be written.
+        """
+
+    @abstractmethod
+    def records_locked(self) -> AbstractContextManager[None]:
+        """A context in which no process can write a record. S3 has no locks, so there any process can.
+
+        Raises:
+            StorageError: another process has held the lock for RECORD_LOCK_SECONDS.
+        """
+
     def clear_staging(self) -> None:
         """Remove what killed writers left in `staging`. Only the writer of the run may call this."""
         shutil.rmtree(self.staging, ignore_errors=True)
@@ -91,11 +122,17 @@ class UnitStore(ABC):
 
 @contextmanager
 def committing(
-    store: UnitStore, *, kind: UnitKind, cycle: int, inputs: Mapping[str, str], made_by: Mapping[str, str]
+    store: UnitStore,
+    *,
+    kind: UnitKind,
+    cycle: int,
+    inputs: Mapping[str, str],
+    made_by: Mapping[str, str],
+    fence: Fence = nullcontext,
 ) -> Iterator[Draft]:
     """Commit the files that the block writes as the unit of `cycle`, or nothing if anything fails.
 
-    A unit that is already committed there is replaced.
+    A unit that is already committed there is replaced. See `UnitStore.publish` for `fence`.
 
     Raises:
         OSError: a full disk, or any other failure to write or to fsync; nothing was published.
@@ -107,7 +144,7 @@ def committing(
     try:
         draft = Draft(stage)
         yield draft
-        draft._unit = store.publish(describe(draft, kind, cycle, inputs, made_by), version)
+        draft._unit = store.publish(describe(draft, kind, cycle, inputs, made_by), version, fence)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -147,32 +147,34 @@ def test_unreachable_s3_ends_the_training_with_one_line(
     assert (found["digest"], found["problems"]) == (undisturbed["digest"], [])
 
 
-def test_second_machine_on_one_run_ends_with_one_line(
+def test_second_machine_on_one_run_is_refused(
     undisturbed: dict[str, Any], servers: Servers, machine: Any, figure: Figure
 ) -> None:
-    """Without the lock files of the first machine, the second one fails when it commits the same unit."""
+    """The first commit waits for the end of one of the machines, so that the run does not end before that."""
     first, second = machine("first"), machine("second")
     first.dqn("train", "--cycles", "1", "--name", "twice", *SETTINGS)
-    (first.home / "locks").rename(first.home / "unlocked")
-    both, arrived = threading.Barrier(2), []
+    refused = threading.Event()
 
     def judge(method: str, path: str) -> str:
-        if method == "PUT" and "/experience/00002/manifest.json" in path and len(arrived) < 2:
-            arrived.append(path)
-            both.wait(COMMAND_SECONDS)  # until the other machine arrives here
+        if method == "PUT" and "/experience/00002/manifest.json" in path:
+            assert refused.wait(COMMAND_SECONDS)
         return PASS
 
     servers.s3.judge = judge
     try:
         trainings = [each.start("train", "--resume", "twice", "--cycles", str(CYCLES)) for each in (first, second)]
+        while all(training.poll() is None for training in trainings):
+            time.sleep(0.1)
+        refused.set()
         ends = [training.communicate(timeout=COMMAND_SECONDS) for training in trainings]
     finally:
+        refused.set()
         servers.s3.judge = lambda method, path: PASS
     statuses = [training.returncode for training in trainings]
     assert sorted(statuses) == [0, 1], ends
     errors = ends[statuses.index(1)][1]
     (line,) = [line for line in errors.splitlines() if line.startswith("dqn: ")]
-    assert "/experience/00002 was committed meanwhile by flow run " in line and "trained twice" in line
+    assert f"run twice is being trained by process {trainings[statuses.index(0)].pid} on " in line
     found = machine("third").verify("twice")
     assert (found["digest"], found["problems"]) == (undisturbed["digest"], [])
     figure(10, "two machines that train one run on S3", "one trains, the other ends with a one-line error")

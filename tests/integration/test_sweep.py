@@ -127,7 +127,7 @@ def test_sweep_trains_every_trial_with_every_seed_once(
             assert SWEEP_OBJECTIVE in in_mlflow.data.metrics
             assert verify_run(run).problems == []
     directory = Path(found.artifacts.removeprefix("file://"))
-    assert {path.name for path in directory.iterdir()} == {"report", "sweep.json", "trials.csv", "best.yaml"}
+    assert {path.name for path in directory.iterdir()} == {"report", "sweep.json", "trials.csv", "best.yaml", "writer"}
     assert (directory / "report" / "report.html").stat().st_size > 50_000
     assert config_from_file(directory / "best.yaml")["td_lambda"] == best.params["td_lambda"]
     assert open_tracking().get_run(run_id).info.status == "FINISHED"

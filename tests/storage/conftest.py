@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy
 import torch
 from s3_server import BUCKET, PASS, S3Server
+from small_run import NoTracking
 from watched_disk import Scene
 
 import storage.runs
@@ -197,7 +198,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
 def run(tmp_path: Path) -> StoredRun:
     """A run without MLflow, which units and locks do not use."""
     settings = Settings(home=tmp_path, tracking_uri="sqlite://")
-    tracking: Any = None
+    tracking: Any = NoTracking()
     run_id = "0123456789abcdef"
     staging = settings.staging(run_id)
     artifacts, replay = tmp_path / "artifacts" / "0123", tmp_path / "replay" / run_id

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.runs import StoredRun
 from storage.units.unit import TARGETS, Unit, UnitKind
+
+
+class NoTracking:
+    """The methods of `Tracking` that a writer of units calls, without MLflow."""
+
+    def writer_number(self, run_id: str) -> int:
+        return 0
+
+    def writing(self, run_id: str, name: str, writer: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def commit(

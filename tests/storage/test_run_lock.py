@@ -67,7 +67,7 @@ def test_is_held_creates_no_lock_file(run: StoredRun) -> None:
 
 
 def test_locks_of_different_runs_are_independent(run: StoredRun) -> None:
-    other = replace(run, run_id="fedcba")
+    other = replace(run, run_id="fedcba", artifacts=run.artifacts / "other")
     with run.writing(), other.writing():
         assert run.is_held() and other.is_held()
 

@@ -14,7 +14,7 @@ from dqn.config import TrainConfig, make_config
 from dqn.metrics import Metric
 from storage.errors import StorageError
 from storage.settings import Settings
-from storage.tracking import FLOW_RUN, MARK, Tracking
+from storage.tracking import FLOW_RUN, MARK, WRITER, Tracking
 from storage.units.unit import TARGETS, Unit
 
 
@@ -92,6 +92,37 @@ def test_artifact_location_may_be_a_plain_path(tracking: Tracking, start: Callab
 
 
 # ---------------------------------------------------------------- publishing
+
+
+# ---------------------------------------------------------------- the writer's tag
+
+
+def test_late_writer_changes_nothing_of_the_run(tracking: Tracking, start: Callable[..., Run]) -> None:
+    run_id = start().info.run_id
+    following = Tracking(tracking.settings)
+    changes: list[Callable[[Tracking], None]] = [
+        lambda writer: writer.publish(run_id, unit_of([Metric("loss", 1, 0.5)])),
+        lambda writer: writer.set_tags(run_id, {"dqn.target": "cycles=1"}),
+        lambda writer: writer.set_status(run_id, "FAILED"),
+        lambda writer: writer.log_datasets(run_id, []),
+    ]
+    with tracking.writing(run_id, "mine", "1: process 5 on a"), following.writing(run_id, "mine", "2: process 6 on b"):
+        before = tracking.get_run(run_id).to_dictionary()
+        for change in changes:
+            with pytest.raises(StorageError, match="run mine is being trained by process 6 on b; "):
+                change(tracking)
+        assert tracking.get_run(run_id).to_dictionary() == before
+        for change in changes:
+            change(following)
+    assert tracking.writer_number(run_id) == 2
+
+
+def test_tag_that_an_earlier_writer_sets_late_is_replaced(tracking: Tracking, start: Callable[..., Run]) -> None:
+    run_id = start().info.run_id
+    with tracking.writing(run_id, "mine", "2: process 6 on b"):
+        tracking.client.set_tag(run_id, WRITER, "1: process 5 on a")
+        tracking.publish(run_id, unit_of([Metric("loss", 1, 0.5)]))
+        assert tracking.get_run(run_id).data.tags[WRITER] == "2: process 6 on b"
 
 
 ODD = [Metric("odd", 1, math.inf), Metric("odd", 2, -math.inf), Metric("odd", 3, 1e-320), Metric("odd", 4, -0.0)]

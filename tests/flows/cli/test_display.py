@@ -22,6 +22,12 @@ def test_line_shows_what_is_played_while_the_network_is_trained(capsys: pytest.C
     assert line == "cycle 4 | 400 states | epsilon 1.000 | mean score - | loss 0.5000 | collect-episodes 50 %"
 
 
+def test_wait_for_a_lease_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display():
+        logging.getLogger("storage.lease").warning("run %s: waiting", "mine")
+    assert capsys.readouterr().err == "run mine: waiting\n"
+
+
 def test_report_fails_while_tasks_are_stopped() -> None:
     from concurrent.futures import CancelledError
 
