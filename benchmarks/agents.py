@@ -230,7 +230,7 @@ dqn play agents/breakout
 dqn record agents/breakout -o episode.gif
 ```
 
-Scores are those of complete episodes at the `evaluation_epsilon` of the run. Each model card has their number, the seed,
+Scores are those of complete episodes at the `evaluation_epsilon` of the run. Model cards have their number, the seed,
 the kind of processor and the command that trained the agent. `python -m benchmarks.agents RUN` adds the agent of a run
 and writes this page.
 
