@@ -26,7 +26,7 @@ from flows.sweeps.definition import Sweep, check_sweep
 from flows.sweeps.report import log_report
 from flows.sweeps.status import SweepStatus
 from flows.sweeps.study import Study
-from flows.train import train_to_the_end
+from flows.train import HANDED_OVER, train_to_the_end
 from storage.errors import StorageError
 from storage.runs import StoredRun
 from storage.selection import evaluated_states
@@ -88,7 +88,7 @@ def run_sweep(wanted: Sweep) -> str:
         )
         status = SweepStatus(stored.run_id, study)
         with _status_in_mlflow(stored):
-            stored.log_texts({"sweep.json": wanted.model_dump_json(indent=1)})
+            stored.tracking.log_text(stored.run_id, "sweep.json", wanted.model_dump_json(indent=1))
             _Trials(wanted, stored, study, children, status).run()
             address = log_report(stored, study)
         status.finish(get_run_logger().info, address)
@@ -149,7 +149,9 @@ class _Trials:
         try:
             for states in self._sweep.prune.after_states if self._sweep.prune else []:
                 # A sweep that was killed may have stored the objective, but not whether the trial is pruned.
-                objective = trial.intermediate_values.get(states) or self._objective(trial, {"states": states})
+                objective = trial.intermediate_values.get(states)
+                if objective is None:
+                    objective = self._objective(trial, {"states": states})
                 if self._study.report(trial, states, objective):
                     self._end(trial, objective, pruned=True)
                     return
@@ -216,6 +218,20 @@ class _Trials:
                 run.tracking.delete_run(run.run_id)
             time.sleep(0.2)
         return None
+
+    def _wait_for_successors(self, number: int, seed: int) -> None:
+        """Wait while a training is continued by flow runs that its first flow run has started.
+
+        Raises:
+            FlowKilled: one of them has died.
+        """
+        while run := self._stored.training(number, seed):
+            status = run.tracking.get_run(run.run_id).info.status
+            if status not in (HANDED_OVER, "RUNNING"):
+                break
+            time.sleep(1)
+        if run and status != "FINISHED":
+            raise FlowKilled(f"its run is {status.lower()}")
 
     def _train_parameters(self, trial: FrozenTrial, seed: int, target: dict[str, int]) -> dict[str, Any]:
         if run := self._training(trial.number, seed):

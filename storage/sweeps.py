@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from dqn.metrics import SWEEP_OBJECTIVE
@@ -56,13 +54,6 @@ class StoredSweep:
         for run in runs:
             self.tracking.log_metric(run.run_id, SWEEP_OBJECTIVE, value)
 
-    def log_texts(self, texts: Mapping[str, str]) -> None:
-        """Log texts as artifacts of the sweep, by file name."""
-        with tempfile.TemporaryDirectory() as written:
-            for name, text in texts.items():
-                Path(written, name).write_text(text, encoding="utf-8")
-            self.tracking.log_directory(self.run_id, Path(written))
-
 
 @contextmanager
 def open_sweep(name: str, game: str, tags: Mapping[str, str]) -> Iterator[StoredSweep]:
@@ -74,8 +65,7 @@ def open_sweep(name: str, game: str, tags: Mapping[str, str]) -> Iterator[Stored
     settings = Settings.from_environment()
     with one_writer(settings.lock(f"sweep-{name}"), f"sweep {name}"):
         tracking = open_tracking()
-        found: Run | None = next(iter(tracking.sweeps(name)), None) or tracking.start_sweep(game, name, tags)
-        assert found
+        found = next(iter(tracking.sweeps(name)), None) or tracking.start_sweep(game, name, tags)
         store = open_store(tracking.artifacts_of(found), settings, found.info.run_id) / "writer"
         with leased(store, name):
             yield StoredSweep(found.info.run_id, name, tracking)

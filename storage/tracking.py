@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-import tempfile
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -236,26 +235,17 @@ class Tracking:
         """All points of a metric of a run, each with its step, value and timestamp in milliseconds."""
         return list(self.client.get_metric_history(run_id, name))
 
-    def log_report(self, run_id: str, folder: str, pictures: Mapping[str, bytes], html: str) -> str:
-        """Log `report.html` and its PNG files, by name, as artifacts of a run below `folder`.
-
-        Returns:
-            The path of the report below the run's artifacts.
-        """
-        with tempfile.TemporaryDirectory() as written:
-            for name, png in pictures.items():
-                Path(written, f"{name}.png").write_bytes(png)
-            Path(written, "report.html").write_text(html, encoding="utf-8")
-            self.client.log_artifacts(run_id, written, folder)
-        return f"{folder}/report.html"
-
     def log_file(self, run_id: str, file: Path, folder: str) -> None:
         """Log a copy of `file` as an artifact of a run below `folder`."""
         self.client.log_artifact(run_id, str(file), folder)
 
-    def log_directory(self, run_id: str, directory: Path) -> None:
-        """Log copies of the files in `directory` as artifacts of a run."""
-        self.client.log_artifacts(run_id, str(directory))
+    def log_directory(self, run_id: str, directory: Path, folder: str) -> None:
+        """Log copies of the files in `directory` as artifacts of a run below `folder`."""
+        self.client.log_artifacts(run_id, str(directory), folder)
+
+    def log_text(self, run_id: str, name: str, text: str) -> None:
+        """Log a text as the artifact `name` of a run."""
+        self.client.log_text(run_id, text, name)
 
     def log_metric(self, run_id: str, name: str, value: float, step: int = 0) -> None:
         """Log one value of a metric of a run.

@@ -98,7 +98,7 @@ def train(
 
     parameters: dict[str, Any] = {"preset": preset, "game": game, "states": states, "cycles": cycles}
     parameters |= {"seed": seed, "name": name, "resume": resume, "config": fields, "overrides": overrides}
-    parameters["tags"] = _tags(tags or [])
+    parameters["tags"] = _pairs("--tag", tags or [], "name=value, such as --tag purpose=baseline")
     run_id = run_training(parameters, _interrupt_on_signals())
     from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
     from storage.runs import open_tracking
@@ -432,26 +432,23 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:
-    overrides = {}
-    for setting in settings:
-        field, equals, value = setting.partition("=")
-        field = field.strip()
-        if not equals:
-            raise ValueError(f"--set {setting}: write it as field=value, such as --set lanes=32")
-        if field in ("game", "seed"):
-            raise ValueError(f"--set {setting}: {field} has an option of its own: --{field} {value.strip()}")
-        overrides[field] = value.strip()
-    return overrides
+    overrides = _pairs("--set", settings, "field=value, such as --set lanes=32")
+    for field in ("game", "seed"):
+        if field in overrides:
+            value = overrides[field].strip()
+            raise ValueError(f"--set {field}={value}: {field} has an option of its own: --{field} {value}")
+    return {field: value.strip() for field, value in overrides.items()}
 
 
-def _tags(given: list[str]) -> dict[str, str]:
-    tags = {}
-    for tag in given:
-        name, equals, value = tag.partition("=")
+def _pairs(option: str, given: list[str], how: str) -> dict[str, str]:
+    """The values of an option that is given as NAME=VALUE, by name; `how` to write it is for the message."""
+    pairs = {}
+    for text in given:
+        name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"--tag {tag}: write it as name=value, such as --tag purpose=baseline")
-        tags[name.strip()] = value
-    return tags
+            raise ValueError(f"{option} {text}: write it as {how}")
+        pairs[name.strip()] = value
+    return pairs
 
 
 def _interrupt_on_signals() -> list[int]:

@@ -82,8 +82,7 @@ def compare_runs(runs: list[StoredRun]) -> tuple[list[dict[str, Any]], str]:
     summaries = [run.summary() for run in compared]
     report = _report(compared, summaries, title)
     folder = f"comparison/{'-'.join(run.run_id[:8] for run in runs)}"
-    for run in runs:
-        run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())
+    report.log(runs[0].tracking, [run.run_id for run in runs], folder)
     return summaries, f"{runs[0].artifacts}/{folder}/report.html"
 
 
@@ -115,8 +114,7 @@ def compare_groups(runs: list[StoredRun], field: str) -> tuple[list[dict[str, An
     caption = "Mean over the runs of a group; the band reaches from the lowest to the highest run."
     report.add("Curves", "", [Picture("groups-by-states", group_comparison(curves, title), caption)])
     folder = f"comparison/by-{field}-{runs[0].run_id[:8]}"
-    for run in runs:
-        run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())
+    report.log(runs[0].tracking, [run.run_id for run in runs], folder)
     return rows, f"{runs[0].artifacts}/{folder}/report.html"
 
 
@@ -154,13 +152,17 @@ def _groups(compared: list[ComparedRun], field: str) -> dict[str, list[ComparedR
 def _group_row(field: str, value: str, group: list[ComparedRun]) -> dict[str, Any]:
     summaries = [run.summary() for run in group]
     scores = np.array([found["training_score"] for found in summaries if found["training_score"] is not None])
-    middle, low, high = interquartile_mean([scores]) if len(scores) > 1 else (None, None, None)
+    score: float | None = float(scores[0]) if len(scores) else None
+    low: float | None = None
+    high: float | None = None
+    if len(scores) > 1:
+        score, low, high = interquartile_mean([scores])
     return {
         "field": field,
         "value": value,
         "runs": len(group),
         "states": min(found["states"] for found in summaries),
-        "training_score": middle if middle is not None else float(scores[0]) if len(scores) else None,
+        "training_score": score,
         "low": low,
         "high": high,
     }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from storage.tracking import Tracking
 
 _TEMPLATE = "report.html.j2"
 
@@ -82,6 +86,13 @@ class Report:
             keep_trailing_newline=True,
         )
         return environment.get_template(_TEMPLATE).render(report=self)
+
+    def log(self, tracking: Tracking, run_ids: Sequence[str], folder: str) -> None:
+        """Log `report.html` and the PNG file of every picture as artifacts of runs below `folder`."""
+        with tempfile.TemporaryDirectory() as written:
+            self.write(Path(written))
+            for run_id in run_ids:
+                tracking.log_directory(run_id, Path(written), folder)
 
     def write(self, directory: Path) -> Path:
         """Write `report.html` and the PNG file of every picture into `directory`; returns the path of the report."""

@@ -129,7 +129,8 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     _add_training(inspection)
     _add_cycle(inspection, state, channel)
     folder = f"inspection/{cycle_name(inspection.cycle)}"
-    return f"{run.artifacts}/{run.tracking.log_report(run.run_id, folder, report.pictures(), report.html())}"
+    report.log(run.tracking, [run.run_id], folder)
+    return f"{run.artifacts}/{folder}/report.html"
 
 
 def inspect_agent(agent: Agent, state: str | None = None, channel: int = 0) -> str:

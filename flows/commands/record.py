@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import chain, islice
@@ -67,8 +68,8 @@ def record_video(
     try:
         play = record_episode(agent.learner.estimate, protocol, agent.metadata.config)
         with torch_threads(1), closing(play) as shots:
-            recorded = _Recorded(islice(shots, steps))
-            encode(unfinished, recorded, agent.metadata.action_names)
+            newest = deque[Shot](maxlen=1)
+            encode(unfinished, _kept(islice(shots, steps), newest), agent.metadata.action_names)
             complete = next(shots, None) is None
         unfinished.chmod(0o644)
         unfinished.replace(path)
@@ -76,19 +77,15 @@ def record_video(
         unfinished.unlink(missing_ok=True)
     if agent.run:
         agent.run.tracking.log_file(agent.run.run_id, path, "videos")
-    last = recorded.last
+    last = newest[0]
     return {"score": last.score, "steps": last.step + 1, "complete": complete, "path": str(path)}
 
 
-class _Recorded:
-    """Shots that are iterated once; `last` is the last one."""
-
-    def __init__(self, shots: Iterable[Shot]) -> None:
-        self._shots = shots
-
-    def __iter__(self) -> Iterator[Shot]:
-        for self.last in self._shots:  # noqa: B020
-            yield self.last
+def _kept(shots: Iterable[Shot], newest: deque[Shot]) -> Iterator[Shot]:
+    """The shots, each of which is appended to `newest` when it is taken."""
+    for shot in shots:
+        newest.append(shot)
+        yield shot
 
 
 def _pictures(shots: Iterable[Shot], action_names: tuple[str, ...]) -> Iterator[np.ndarray]:

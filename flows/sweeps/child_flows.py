@@ -23,6 +23,8 @@ from tasks.progress import progress
 
 Follow = Callable[[dict[str, float]], None]  # receives the summary of each finished cycle
 
+DEPLOYMENTS = {"train": "dqn/train", "evaluate": "dqn-evaluate/evaluate"}
+
 _STOP_SECONDS = 60
 _MEMORY_KILL = "its process was killed, which the kernel does when memory is full"
 
@@ -60,12 +62,10 @@ class ChildFlows(Protocol):
 class Deployments:
     """Runs each flow as a flow run of its deployment, wherever a worker takes it."""
 
-    _NAMES = {"train": "dqn/train", "evaluate": "dqn-evaluate/evaluate"}  # noqa: RUF012
-
     def run(self, flow: str, parameters: Mapping[str, Any], key: str, follow: Follow) -> None:
         """See `ChildFlows.run`."""
         run: Any = run_deployment(
-            self._NAMES[flow], parameters=dict(parameters), idempotency_key=key, poll_interval=2, timeout=None
+            DEPLOYMENTS[flow], parameters=dict(parameters), idempotency_key=key, poll_interval=2, timeout=None
         )
         state: State = run.state
         if state.is_completed():
@@ -105,6 +105,8 @@ class Processes:
             self._running.discard(process)
         if self._stopping.is_set():
             raise StorageError("the sweep stops")
+        if outcome == "interrupted":  # alone, by a signal that somebody sent
+            raise FlowKilled("its process was interrupted")
         if outcome == "killed":
             raise FlowKilled(_MEMORY_KILL if process.exitcode == -signal.SIGKILL else f"status {process.exitcode}")
         if outcome == "failed":

@@ -222,7 +222,7 @@ def _mapping(content: Mapping[str, Any], part: str) -> Mapping[str, Any]:
 def _problem(error: ValidationError, where: Where, kind: type[BaseModel]) -> _Problem:
     """The first of the errors, in words of the file."""
     first = error.errors()[0]
-    where = (*where, *(part for part in first["loc"] if part in ("low", "high", "log") or not _is_type(part)))
+    where = (*where, *(part for part in first["loc"] if not _is_type(part)))
     name = ".".join(map(str, where))
     if first["type"] == "missing":
         return _Problem(where, f"{name} is missing")

@@ -42,9 +42,9 @@ def log_report(stored: StoredSweep, study: Study) -> str:
             config, f"Trial {winner.number} of the sweep {stored.name}, for `dqn train --config FILE`."
         )
         stored.tracking.log_metric(stored.run_id, "sweep/best", winner.objective or 0.0, len(found))
-    stored.log_texts(texts)
-    report = _report(stored, study, found)
-    stored.tracking.log_report(stored.run_id, "report", report.pictures(), report.html())
+    for name, text in texts.items():
+        stored.tracking.log_text(stored.run_id, name, text)
+    _report(stored, study, found).log(stored.tracking, [stored.run_id], "report")
     return f"{stored.artifacts}/report/report.html"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,12 @@ class TrialResult:
     @property
     def interval(self) -> tuple[float, float, float] | None:
         """Interquartile mean over the seeds with its 95 % bootstrap interval; None with fewer than two seeds."""
-        if len(self.seeds) < 2:
-            return None
-        return interquartile_mean([np.array(list(self.seeds.values()))])
+        return _interval(tuple(self.seeds.values())) if len(self.seeds) > 1 else None
+
+
+@cache  # because the bootstrap takes long, and the table of a sweep is shown again and again
+def _interval(values: tuple[float, ...]) -> tuple[float, float, float]:
+    return interquartile_mean([np.array(values)])
 
 
 def results(study: Study) -> list[TrialResult]:

@@ -6,11 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from optuna.trial import TrialState
-
 from dqn.metrics import COUNTER_STATES
 from flows.prefect_report import ArtifactSender, TableArtifact
-from flows.sweeps.results import columns, results, row
+from flows.sweeps.results import TrialResult, columns, results, row
 from flows.sweeps.study import Study
 from tasks.progress import report_table
 
@@ -30,6 +28,7 @@ class SweepStatus:
         self._first: dict[tuple[int, int], float] = {}  # states played when this process first knew
         self._started = time.monotonic()
         self._shown = -SHOW_SECONDS
+        self._rows: list[list[str]] = []  # that Prefect has
 
     def follow(self, trial: int, seed: int, summary: Mapping[str, float]) -> None:
         """Take note of a finished cycle."""
@@ -46,9 +45,12 @@ class SweepStatus:
         if time.monotonic() - self._shown < SHOW_SECONDS:
             return
         self._shown = time.monotonic()
-        head, rows = columns(self._study), [row(self._study, result) for result in results(self._study)]
-        report_table(self._line(), head, rows)
-        self._artifact.show([dict(zip(head, each, strict=True)) for each in rows])
+        found = results(self._study)
+        head, rows = columns(self._study), [row(self._study, result) for result in found]
+        report_table(self._line(found), head, rows)
+        if rows != self._rows:  # seldom, because Prefect also stores an event per update
+            self._artifact.show([dict(zip(head, each, strict=True)) for each in rows])
+            self._rows = rows
 
     def finish(self, log: Callable[[str], None], address: str) -> None:
         """Show the table a last time, and log the best trial."""
@@ -58,33 +60,17 @@ class SweepStatus:
         if best:
             log(f"best: trial {best[0].number} with {self._study.sweep.objective} {best[0].value:.2f}; {address}")
 
-    def _line(self) -> str:
-        trials = self._study.trials
-        done = sum(trial.state != TrialState.RUNNING for trial in trials)
+    def _line(self, found: list[TrialResult]) -> str:
+        running = {result.number for result in found if result.status == "running"}
+        done = len(found) - len(running)
         parts = [f"{self._study.sweep.name}: {done} of {self._study.most_trials} trials"]
         with self._lock:
-            running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
-            parts += [
-                f"trial {trial} seed {seed}: {states:,.0f} states"
-                for (trial, seed), states in self._played.items()
-                if trial in running
-            ]
-        if left := self._minutes_left(done):
-            parts.append(f"about {left:,.0f} min left")
-        return " | ".join(parts)
-
-    def _minutes_left(self, done: int) -> float | None:
-        """Minutes that the trials which are not done take at the pace of this process so far."""
-        with self._lock:
-            states = sum(self._played[each] - first for each, first in self._first.items())
-            current = sum(
-                played
-                for (trial, _), played in self._played.items()
-                if self._study.trials[trial].state == TrialState.RUNNING
-            )
+            played = {each: states for each, states in self._played.items() if each[0] in running}
+            since_start = sum(self._played[each] - first for each, first in self._first.items())
+        parts += [f"trial {trial} seed {seed}: {states:,.0f} states" for (trial, seed), states in played.items()]
         wanted = self._study.sweep.target.get("states")
-        if not wanted or states <= 0:
-            return None
-        pace = states / (time.monotonic() - self._started)
-        left = (self._study.most_trials - done) * len(self._study.sweep.seeds) * wanted - current
-        return max(0.0, left / pace / 60)
+        if wanted and since_start > 0:
+            pace = since_start / (time.monotonic() - self._started)
+            left = (self._study.most_trials - done) * len(self._study.sweep.seeds) * wanted - sum(played.values())
+            parts.append(f"about {max(0.0, left / pace / 60):,.0f} min left")
+        return " | ".join(parts)

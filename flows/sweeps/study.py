@@ -56,7 +56,7 @@ class Study:
             self.study.set_user_attr(DEFINITION, sweep.fixed())
         elif differing := [name for name, value in sweep.fixed().items() if stored.get(name) != value]:
             raise ValueError(
-                f"sweep {sweep.name} was started with another {' and another '.join(differing)}; restore that, "
+                f"sweep {sweep.name} was started with another value of {', '.join(differing)}; restore it, "
                 "or give the sweep another name (trials and parallel can be changed)"
             )
 

@@ -107,7 +107,7 @@ def test_evaluation_runs_beside_a_training(operated: Operated) -> None:
 def test_sweep_starts_its_trainings_by_the_deployment(operated: Operated) -> None:
     """The process of the sweep is killed while a training runs; the retried sweep waits for that training."""
     grid = {"td_lambda": [0.5, 0.9]}
-    definition = {"name": "swept", "base": {**FIELDS, "cycles": FLOW_RUN_CYCLES}, "grid": grid, "parallel": 1}
+    definition = {"name": "swept", "base": {**FIELDS, "cycles": CYCLES}, "grid": grid, "parallel": 1}
     flow_run = operated.run("dqn-sweep/sweep", definition=definition)
     wait_for_run("swept-0-seed0", 1)
     process = operated.flow_process(flow_run)

@@ -67,9 +67,9 @@ def nothing(flow: str, parameters: Mapping[str, Any]) -> None:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> type[InThisProcess]:
     class Children(InThisProcess):
-        calls = []  # noqa: RUF012
         before, after = staticmethod(nothing), staticmethod(nothing)
 
+    Children.calls = []
     monkeypatch.setattr(flows.sweep, "Processes", Children)
     return Children
 
@@ -195,6 +195,26 @@ def test_pruned_trial_plays_no_further(parts: Parts, children: type[InThisProces
         last = max(trial.intermediate_values)
         assert played == (192 if trial.state.name == "COMPLETE" else last)
     assert study.trials[0].state.name == "COMPLETE"
+
+
+def test_stored_objective_of_zero_is_not_measured_again(
+    parts: Parts, children: type[InThisProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training may have gone on since, so that its objective is another one now."""
+    parts |= {"prune": {"after_states": 128}, "trials": 1, "seeds": [0]}
+    measured: list[dict[str, int]] = []
+
+    def objective(trials: Any, trial: Any, target: dict[str, int]) -> float:
+        measured.append(target)
+        if len(measured) == 2:
+            raise StorageError("the disk is full")
+        return 0.0
+
+    monkeypatch.setattr(flows.sweep._Trials, "_objective", objective)
+    with pytest.raises(StorageError):
+        sweep(parts)
+    sweep(parts)
+    assert measured == [{"states": 128}, {"states": 192}, {"states": 192}]
 
 
 def test_sweep_has_one_writer(parts: Parts, children: type[InThisProcess], home: Path) -> None:

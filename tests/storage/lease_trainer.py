@@ -27,7 +27,7 @@ import storage.units.local_store
 import storage.units.open_store
 import storage.units.store
 from storage.errors import StorageError
-from storage.formats import checkpoint  # noqa: F401  # it imports torch, which takes seconds
+from storage.formats import checkpoint  # noqa: F401 - it imports torch, which takes seconds
 from storage.publication import publish
 from storage.runs import StoredRun, open_run
 from storage.tracking import WRITER
@@ -68,12 +68,12 @@ class Trainer:
 
     def _set_machine(self) -> None:
         storage.lease.LEASE_SECONDS, storage.lease.RENEWAL_SECONDS = self.lease_seconds, self.renewal_seconds
-        storage.lease._machine = lambda: self.machine  # type: ignore[assignment]
+        storage.lease._machine = lambda: self.machine
         seconds = int(self.hours * 3600)
         real_time, real_time_ns, real_strftime = time.time, time.time_ns, time.strftime
         time.time = lambda: real_time() + seconds
         time.time_ns = lambda: real_time_ns() + seconds * 10**9
-        time.strftime = lambda form, at=None: real_strftime(form, at or time.localtime(time.time()))  # type: ignore[assignment, misc]
+        time.strftime = lambda form, at=None: real_strftime(form, at or time.localtime(time.time()))
 
     def _train(self, run: StoredRun) -> None:
         newest = run.cycles(CHECKPOINT)[0]

@@ -339,11 +339,15 @@ def test_worker_of_an_earlier_trainer_cannot_commit(machines: Machines) -> None:
     with machines.training("one") as (_, says):
         assert says() == "writing"
         process = recorded_writer(run.artifacts / "writer").process
-        with pytest.raises(StorageError, match="run my-run is being trained by process"):  # noqa: PT012, SIM117
+
+        def commit_while_the_trainer_is_replaced() -> None:
             with run.commit(CHECKPOINT, 7, {}):
                 os.kill(process, signal.SIGKILL)
                 with machines.training("one") as (_, successor_says):
                     assert successor_says() == "writing"
+
+        with pytest.raises(StorageError, match="run my-run is being trained by process"):
+            commit_while_the_trainer_is_replaced()
     assert 7 not in run.cycles(CHECKPOINT)
 
 

@@ -91,7 +91,9 @@ def test_integer_field_gets_integers_and_number_field_numbers(tmp_path: Path) ->
 def test_other_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
     Study(tmp_path / "a.db", searched())
     Study(tmp_path / "a.db", searched(trials=20, parallel=3))  # these can change
-    with pytest.raises(ValueError, match="sweep a was started with another seeds; restore that, or give the sweep an"):
+    with pytest.raises(
+        ValueError, match="sweep a was started with another value of seeds; restore it, or give the sweep an"
+    ):
         Study(tmp_path / "a.db", searched(seeds=[0]))
 
 
