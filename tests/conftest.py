@@ -26,12 +26,14 @@ SMALL = {"network": "small", "lanes": 4, "replay_states": 64, "batch_size": 16, 
 # Files that take over a quarter of a minute, the slowest first. Two processes work through the files in this order, so
 # that both end at about the same time.
 SLOW_FILES = (
+    "integration/test_sweep_flow.py",
     "integration/test_serve.py",
     "integration/test_prefect_away.py",
     "flows/cli/test_app.py",
     "crash/test_kills.py",
     "storage/test_lease.py",
     "crash/test_command.py",
+    "flows/sweeps/test_child_flows.py",
     "integration/test_train.py",
     "integration/test_server_away.py",
     "integration/test_inspect.py",

@@ -12,8 +12,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn, Protocol
 
-import cloudpickle
 import httpx
+from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.context import hydrated_context, serialize_context
 from prefect.deployments import run_deployment
@@ -83,8 +83,10 @@ class Processes:
     """Runs each flow in a process of its own on this machine, as a child of the flow run that creates this object."""
 
     def __init__(self, flows: Mapping[str, Callable[..., Any]]) -> None:
-        # cloudpickle, because the context has the flow that runs now, which pickle cannot serialize.
-        self._flows, self._context = flows, cloudpickle.dumps(serialize_context())
+        self._flows, self._context = flows, serialize_context()
+        # A child cannot receive the flow object, whose function has the name of the flow. It needs no more than the
+        # ids of the flow run.
+        self._context["flow_run_context"].pop("flow", None)
         self._running: set[Any] = set()
         self._stopping = threading.Event()
 
@@ -156,7 +158,9 @@ def _run_in_child(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    with _expected_errors(sent), hydrated_context(cloudpickle.loads(context)):
+    if context["flow_run_context"]:
+        context["flow_run_context"]["flow"] = Flow(_run_in_child, name="dqn-sweep")
+    with _expected_errors(sent), hydrated_context(context):
         handler = _Forward(sent)
         progress.addHandler(handler)
         try:
