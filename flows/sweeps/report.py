@@ -137,6 +137,7 @@ def _parallel_coordinates(tried: optuna.Study, names: list[str], sweep: Sweep) -
     plt.close(figure)
     figure.set_size_inches(10, 4.5)
     figure.set_dpi(120)
+    figure.subplots_adjust(left=0.08, bottom=0.25)  # for the names of the fields, which Optuna writes aslant
     axes.set_title("")
     return figure
 
