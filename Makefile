@@ -40,9 +40,10 @@ crash-test: $(READY)
 	$(BIN)/python -m benchmarks.reliability $(FIGURES)
 
 crash-kills crash-failures crash-overlap: export FIGURES := $(FIGURES)
+crash-kills crash-failures crash-overlap: export PYTEST_ADDOPTS := -m "not operate and not cluster"
 crash-kills: $(READY)
-	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 S3_FAULTS=0 \
-		$(BIN)/python -m pytest tests/crash tests/storage --ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
+	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 S3_FAULTS=0 CRASH_TRIALS=5 \
+		$(BIN)/python -m pytest tests/crash tests/storage tests/integration/test_sweep_flow.py --ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
 crash-failures: $(READY)
 	CRASH_OPERATIONS=0 CRASH_SIZES=50 $(BIN)/python -m pytest tests/crash/test_failures.py --timeout 86400 $(ARGS)
 crash-overlap: $(READY)

@@ -9,6 +9,7 @@ from typing import Any
 from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run, open_tracking
+from storage.sweeps import mark_dead_sweeps
 
 START_SECONDS = 60  # upper limit of the time from the creation of a run to its first checkpoint
 
@@ -56,9 +57,10 @@ def mark_dead_runs() -> list[StoredRun]:
 
 
 def list_runs() -> list[dict[str, Any]]:
-    """One row for each run, newest first. Runs whose writer died are marked as killed."""
+    """One row for each run, newest first. Runs and sweeps whose writer died are marked as killed."""
     tracking, rows = open_tracking(), []
     mark_dead_runs()
+    mark_dead_sweeps()
     for run in tracking.runs():
         status = run.info.status
         try:

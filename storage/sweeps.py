@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from dqn.metrics import SWEEP_OBJECTIVE
-from storage.lease import leased
-from storage.run_lock import one_writer
+from storage.lease import is_leased, leased
+from storage.run_lock import is_held, one_writer
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings
 from storage.tracking import Tracking
 from storage.units.open_store import open_store
+from storage.units.store import UnitStore
 
 TRIAL, SEED = "dqn.trial", "dqn.seed"  # tags of a training of a sweep
 
@@ -55,6 +57,22 @@ class StoredSweep:
             self.tracking.log_metric(run.run_id, SWEEP_OBJECTIVE, value)
 
 
+def mark_dead_sweeps() -> list[str]:
+    """Mark sweeps whose writer died as killed, and return their names.
+
+    Sweeps that no process with this home has written are skipped, because they belong to other machines.
+    """
+    settings, tracking, marked = Settings.from_environment(), open_tracking(), []
+    for found in tracking.sweeps():
+        name = str(found.info.run_name)
+        lock = _lock(settings, name)
+        if found.info.status != "RUNNING" or not lock.exists() or is_held(lock) or is_leased(_lease(tracking, found)):
+            continue
+        tracking.set_status(found.info.run_id, "KILLED")
+        marked.append(name)
+    return marked
+
+
 @contextmanager
 def open_sweep(name: str, game: str, tags: Mapping[str, str]) -> Iterator[StoredSweep]:
     """The sweep called `name`, which is created unless there is one. The block is its one writer.
@@ -63,9 +81,16 @@ def open_sweep(name: str, game: str, tags: Mapping[str, str]) -> Iterator[Stored
         StorageError: another process runs the sweep; the message names that process.
     """
     settings = Settings.from_environment()
-    with one_writer(settings.lock(f"sweep-{name}"), f"sweep {name}"):
+    with one_writer(_lock(settings, name), f"sweep {name}"):
         tracking = open_tracking()
         found = next(iter(tracking.sweeps(name)), None) or tracking.start_sweep(game, name, tags)
-        store = open_store(tracking.artifacts_of(found), settings, found.info.run_id) / "writer"
-        with leased(store, name):
+        with leased(_lease(tracking, found), name):
             yield StoredSweep(found.info.run_id, name, tracking)
+
+
+def _lock(settings: Settings, name: str) -> Path:
+    return settings.lock(f"sweep-{name}")
+
+
+def _lease(tracking: Tracking, found: Run) -> UnitStore:
+    return open_store(tracking.artifacts_of(found), tracking.settings, found.info.run_id) / "writer"

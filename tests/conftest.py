@@ -20,7 +20,7 @@ SETTINGS = ("DQN_HOME", "DQN_REPLAY", "DQN_CLUSTER", "MLFLOW_TRACKING_URI", "PRE
 for name in (*SETTINGS, *(f"AWS_{name}" for name in AWS)):
     os.environ.pop(name, None)
 
-SMALL = {"network": "small", "lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
+SMALL = {"network": "small", "lanes": 2, "replay_states": 64, "batch_size": 16, "threads": 2, "epsilon": "1:0.1:1000"}
 
 
 # Files that take over a quarter of a minute, the slowest first. Two processes work through the files in this order, so
@@ -86,9 +86,21 @@ def figure(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.fixture(scope="session")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One home for all tests that need MLflow, because creating its database takes seconds."""
-    return tmp_path_factory.mktemp("home")
+def shared_home(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+    """One home for all tests that need MLflow."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copy(mlflow_database, home / "mlflow.db")
+    return home
+
+
+@pytest.fixture
+def empty_home(tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without runs, which DQN_HOME names during the test."""
+    home = tmp_path / "empty"
+    home.mkdir()
+    shutil.copy(mlflow_database, home / "mlflow.db")
+    monkeypatch.setenv("DQN_HOME", str(home))
+    return home
 
 
 @pytest.fixture
@@ -135,30 +147,46 @@ def damageable_run(home: Path, trained_run: str) -> Iterator[str]:
         copy.rename(directory)
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The database `name`, which the first process of the session makes, and the others wait for."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
+    made = directory / f"{name}.db"
+    with (directory / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            making = directory / f"{name}-making.db"
+            make(making)
+            with closing(sqlite3.connect(making)) as source, closing(sqlite3.connect(made)) as target:
+                source.backup(target)
+    return made
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs, which tests copy into their homes, because creating its tables takes seconds."""
+    from storage.settings import Settings
+    from storage.tracking import Tracking
+
+    def make(path: Path) -> None:
+        Tracking(Settings(home=path.parent, tracking_uri=f"sqlite:///{path}"))
+
+    return made_once(tmp_path_factory, "mlflow", make)
+
+
 @pytest.fixture(scope="session")
 def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of a Prefect server, which tests copy, because creating its tables takes eight seconds.
-
-    The processes of a session share it: the first one creates it, and the others wait.
-    """
+    """An empty database of a Prefect server, which tests copy, because creating its tables takes eight seconds."""
     import anyio.to_thread
     from prefect.server.database.alembic_commands import alembic_upgrade
     from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
-    directory = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        directory = directory.parent
-    made = directory / "prefect-template.db"
-    with (directory / "prefect-template.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
-            making = directory / "prefect-making.db"
-            url = f"sqlite+aiosqlite:///{making}"
-            with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: url}):
-                anyio.run(anyio.to_thread.run_sync, alembic_upgrade)
-            with closing(sqlite3.connect(making)) as source, closing(sqlite3.connect(made)) as target:
-                source.backup(target)
-    return made
+    def make(path: Path) -> None:
+        with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{path}"}):
+            anyio.run(anyio.to_thread.run_sync, alembic_upgrade)
+
+    return made_once(tmp_path_factory, "prefect", make)
 
 
 @pytest.fixture(scope="session")

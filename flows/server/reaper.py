@@ -16,6 +16,7 @@ from prefect.states import Cancelled, Crashed
 from flows.failure import run_failure_command
 from storage.errors import StorageError
 from storage.run_catalog import mark_dead_runs
+from storage.sweeps import mark_dead_sweeps
 
 UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
@@ -51,6 +52,7 @@ class Reaper:
             lines += [
                 f"run {run.name} was killed; resume with: dqn train --resume {run.run_id}" for run in mark_dead_runs()
             ]
+            lines += [f"sweep {name} was killed; start it again to go on with it" for name in mark_dead_sweeps()]
         except (httpx.HTTPError, PrefectException, StorageError):
             pass
         return lines

@@ -15,6 +15,9 @@ from harness import CrashRun, build
 from trainer import CONFIG
 
 RESUMES = int(os.environ.get("CRASH_RESUMES", "1"))
+
+pytestmark = pytest.mark.crash
+
 DQN = [sys.executable, "-m", "flows.cli"]
 SETTINGS = [part for name, value in CONFIG.items() for part in ("--set", f"{name}={value}")]
 

@@ -10,6 +10,8 @@ import pytest
 from harness import CrashRun, Outcome, sample_operations
 from power import PowerLoss
 
+pytestmark = pytest.mark.crash
+
 
 def test_power_loss_at_any_operation_loses_no_commit(
     ram_directory: Path,

@@ -20,7 +20,7 @@ from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings
 from storage.units.unit import CHECKPOINT, EXPERIENCE, UnitKind
 
-FIELDS = {"lanes": 4, "replay_states": 256, "batch_size": 16, "threads": 1, "network": "nips", "keep_cycles": 10_000}
+FIELDS = {"lanes": 2, "replay_states": 256, "batch_size": 16, "threads": 1, "network": "nips", "keep_cycles": 10_000}
 SECONDS = 240  # timeout of every wait, for a busy machine
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 CHECKOUT = Path(__file__).resolve().parent.parent.parent

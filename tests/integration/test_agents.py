@@ -45,10 +45,11 @@ def test_publish_writes_an_agent_with_its_card(
     trained_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agents, "EPISODES", 4)
-    agent = open_agent(trained_run)
-    directory = agents.publish(agent, tmp_path)
-    assert directory == agents.publish(agent, tmp_path), "what is there is replaced"
+    (tmp_path / "breakout").mkdir()
+    (tmp_path / "breakout" / "of-another-agent").touch()
+    directory = agents.publish(open_agent(trained_run), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["breakout"]
+    assert "of-another-agent" not in [path.name for path in directory.iterdir()], "what was there is replaced"
     exported = read_export(directory)
     assert {weight.dtype for weight in exported.weights.values()} == {torch.bfloat16, torch.float32}
     assert exported.evaluation.protocol == Protocol("ALE/Breakout-v5", 4, 0.01)

@@ -182,10 +182,9 @@ def test_directory_is_inspected_by_a_short_play(directory: Path, home: Path) -> 
 
 
 def test_directory_is_shared_with_its_evaluation(
-    agent: Agent, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: Agent, directory: Path, tmp_path: Path, empty_home: Path
 ) -> None:
     """In a store without its run it becomes a model that is evaluated, recorded, inspected and exported."""
-    monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
     result = share_agent(open_agent(str(directory)))
     assert (result["model"], result["champion"], result["before"]) == ("models:/Breakout/1", True, None)
     assert result["mean"] == read_export(directory).evaluation.summary()["mean"]
@@ -198,10 +197,7 @@ def test_directory_is_shared_with_its_evaluation(
     assert find_run_and_cycle("models:/Breakout@champion") is None
 
 
-def test_directory_without_a_comparable_evaluation_is_not_shared(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DQN_HOME", str(tmp_path / "empty"))
+def test_directory_without_a_comparable_evaluation_is_not_shared(directory: Path, empty_home: Path) -> None:
     share_agent(open_agent(str(directory)))
     config = json.loads((directory / "config.json").read_bytes())
     (directory / "config.json").write_text(json.dumps({**config, "evaluation": None}))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from operated import FIELDS, Operated, digest, newest, wait_for_run, wait_until
+from operated import FIELDS, Operated, digest, metric_steps, newest, wait_for_run, wait_until
 
 from flows.train import train
 from storage.runs import open_run, open_tracking
@@ -57,6 +57,33 @@ def test_queue_runs_two_trainings_and_resumes_a_cancelled_one(
         patch.setenv("DQN_HOME", str(shared_home))
         undisturbed = open_run(train(cycles=max(FLOW_RUN_CYCLES, further), name="undisturbed", overrides=FIELDS))
         assert found == (digest(undisturbed, FLOW_RUN_CYCLES), digest(undisturbed, further))
+
+
+def test_killed_flow_process_is_retried_with_equal_result(
+    operated: Operated, prefect_server: None, shared_home: Path
+) -> None:
+    """The retried flow run gives the checkpoint and the metrics of an undisturbed run."""
+    flow_run = operated.run("dqn/train", cycles=FLOW_RUN_CYCLES, name="killed", overrides=FIELDS)
+    run = wait_for_run("killed", 2)
+    process = operated.flow_process(flow_run)
+    assert process is not None
+    process.kill()
+    assert operated.final(flow_run) == "CRASHED"
+    assert newest(run, CHECKPOINT) < FLOW_RUN_CYCLES
+    operated.wait_for_line(flow_run, f"retry with: prefect flow-run retry {flow_run}")
+    wait_until(operated.failures.exists, "the command for failures")
+    assert operated.failures.read_text() == f"{flow_run} Crashed\n"
+
+    operated.wait_for_line(flow_run, "Check whether the flow run")  # the last line that the worker logs about it
+    operated.prefect("flow-run", "retry", flow_run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DQN_HOME", str(shared_home))
+        undisturbed = open_run(train(cycles=FLOW_RUN_CYCLES, name="undisturbed", overrides=FIELDS))
+        wanted, steps = digest(undisturbed, FLOW_RUN_CYCLES), metric_steps(undisturbed)
+    assert operated.final(flow_run) == "COMPLETED"
+    assert digest(run, FLOW_RUN_CYCLES) == wanted
+    assert metric_steps(run) == steps, "each point is logged once"
+    assert status("killed") == "FINISHED"
 
 
 def test_killed_worker_leaves_a_flow_run_to_retry(operated: Operated) -> None:

@@ -1,4 +1,4 @@
-"""Flow runs below `make serve`: start, watch, kill and retry them, and stop everything.
+"""Flow runs below `make serve`: start them, watch them, and stop everything.
 
 All tests of the module share one `dqn serve`, because it takes long to start; the last test stops it.
 """
@@ -14,21 +14,23 @@ from typing import Any
 
 import psutil
 import pytest
-from operated import FIELDS, Operated, digest, metric_steps, newest, run_named, wait_for_run, wait_until
+from operated import FIELDS, Operated, digest, metric_steps, run_named, wait_until
 
 from flows.train import train
-from storage.runs import open_run, open_tracking
-from storage.units.unit import CHECKPOINT
+from storage.runs import open_run
 
-CYCLES = 6
+CYCLES = 3
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def operated(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Operated]:
+def operated(
+    tmp_path_factory: pytest.TempPathFactory, prefect_database: Path, mlflow_database: Path
+) -> Iterator[Operated]:
     home = tmp_path_factory.mktemp("operated")
     shutil.copy(prefect_database, home / "prefect.db")
+    shutil.copy(mlflow_database, home / "mlflow.db")
     operated = Operated(home, PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(operated.settings.home))
@@ -96,36 +98,24 @@ def test_nightly_evaluation_is_scheduled_when_activated(operated: Operated) -> N
     operated.answer("PATCH", turn, {"active": False})
 
 
-def test_killed_flow_process_is_retried_with_equal_result(
+def test_flow_run_of_the_deployment_trains_as_the_command(
     operated: Operated, prefect_server: None, shared_home: Path
 ) -> None:
-    """The retried flow run gives the checkpoint and the metrics of an undisturbed run."""
-    flow_run = operated.run("dqn/train", cycles=CYCLES, name="killed", overrides=FIELDS)
-    run = wait_for_run("killed", 2)
-    process = operated.flow_process(flow_run)
-    assert process is not None
-    process.kill()
-    assert operated.final(flow_run) == "CRASHED"
-    assert newest(run, CHECKPOINT) < CYCLES
-    operated.wait_for_line(flow_run, f"retry with: prefect flow-run retry {flow_run}")
-    wait_until(operated.failures.exists, "the command for failures")
-    assert operated.failures.read_text() == f"{flow_run} Crashed\n"
-
-    operated.wait_for_line(flow_run, "Check whether the flow run")  # the last line that the worker logs about it
-    operated.prefect("flow-run", "retry", flow_run)
+    flow_run = operated.run("dqn/train", cycles=CYCLES, name="deployed", overrides=FIELDS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DQN_HOME", str(shared_home))
-        undisturbed = open_run(train(cycles=CYCLES, name="undisturbed", overrides=FIELDS))
-        wanted, steps = digest(undisturbed, CYCLES), metric_steps(undisturbed)
+        directly = open_run(train(cycles=CYCLES, name="directly", overrides=FIELDS))
+        wanted, steps = digest(directly, CYCLES), metric_steps(directly)
     assert operated.final(flow_run) == "COMPLETED"
+    run = run_named("deployed")
     assert digest(run, CYCLES) == wanted
-    assert metric_steps(run) == steps, "each point is logged once"
-    assert [found.info.run_name for found in open_tracking().runs()] == ["killed"], "no other run"
-    assert open_tracking().find_run("killed").info.status == "FINISHED"
+    assert metric_steps(run) == steps
+    assert run.tracking.get_run(run.run_id).info.status == "FINISHED"
+    assert not operated.failures.exists()
 
 
 def test_mlflow_and_prefect_link_the_training(operated: Operated) -> None:
-    run = run_named("killed")
+    run = run_named("deployed")
     found = run.tracking.get_run(run.run_id)
     flow_run = found.data.tags["prefect.flow_run_id"]
     assert found.data.tags["prefect.flow_run"].endswith(flow_run)
@@ -135,7 +125,7 @@ def test_mlflow_and_prefect_link_the_training(operated: Operated) -> None:
     assert {linked.dataset.name for linked in found.inputs.dataset_inputs} == {
         f"{kind} of cycle {CYCLES}" for kind in ("experience", "targets")
     }
-    assert operated.flow_run(flow_run)["name"] == "train killed"
+    assert operated.flow_run(flow_run)["name"] == "train deployed"
     kinds = {artifact["key"].split("-")[0] for artifact in operated.of("artifacts", flow_run)}
     assert kinds == {"mlflow", "progress", "cycles", "summary"}
     tasks = {task["name"] for task in operated.of("task_runs", flow_run)}

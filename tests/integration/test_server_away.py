@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +18,15 @@ from storage.runs import StoredRun, open_run
 from storage.settings import Settings
 from tasks.unit_reference import UnitReference
 
-CONFIG = {"network": "small", "lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 2}
+CONFIG = {"network": "small", "lanes": 2, "replay_states": 64, "batch_size": 16, "threads": 2}
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("served")
+    shutil.copy(mlflow_database, home / "mlflow.db")
     settings = Settings(home=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}", mlflow_port=free_port())
     server = Server(settings, mlflow_command(settings), f"{settings.mlflow_address}/health")
     server.start()
@@ -64,6 +67,7 @@ def metrics(run: StoredRun) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
 
 
+@pytest.mark.operate
 def test_metrics_are_logged_once_after_mlflow_restarts(
     server: Server, undisturbed: StoredRun, before_sweep: dict[int, Callable[[], None]]
 ) -> None:

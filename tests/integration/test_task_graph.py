@@ -29,7 +29,7 @@ def edges_between(before: str, after: str) -> set[tuple[str, str]]:
 @pytest.mark.usefixtures("home", "prefect_server")
 @pytest.mark.parametrize("overlap", ["no", "yes"])
 def test_task_runs_are_linked_by_their_units(small: dict[str, object], overlap: str) -> None:
-    overrides = {**small, "lanes": 4, "shards": 2, "overlap": overlap}
+    overrides = {**small, "shards": 2, "overlap": overlap}
     run_id = train(cycles=3, name=f"linked-{overlap}", overrides=overrides)
     flow_run = open_tracking().get_run(run_id).data.tags[FLOW_RUN]
     with get_client(sync_client=True) as client:

@@ -168,20 +168,12 @@ def same() -> Callable[[object, object], bool]:
     return same_values
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs, for copies, because MLflow takes seconds to create one."""
-    home = tmp_path_factory.mktemp("empty")
-    storage.runs.Tracking(Settings(home=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}"))
-    return home / "mlflow.db"
-
-
 @pytest.fixture
-def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home for one test, whose path needs escapes in a URL."""
     home = tmp_path / "my höme 100%"
     home.mkdir()
-    shutil.copy(empty_store, home / "mlflow.db")
+    shutil.copy(mlflow_database, home / "mlflow.db")
     monkeypatch.setenv("DQN_HOME", str(home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     yield home

@@ -157,13 +157,13 @@ def server() -> Iterator[subprocess.Popen[str]]:
 def machines(
     request: pytest.FixtureRequest,
     server: subprocess.Popen[str],
-    empty_store: Path,
+    mlflow_database: Path,
     tmp_path: Path,
     tiny: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Machines]:
     """A run whose artifacts are in the home of the machine `first`, or on S3."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("DQN_HOME", str(tmp_path / "first"))
     monkeypatch.setattr(storage.lease, "LEASE_SECONDS", LEASE_SECONDS)

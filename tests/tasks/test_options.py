@@ -18,7 +18,7 @@ from storage.units.unit import CHECKPOINT
 from tasks import process_cache
 from tasks.evaluate import evaluate
 
-SMALL = {"lanes": 4, "lane_groups": 2, "replay_states": 160, "batch_size": 32, "threads": 2, "keep_cycles": 3}
+SMALL = {"lanes": 4, "lane_groups": 2, "replay_states": 96, "batch_size": 32, "threads": 2, "keep_cycles": 3}
 OPTIONS = {
     "network": "small",
     "frame_stack": True,
@@ -54,7 +54,7 @@ def test_run_with_all_options_is_restored_and_inspected(monkeypatch: pytest.Monk
     after = run.checkpoint(run.unit(CHECKPOINT, 2)).histories
     assert [math.isnan(history.score) for history in after] == [False, False, True, True]
     found = verify_run(run, replay=True)
-    assert found.problems == [] and found.frames == 3 * 160
+    assert found.problems == [] and found.frames == 3 * 96
     process_cache.clear()
     assert evaluate.fn(run.run_id, checkpoint).metrics["evaluation/steps"] > 0
     report = Path(inspect_run(run))

@@ -19,7 +19,7 @@ from tasks.collect_episodes import next_play, state_after
 from tasks.optimize import optimize
 from tasks.unit_reference import UnitReference
 
-SETTINGS = {"lanes": 4, "replay_states": 64, "batch_size": 16, "threads": 1, "network": "small", "overlap": "yes"}
+SETTINGS = {"lanes": 2, "replay_states": 64, "batch_size": 16, "threads": 1, "network": "small", "overlap": "yes"}
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -22,7 +22,7 @@ from tasks.process_cache import CACHE, Slot
 from tasks.unit_reference import UnitReference
 from tasks.update_q_values import update_q_values
 
-SETTINGS = {"lanes": 4, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 2, "network": "small"}
+SETTINGS = {"lanes": 2, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 2, "network": "small"}
 
 pytestmark = pytest.mark.usefixtures("home")
 

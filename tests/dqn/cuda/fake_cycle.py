@@ -124,7 +124,7 @@ def replace_what_needs_numbers() -> None:
 
 def cycle(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """What crosses devices in each part of one cycle."""
-    small = {"lanes": 4, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 1, "replay_fraction": 1}
+    small = {"lanes": 2, "lane_groups": 2, "replay_states": 64, "batch_size": 16, "threads": 1, "replay_fraction": 1}
     machine = {"device": "cuda", "precision": "bfloat16", "compiled": "no", "overlap": "no"}
     config = make_config(preset, {**small, **machine, **overrides})
     lanes = open_lanes(config, first_histories(config.lanes))

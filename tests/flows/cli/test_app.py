@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -157,12 +156,14 @@ def test_version_option_prints_the_version(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out == f"dqn {dqn.__version__}\n"
 
 
-def test_help_takes_less_than_half_a_second() -> None:
-    """Measures processor time until one of ten runs is fast enough, because other processes slow down single runs."""
-    print_time = "; import resource; print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), file=sys.stderr)"
-    command = [sys.executable, "-c", PRINT_HELP + print_time]
-    runs = (subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(10))
-    assert any(float(run.stderr) < 0.5 for run in runs)
+def test_help_takes_little_more_than_the_import_of_typer() -> None:
+    """That is less than half a second on most machines; both are measured, because other processes slow both down."""
+    assert min(processor_seconds(PRINT_HELP) for _ in range(3)) < 2 * processor_seconds("import sys, typer.rich_utils")
+
+
+def processor_seconds(code: str) -> float:
+    code += "; import resource; print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), file=sys.stderr)"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -193,34 +194,23 @@ def test_evaluate_prints_the_same_scores_twice(
     assert "2 episodes of " in capsys.readouterr().out
 
 
-def test_train_refuses_a_second_trainer_of_a_run(
-    home: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_training_prints_how_to_resume(
+    home: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second trainer exits with status 1. After the first is killed, a third one resumes the run.
-
-    SIGTERM stops the third one while it plays. It prints how to resume, and no Prefect server is left.
-    """
+    """While it plays, a second trainer of the run exits with status 1. SIGTERM leaves no Prefect server."""
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
-    endless = ("--set", "lanes=4", "--set", "replay_states=200000", "--set", "lane_groups=2")
-    first = trainer("--name", "held", *endless)
-    try:
-        drafts = wait_for_play(home, first)
-        servers = servers_below(first)
-        first.send_signal(signal.SIGSTOP)  # so that it takes no time from the second one; it still has the lock
-        second = subprocess.run([*DQN, "train", "--resume", "held"], capture_output=True, text=True, check=False)
-        assert second.returncode == 1
-        assert f"process {first.pid} on " in second.stderr
-        assert "Traceback" not in second.stderr
-    finally:
-        first.kill()
-        first.communicate()
-    third = trainer("--resume", "held")
-    wait_for_play(home, third, drafts)
-    servers += servers_below(third)
-    os.killpg(third.pid, signal.SIGTERM)  # to the whole process group, as systemd and `timeout` do
-    _, error = third.communicate(timeout=60)
-    assert third.returncode == 128 + signal.SIGTERM
+    training = start_training("--name", "held", "--set", "lanes=2", "--set", "replay_states=200000")
+    while not list(home.glob("staging/*/experience-*")):
+        assert training.poll() is None, training.communicate()[1]
+        time.sleep(0.05)
+    servers = servers_below(training)
     run_id = open_tracking().find_run("held").info.run_id
+    assert run(monkeypatch, "train", "--resume", "held") == 1
+    refused = capsys.readouterr().err
+    assert f"process {training.pid} on " in refused and "Traceback" not in refused
+    os.killpg(training.pid, signal.SIGTERM)  # to the whole process group, as systemd and `timeout` do
+    _, error = training.communicate(timeout=60)
+    assert training.returncode == 128 + signal.SIGTERM
     assert error.splitlines()[-1] == f"stopped; resume with: dqn train --resume {run_id}"
     assert "Traceback" not in error
     assert open_tracking().get_run(run_id).info.status == "KILLED"
@@ -264,7 +254,7 @@ def _in_home(home: Path) -> None:
     """Every command uses the home of the tests."""
 
 
-def trainer(*arguments: str) -> subprocess.Popen[str]:
+def start_training(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*DQN, "train", *arguments],
         stderr=subprocess.PIPE,
@@ -273,14 +263,6 @@ def trainer(*arguments: str) -> subprocess.Popen[str]:
         env=dict(os.environ),
         start_new_session=True,  # a process group to which a signal can be sent
     )
-
-
-def wait_for_play(home: Path, process: subprocess.Popen[str], before: Collection[Path] = ()) -> set[Path]:
-    """Wait until the trainer plays, which creates a draft. Returns all drafts; `before` are those of others."""
-    while not (drafts := set(home.glob("staging/*/experience-*"))) - set(before):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    return drafts
 
 
 def servers_below(trainer: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -83,6 +83,15 @@ def test_reaper_marks_a_training_run_without_writer_as_killed(small: dict[str, o
     assert open_tracking().get_run(run.run_id).info.status == "KILLED"
 
 
+def test_reaper_marks_a_sweep_without_writer_as_killed() -> None:
+    from storage.sweeps import open_sweep
+
+    with open_sweep("left-searching", "ALE/Breakout-v5", {}) as stored:
+        assert not [line for line in Reaper("ours", set).reap() if "left-searching" in line]
+    assert "sweep left-searching was killed; start it again to go on with it" in Reaper("ours", set).reap()
+    assert open_tracking().get_run(stored.run_id).info.status == "KILLED"
+
+
 def test_reaper_does_nothing_while_the_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
