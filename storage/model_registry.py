@@ -25,12 +25,12 @@ from dqn.export.inference_spec import ExportedAgent
 from dqn.learning.networks import QNetwork
 from storage.errors import StorageError
 from storage.formats.agent_export import read_export
-from storage.tracking import Tracking
+from storage.tracking import CHECKPOINT_TAG, Tracking, model_name
 from storage.urls import REGISTERED_MODEL, directory_of, is_local
 
 CHAMPION = "champion"
 FOLDER = "agent"  # folder of a model with the files of `storage.formats.agent_export`
-CHECKPOINT, PROTOCOL, MEAN = "dqn.checkpoint", "dqn.protocol", "dqn.mean_score"  # tags of a version
+PROTOCOL, MEAN = "dqn.protocol", "dqn.mean_score"  # tags of a version
 
 
 def protocol_text(evaluation: Evaluation, frames_limit: int) -> str:
@@ -64,7 +64,9 @@ def promote(tracking: Tracking, version: ModelVersion, exported: ExportedAgent) 
 def shared_version(tracking: Tracking, exported: ExportedAgent) -> ModelVersion | None:
     """The version as which this checkpoint was already shared, if any."""
     name = game_title(exported.metadata.config.game)
-    found = tracking.client.search_model_versions(f"name = '{name}' and tags.`{CHECKPOINT}` = '{exported.checkpoint}'")
+    found = tracking.client.search_model_versions(
+        f"name = '{name}' and tags.`{CHECKPOINT_TAG}` = '{exported.checkpoint}'"
+    )
     return next(iter(found), None)
 
 
@@ -84,11 +86,14 @@ def share(tracking: Tracking, exported: ExportedAgent, network: QNetwork, folder
     _save(network, len(exported.metadata.action_names), model)
     (folder / FOLDER).rename(model / FOLDER)
     game = exported.metadata.config.game
-    experiment = tracking.get_run(run_id).info.experiment_id if run_id else tracking.experiment(game)
-    name = f"{exported.run_name}-{exported.metadata.counters.cycle:05d}"
-    logged = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "-", name), run_id)
-    client.log_model_artifacts(logged.model_id, str(model))
-    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    cycle = exported.metadata.counters.cycle
+    if run_id:
+        model_id = tracking.model_of(tracking.get_run(run_id), cycle, exported.checkpoint)
+    else:
+        name = model_name(exported.run_name, cycle)
+        model_id = client.create_logged_model(tracking.experiment(game), name).model_id
+    client.log_model_artifacts(model_id, str(model))
+    logged = client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     if not client.search_registered_models(f"name = '{title}'"):
         client.create_registered_model(
             title, description=f"Agents that play {title}; `{CHAMPION}` is the best of them."
@@ -97,7 +102,7 @@ def share(tracking: Tracking, exported: ExportedAgent, network: QNetwork, folder
         title,
         source=logged.artifact_location,
         run_id=run_id,
-        tags={CHECKPOINT: exported.checkpoint},
+        tags={CHECKPOINT_TAG: exported.checkpoint},
         description=card,
         # Without a run, MLflow would look for the logged model in its default store instead of this one.
         model_id=logged.model_id if run_id else None,

@@ -34,6 +34,24 @@ def test_training_evaluates_and_keeps_the_best_checkpoint(run: StoredRun) -> Non
     assert set(run.cycles(CHECKPOINT)) == {best, 3, 4}, "keep_cycles is 2"
 
 
+def test_evaluations_are_linked_to_a_model_of_their_checkpoint(run: StoredRun) -> None:
+    """MLflow has one model for each evaluated checkpoint, with the params of the run and the scores."""
+    found = run.tracking.get_run(run.run_id)
+    models = run.tracking.client.search_logged_models(
+        [found.info.experiment_id], f"source_run_id = '{run.run_id}'", order_by=[{"field_name": "name"}]
+    )
+    assert [model.name for model in models] == ["looked-at-00002", "looked-at-00004"]
+    for model, unit in zip(models, reversed([*evaluations(run)]), strict=True):
+        assert model.params == found.data.params and model.status == "READY"
+        assert model.tags["dqn.checkpoint"] == unit.inputs["checkpoint"]
+        scores = {metric.key: metric.value for metric in model.metrics}
+        assert scores["evaluation/mean"] == unit.metric("evaluation/mean")
+    run.tracking.forget_published(run.run_id)
+    run.tracking.publish(run.run_id, next(iter(evaluations(run))))
+    again = run.tracking.client.search_logged_models([found.info.experiment_id], f"source_run_id = '{run.run_id}'")
+    assert len(again) == 2
+
+
 def test_evaluation_repeats_exactly(run: StoredRun) -> None:
     committed = run.unit(EVALUATION, run.newest_checkpoint().cycle)
     agent = open_agent(run.name, str(committed.cycle))

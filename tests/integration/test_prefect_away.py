@@ -107,7 +107,8 @@ def test_training_continues_while_its_prefect_server_restarts(server: Server) ->
 def test_training_ends_although_its_prefect_server_stays_away(server: Server) -> None:
     """Every cycle is trained and stored; then one line says that the server does not answer."""
     training = start_training(server, "undisturbed", FEWER_CYCLES)
-    assert training.wait() == 0
+    error = training.communicate(timeout=180)[1]
+    assert training.returncode == 0, error
     others = len(checkpoints(server))
     training = start_training(server, "away", FEWER_CYCLES)
     wait_for_cycle(server, 2, training, others)
