@@ -1,6 +1,6 @@
 # make train          install the project and train on Breakout
 # make test           install the project and run the tests
-# make crash-test     an hour of kills, disk errors and damage; writes docs/reliability.md (`make test` runs a sample)
+# make crash-test     an hour of kills, disk errors and damage; writes docs/reliability-results.md (`make test` runs a sample)
 # make operate-test   kill each process of `make serve`; takes minutes (`make test` kills only a flow process)
 # make cluster-test   kill servers and workers of a cluster; takes minutes and needs PostgreSQL (Debian: postgresql)
 # make bench          measure the speed on this machine; writes docs/performance.md
@@ -33,7 +33,7 @@ operate-test: $(READY)
 cluster-test: $(READY)
 	$(BIN)/python -m pytest -m cluster --timeout 1200 $(ARGS)
 
-# Two processes at a time, because each test keeps one core busy; benchmarks.reliability writes docs/reliability.md.
+# Two processes at a time, because each test keeps one core busy; benchmarks.reliability writes the table.
 crash-test: $(READY)
 	rm -rf $(FIGURES) && mkdir -p $(FIGURES)
 	$(MAKE) --jobs 2 --keep-going crash-kills crash-failures crash-overlap

@@ -1,4 +1,4 @@
-"""Results of `make crash-test`: writes `benchmarks/results/reliability.json` and a table in `docs/reliability.md`."""
+"""Results of `make crash-test`, in `benchmarks/results/reliability.json` and `docs/reliability-results.md`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import report
 
-PAGE, RESULTS = report.HERE.parent / "docs" / "reliability.md", report.HERE / "results" / "reliability.json"
+PAGE, RESULTS = report.HERE.parent / "docs" / "reliability-results.md", report.HERE / "results" / "reliability.json"
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def small() -> dict[str, object]:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[int, str, str], None]:
-    """Records a row of docs/reliability.md: the number of the promise, the test, and its result.
+    """Records a row of docs/reliability-results.md: the number of the promise, the test, and its result.
 
     The row is written to the directory FIGURES, if that environment variable is set, from which
     `python -m benchmarks.reliability` collects it.
