@@ -28,6 +28,7 @@ from dqn.evaluation.evaluation import Evaluation, Protocol
 from dqn.export.inference_spec import ExportedAgent
 from dqn.export.model_card import model_card
 from flows.commands.agents import Agent, open_agent
+from flows.commands.export import exported_of
 from flows.commands.record import record_video
 from storage.formats.agent_export import CARD, CONFIG, WEIGHTS, read_export, write_export
 from tasks.play_evaluation import play_evaluation
@@ -62,9 +63,7 @@ def publish(agent: Agent, directory: Path, preset: str = "fast", run_evaluation:
     assert agent.run is not None
     title = game_title(agent.metadata.config.game).lower()
     protocol = agent.protocol(EPISODES)
-    exact = ExportedAgent(
-        agent.run.run_id, agent.run.name, agent.checkpoint_digest, agent.metadata, agent.weights, None
-    )
+    exact = exported_of(agent, None)
     command = training_command(agent.metadata.config, agent.metadata.counters.states, preset)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".publishing-") as staging:
         in_float32 = _written(Path(staging, "float32"), exact, protocol, run_evaluation)

@@ -45,6 +45,18 @@ OPTIMIZATION_BATCHES = "optimization/batches"
 EVALUATION_MEAN = "evaluation/mean"
 EVALUATION_MEAN_LOW = "evaluation/mean_low"  # of the 95 % interval
 EVALUATION_MEAN_HIGH = "evaluation/mean_high"
+TRAINING_CURVES = (  # that show how a training went
+    SCORE_EPISODE,
+    EVALUATION_MEAN,
+    EVALUATION_MEAN_LOW,
+    EVALUATION_MEAN_HIGH,
+    LOSS_MEAN,
+    SCHEDULE_EPSILON,
+    Q_VALUES_BEFORE_MIN,
+    Q_VALUES_BEFORE_MEAN,
+    Q_VALUES_BEFORE_MAX,
+    ESTIMATION_ERROR_MEAN,
+)
 SWEEP_OBJECTIVE = "sweep/objective"  # of each training of a trial: the mean over the seeds of the trial
 
 
@@ -82,6 +94,18 @@ class Curve:
 
     states: np.ndarray  # states played by the run, ascending
     values: np.ndarray
+
+    def until(self, states: int) -> Curve:
+        """The values up to a number of states."""
+        kept = self.states <= states
+        return Curve(self.states[kept], self.values[kept])
+
+    def thinned(self, most: int) -> Curve:
+        """At most `most` of the values, evenly spaced, among them the first and the last."""
+        if len(self.states) <= most:
+            return self
+        kept = np.linspace(0, len(self.states) - 1, most).round().astype(int)
+        return Curve(self.states[kept], self.values[kept])
 
 
 def minutes_at_work(times_ms: np.ndarray) -> np.ndarray:

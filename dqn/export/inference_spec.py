@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from dqn.checkpoint import CheckpointMetadata
 from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.evaluation.evaluation import Evaluation
 from dqn.learning.networks import QNetwork, ResidualBlock, make_network
+from dqn.metrics import Curve
 
 # Arguments that construct a layer
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -35,6 +36,7 @@ class ExportedAgent:
     metadata: CheckpointMetadata
     weights: dict[str, Tensor]  # state dict of a QNetwork
     evaluation: Evaluation | None  # None if the checkpoint was not evaluated
+    curves: dict[str, Curve] = field(default_factory=dict)  # of its training; empty if they are not known
 
 
 def untrained_network(metadata: CheckpointMetadata) -> QNetwork:

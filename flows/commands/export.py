@@ -13,6 +13,7 @@ from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import ExportedAgent, untrained_network
 from dqn.export.model_card import model_card
 from dqn.learning.networks import QNetwork
+from dqn.metrics import TRAINING_CURVES
 from flows.commands.agents import Agent
 from storage.formats.agent_export import write_export
 from storage.formats.evaluation import read_evaluation
@@ -45,7 +46,7 @@ def export_agent(agent: Agent, directory: Path) -> Path:
     is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if not is_free or not target.parent.is_dir():
         raise ValueError(f"cannot export to {directory}; it must be a new directory in one that exists")
-    exported = _exported(agent, next(iter(_evaluations(agent)), None))
+    exported = exported_of(agent, next(iter(_evaluations(agent)), None))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
         files = Path(staging) / "agent"
         files.mkdir()
@@ -77,7 +78,7 @@ def share_agent(agent: Agent, replace: bool = False) -> dict[str, Any]:
     evaluation = evaluations.get(wanted) if wanted else next(iter(evaluations.values()), None)
     if evaluation is None:
         raise ValueError(_how_to_evaluate(agent, wanted if evaluations else None))
-    exported = _exported(agent, evaluation)
+    exported = exported_of(agent, evaluation)
     version = shared_version(tracking, exported) or _register(tracking, exported)
     mean, address = evaluation.summary()["mean"], f"models:/{version.name}/{version.version}"
     result = {"model": address, "mean": mean, "champion": True, "before": None}
@@ -111,12 +112,17 @@ def _register(tracking: Tracking, exported: ExportedAgent) -> ModelVersion:
         return share(tracking, exported, _plain_network(exported), Path(folder), card)
 
 
-def _exported(agent: Agent, evaluation: Evaluation | None) -> ExportedAgent:
-    if agent.run is None:
+def exported_of(agent: Agent, evaluation: Evaluation | None) -> ExportedAgent:
+    """What is exported of an agent: of a run its checkpoint, `evaluation` and the curves of its training until then."""
+    run = agent.run
+    if run is None:
         assert agent.exported is not None
         return agent.exported
+    found = run.tracking.curves(run.run_id, TRAINING_CURVES)
+    until = {name: curve.until(agent.metadata.counters.states) for name, curve in found.items()}
+    curves = {name: curve for name, curve in until.items() if len(curve.values)}
     return ExportedAgent(
-        agent.run.run_id, agent.run.name, agent.checkpoint_digest, agent.metadata, agent.weights, evaluation
+        run.run_id, run.name, agent.checkpoint_digest, agent.metadata, agent.weights, evaluation, curves
     )
 
 
@@ -144,7 +150,7 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
 
 def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
     if agent.run is None:
-        return _how_to_share_exported(agent, protocol)
+        return _how_to_shareexported_of(agent, protocol)
     command = f"dqn evaluate {agent.name} --checkpoint {agent.metadata.counters.cycle}"
     if protocol is None:
         return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; evaluate it with `{command}`"
@@ -158,7 +164,7 @@ def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
     return f"the champion was evaluated by another protocol; run `{command} {options}` first, or use --replace"
 
 
-def _how_to_share_exported(agent: Agent, protocol: str | None) -> str:
+def _how_to_shareexported_of(agent: Agent, protocol: str | None) -> str:
     """What an agent lacks of which only the files are known."""
     if protocol is None:
         return f"{agent.name} contains no evaluation, so it cannot be shared; evaluate its run, and export it again"

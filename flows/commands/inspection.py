@@ -15,19 +15,7 @@ from dqn.envs.games import game_title
 from dqn.evaluation.evaluation import Evaluation
 from dqn.evaluation.short_cycle import play_short_cycle
 from dqn.learning.networks import QNetwork
-from dqn.metrics import (
-    ESTIMATION_ERROR_MEAN,
-    EVALUATION_MEAN,
-    EVALUATION_MEAN_HIGH,
-    EVALUATION_MEAN_LOW,
-    LOSS_MEAN,
-    Q_VALUES_BEFORE_MAX,
-    Q_VALUES_BEFORE_MEAN,
-    Q_VALUES_BEFORE_MIN,
-    SCHEDULE_EPSILON,
-    SCORE_EPISODE,
-    Curve,
-)
+from dqn.metrics import EVALUATION_MEAN, LOSS_MEAN, SCORE_EPISODE, TRAINING_CURVES, Curve
 from dqn.plots.curve_figures import q_value_curves, score_curve
 from dqn.plots.figures import error_histogram, highlight_strip, q_value_histogram, score_histogram, sweep_figure
 from dqn.plots.highlights import find_highlights, stretch_to_a_point
@@ -42,16 +30,6 @@ from storage.units.unit import CHECKPOINT, EVALUATION, EXPERIENCE, KINDS, TARGET
 
 if TYPE_CHECKING:
     from storage.runs import StoredRun
-
-SCORES = (SCORE_EPISODE, EVALUATION_MEAN, EVALUATION_MEAN_LOW, EVALUATION_MEAN_HIGH, LOSS_MEAN)
-CURVES = (
-    *SCORES,
-    SCHEDULE_EPSILON,
-    Q_VALUES_BEFORE_MIN,
-    Q_VALUES_BEFORE_MEAN,
-    Q_VALUES_BEFORE_MAX,
-    ESTIMATION_ERROR_MEAN,
-)
 
 
 _HIGHLIGHT_CAPTIONS = {
@@ -123,7 +101,7 @@ def inspect_run(run: StoredRun, cycle: int | None = None, state: str | None = No
     config, played = inspection.metadata.config, inspection.experience
     states = f"{played.states_played:,} states of {config.lanes} lanes" if played else "pruned"
     _add_properties(inspection, {"played in this cycle": states})
-    inspection.curves = run.tracking.curves(run.run_id, CURVES)
+    inspection.curves = run.tracking.curves(run.run_id, TRAINING_CURVES)
     with suppress(StorageError):
         inspection.evaluation = read_evaluation(run.unit(EVALUATION, inspection.cycle).directory)
     _add_training(inspection)
@@ -166,11 +144,15 @@ def inspect_agent(agent: Agent, state: str | None = None, channel: int = 0) -> s
     report.title = f"{inspection.game}: the agent {agent.name}"
     shown = f"the first {steps} steps of {lanes} episodes at epsilon {agent.metadata.config.evaluation_epsilon:g}"
     _add_properties(inspection, {"played for this report": shown})
-    report.notes.append("The curves of the training cannot be shown, because its run is not stored here.")
-    if exported.evaluation:
-        report.add("Scores", "Complete episodes.", [_evaluation_picture(exported.evaluation)])
+    if exported.curves:
+        inspection.curves = exported.curves
+        _add_training(inspection)
     else:
-        report.notes.append("The agent has no evaluation.")
+        report.notes.append("The curves of the training cannot be shown: the agent was exported without them.")
+        if exported.evaluation:
+            report.add("Scores", "Complete episodes.", [_evaluation_picture(exported.evaluation)])
+        else:
+            report.notes.append("The agent has no evaluation.")
     _add_cycle(inspection, state, channel)
     folder = f"{game_title(agent.metadata.config.game)}-{exported.checkpoint[:8]}"
     directory = Settings.from_environment().inspections / folder
@@ -259,7 +241,7 @@ def _add_training(inspection: Inspection) -> None:
         pictures.append(_evaluation_picture(inspection.evaluation))
     else:
         inspection.report.notes.append(f"The checkpoint of cycle {inspection.cycle} was not evaluated.")
-    inspection.report.add("Training", "The run until now.", pictures)
+    inspection.report.add("Training", "The run until this cycle.", pictures)
 
 
 def _evaluation_picture(evaluation: Evaluation) -> Picture:

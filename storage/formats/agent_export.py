@@ -6,16 +6,20 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 from safetensors import SafetensorError
 
 from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import ExportedAgent, inference_spec, network_weights, plain_weights, untrained_network
+from dqn.metrics import SCORE_EPISODE, Curve
 from storage.errors import CorruptUnitError
 from storage.format_version import check_format
 from storage.formats.checkpoint import metadata_as_json, metadata_from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
+TRAINING = "training.json"  # curves of the training by metric: states and values; absent if they are not known
+MOST_POINTS = 400  # of each of these curves, except that of the episodes, whose mean is drawn
 FORMAT = 4  # 3 is that of release 0.1.0, in whose configuration some fields have other names
 OLDEST_FORMAT = 3
 
@@ -40,6 +44,16 @@ def write_export(directory: Path, exported: ExportedAgent, card: str) -> None:
     (directory / WEIGHTS).write_bytes(weights)
     (directory / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
     (directory / CARD).write_text(card)
+    if exported.curves:
+        curves = {
+            name: curve if name == SCORE_EPISODE else curve.thinned(MOST_POINTS)
+            for name, curve in exported.curves.items()
+        }
+        content = {
+            name: {"states": [int(each) for each in curve.states], "values": [float(f"{v:.6g}") for v in curve.values]}
+            for name, curve in curves.items()
+        }
+        (directory / TRAINING).write_text(json.dumps(content) + "\n")
 
 
 def read_export(directory: Path) -> ExportedAgent:
@@ -64,6 +78,7 @@ def read_export(directory: Path) -> ExportedAgent:
             metadata=metadata,
             weights=network_weights(safetensors.torch.load(weights), untrained_network(metadata)),
             evaluation=Evaluation.from_dict(about["evaluation"]) if about["evaluation"] else None,
+            curves=_read_curves(directory / TRAINING),
         )
     except (
         OSError,
@@ -76,3 +91,12 @@ def read_export(directory: Path) -> ExportedAgent:
         SafetensorError,
     ) as error:
         raise CorruptUnitError(f"{directory} is not an agent of this version: {error}") from None
+
+
+def _read_curves(path: Path) -> dict[str, Curve]:
+    if not path.exists():
+        return {}
+    return {
+        name: Curve(np.array(curve["states"], float), np.array(curve["values"], float))
+        for name, curve in json.loads(path.read_bytes()).items()
+    }

@@ -25,7 +25,7 @@ def test_published_agent_has_its_published_scores(directory: Path) -> None:
     """To the digit on the same kind of processor, elsewhere in the range of chance."""
     check_scores(directory)
     files = {path.name for path in directory.iterdir()}
-    assert files == {"README.md", "config.json", "weights.safetensors", "episode.gif"}
+    assert files == {"README.md", "config.json", "weights.safetensors", "training.json", "episode.gif"}
     assert (directory / "weights.safetensors").stat().st_size <= agents.MOST_BYTES
     assert (directory / "episode.gif").stat().st_size <= 3_000_000
 

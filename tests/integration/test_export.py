@@ -17,6 +17,7 @@ import torch
 
 from dqn.envs.games import action_names
 from dqn.evaluation.evaluation import game_settings
+from dqn.metrics import LOSS_MEAN, TRAINING_CURVES
 from dqn.randomness import episode_seeds
 from flows.commands.agents import Agent, find_run_and_cycle, open_agent
 from flows.commands.evaluation import evaluate_agent
@@ -58,7 +59,8 @@ def played(directory: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_example_estimates_the_q_values_of_the_agent(
     agent: Agent, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sorted(path.name for path in directory.iterdir()) == ["README.md", "config.json", "weights.safetensors"]
+    files = ["README.md", "config.json", "training.json", "weights.safetensors"]
+    assert sorted(path.name for path in directory.iterdir()) == files
     left = played(directory, monkeypatch)
     assert capsys.readouterr().out.startswith("an episode with a score of ")
     state = np.stack([left["frame"].numpy(), left["trace"].trunc().numpy()], axis=-1).astype(np.uint8)
@@ -129,6 +131,13 @@ def test_export_holds_the_checkpoint_and_detects_changes(agent: Agent, directory
         agent.metadata,
     )
     assert exported.evaluation is not None
+    trained = agent.metadata.counters.states
+    wanted = agent.run.tracking.curves(agent.run.run_id, TRAINING_CURVES)
+    begun = {name for name, curve in wanted.items() if curve.states[0] <= trained}
+    assert exported.curves.keys() == begun and LOSS_MEAN in begun
+    for name, curve in exported.curves.items():
+        assert curve.states.tolist() == [states for states in wanted[name].states if states <= trained]
+        assert np.allclose(curve.values, wanted[name].values[: len(curve.values)], rtol=1e-5)
     assert exported.weights.keys() == agent.weights.keys()
     assert all(bool((exported.weights[name] == weight).all()) for name, weight in agent.weights.items())
     weights = directory / "weights.safetensors"
@@ -161,6 +170,7 @@ def test_directory_is_an_agent_without_a_home(
     again = export_agent(found, tmp_path / "again")
     assert (again / "weights.safetensors").read_bytes() == (directory / "weights.safetensors").read_bytes()
     assert (again / "config.json").read_bytes() == (directory / "config.json").read_bytes()
+    assert (again / "training.json").read_bytes() == (directory / "training.json").read_bytes()
     with pytest.raises(ValueError, match="has only one; leave it out"):
         open_agent(str(directory), "best")
     assert find_run_and_cycle(str(directory)) is None
@@ -174,7 +184,7 @@ def test_directory_is_inspected_by_a_short_play(directory: Path, home: Path) -> 
     written = {path.name for path in report.parent.iterdir()}
     assert {"report.html", "scores.png", "highest-Q-value.png", "q-values.png", "outputs-6.png"} <= written
     text = report.read_text()
-    assert "the first 128 steps of 8 episodes" in text and "its run is not stored here" in text
+    assert "the first 128 steps of 8 episodes" in text and 'alt="score-curve"' in text
     with pytest.raises(ValueError, match=r"cycle is 3, but .* is an agent without stored cycles; leave it out"):
         inspect_by_name(str(directory), cycle=3)
     with pytest.raises(ValueError, match="state is '9'"):

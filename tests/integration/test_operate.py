@@ -141,6 +141,7 @@ def test_sweep_starts_its_trainings_by_the_deployment(operated: Operated) -> Non
     assert process
     process.kill()
     assert operated.final(flow_run) == "CRASHED"
+    operated.wait_for_line(flow_run, "Check whether the flow run")  # the last line that the worker logs about it
     operated.prefect("flow-run", "retry", flow_run)
     assert operated.final(flow_run) == "COMPLETED"
     (found,) = open_tracking().sweeps("swept")
