@@ -206,17 +206,20 @@ class _Trials:
     def _training(self, number: int, seed: int) -> StoredRun | None:
         """The training of a trial with a seed, once no process writes it.
 
-        One that died before its first checkpoint cannot be resumed, so it is deleted.
+        A flow run of a deployment goes on when the sweep is killed, so it may take long. A training that died before
+        its first checkpoint cannot be resumed, so it is deleted.
         """
         deadline = time.monotonic() + RELEASE_SECONDS
         while run := self._stored.training(number, seed):
-            if run.is_started() and not run.is_held():
+            is_held = run.is_held()
+            if run.is_started() and not is_held:
                 return run
             if time.monotonic() > deadline:
-                if run.is_held():
+                if is_held and self._children.end_with_the_sweep:
                     raise StorageError(f"run {run.name} is being trained by another process; stop it, and start again")
-                run.tracking.delete_run(run.run_id)
-            time.sleep(0.2)
+                if not is_held:
+                    run.tracking.delete_run(run.run_id)
+            time.sleep(0.2 if self._children.end_with_the_sweep else 2)
         return None
 
     def _wait_for_successors(self, number: int, seed: int) -> None:
@@ -256,6 +259,7 @@ class _Trials:
             key = f"{self._stored.run_id} {name} {number} {seed} {target} {attempt}"
             try:
                 self._children.run(name, parameters(), key, lambda summary: self._status.follow(number, seed, summary))
+                self._wait_for_successors(number, seed)
                 return
             except FlowKilled as error:
                 if attempt == ATTEMPTS:

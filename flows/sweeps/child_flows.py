@@ -40,6 +40,8 @@ class FlowKilled(Exception):
 class ChildFlows(Protocol):
     """How a sweep runs other flows."""
 
+    end_with_the_sweep: bool  # whether the flow runs die when the process of the sweep is killed
+
     def run(self, flow: str, parameters: Mapping[str, Any], key: str, follow: Follow) -> None:
         """Run a flow to its end.
 
@@ -62,6 +64,8 @@ class ChildFlows(Protocol):
 class Deployments:
     """Runs each flow as a flow run of its deployment, wherever a worker takes it."""
 
+    end_with_the_sweep = False
+
     def run(self, flow: str, parameters: Mapping[str, Any], key: str, follow: Follow) -> None:
         """See `ChildFlows.run`."""
         run: Any = run_deployment(
@@ -81,6 +85,8 @@ class Deployments:
 
 class Processes:
     """Runs each flow in a process of its own on this machine, as a child of the flow run that creates this object."""
+
+    end_with_the_sweep = True
 
     def __init__(self, flows: Mapping[str, Callable[..., Any]]) -> None:
         self._flows, self._context = flows, serialize_context()

@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from flows.sweep import sweep
 from flows.sweeps.child_flows import FlowFailed, FlowKilled
 from flows.sweeps.definition import check_sweep
 from flows.sweeps.study import Study
-from flows.train import train_to_the_end
+from flows.train import HANDED_OVER, train_to_the_end
 from storage.errors import StorageError
 from storage.runs import open_tracking
 from storage.sweeps import StoredSweep, mark_dead_sweeps
@@ -41,6 +44,7 @@ Parts = dict[str, Any]
 class InThisProcess:
     """Runs the flows of a sweep in this process, and fails when a test asks for it."""
 
+    end_with_the_sweep = True
     calls: list[tuple[str, dict[str, Any]]]
     before: Callable[[str, Mapping[str, Any]], None]
     after: Callable[[str, Mapping[str, Any]], None]
@@ -221,6 +225,50 @@ def test_stored_objective_of_zero_is_not_measured_again(
         sweep(parts)
     sweep(parts)
     assert measured == [{"states": 64}, {"states": 128}, {"states": 128}]
+
+
+def test_training_that_hands_over_is_waited_for(parts: Parts, children: type[InThisProcess]) -> None:
+    """Its next flow run dies, so it is started again."""
+    parts |= {"trials": 1, "seeds": [0]}
+
+    def hand_over(flow: str, parameters: Mapping[str, Any]) -> None:
+        if len(children.calls) == 1:
+            run_id = open_tracking().find_run(f"{parts['name']}-0-seed0").info.run_id
+            open_tracking().set_status(run_id, HANDED_OVER)
+            threading.Timer(1, open_tracking().set_status, (run_id, "KILLED")).start()
+
+    children.after = staticmethod(hand_over)
+    found = stored(str(sweep(parts)))
+    assert len(children.calls) == 2
+    assert [trial.state.name for trial in Study(found.study, check_sweep(parts)).trials] == ["COMPLETE"]
+
+
+def test_sweep_waits_for_a_training_that_a_worker_goes_on_with(
+    parts: Parts, children: type[InThisProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training on the same machine would have ended with the sweep, so another process must have resumed it."""
+    parts |= {"trials": 1, "seeds": [0]}
+    monkeypatch.setattr(flows.sweep, "RELEASE_SECONDS", 0.5)
+    children.after = staticmethod(stop_always)
+    with pytest.raises(StorageError, match="the disk is full"):
+        sweep(parts)
+    children.after = staticmethod(nothing)
+    run = stored(open_tracking().sweeps(parts["name"])[0].info.run_id).training(0, 0)
+    assert run
+    with run.writing(), pytest.raises(StorageError, match="is being trained by another process; stop it"):
+        sweep(parts)
+    children.end_with_the_sweep = False
+    with ThreadPoolExecutor() as pool:
+        with run.writing():
+            swept = pool.submit(copy_context().run, sweep, parts)
+            time.sleep(3)
+            assert not swept.done()
+        swept.result(60)
+    assert len(children.calls) == 1
+
+
+def stop_always(flow: str, parameters: Mapping[str, Any]) -> None:
+    raise StorageError("the disk is full")
 
 
 def test_sweep_has_one_writer(parts: Parts, children: type[InThisProcess], home: Path) -> None:
