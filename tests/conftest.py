@@ -209,5 +209,7 @@ def prefect_server(prefect_database: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utilities, "mkdtemp", directory_with_database)
+        for service in ("EVENT_PERSISTER", "TRIGGERS"):  # as for the server of a single training
+            patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         with utilities.prefect_test_harness(server_startup_timeout=120):
             yield

@@ -81,6 +81,12 @@ def children(monkeypatch: pytest.MonkeyPatch) -> type[InThisProcess]:
 
 
 @pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no report at the end of a sweep, which takes seconds."""
+    monkeypatch.setattr(flows.sweep, "log_report", lambda stored, study: "no report")
+
+
+@pytest.fixture
 def parts(small: dict[str, object], home: Path, request: pytest.FixtureRequest) -> Parts:
     base = {**small, "states": 64, "episode_frames_limit": 40, "threads": 1, "precision": "float32"}
     search = {"td_lambda": {"choices": [0.6, 0.8]}, "learning_rate.start": {"low": 1e-4, "high": 1e-3, "log": True}}
@@ -147,6 +153,7 @@ def test_sweep_trains_every_trial_with_every_seed_once(
     assert ranking(run_id, {**parts, "trials": 2})[:1] == before
 
 
+@pytest.mark.usefixtures("without_report")
 def test_stopped_sweep_goes_on_with_the_same_ranking(parts: Parts, children: type[InThisProcess]) -> None:
     """The sweep is stopped before each of its flow runs and after it, and is started again each time."""
     parts |= {"prune": {"after_states": 64, "keep": 0.5}, "trials": 2, "seeds": [0]}
@@ -167,6 +174,7 @@ def test_stopped_sweep_goes_on_with_the_same_ranking(parts: Parts, children: typ
     assert ranking(str(sweep(parts)), parts) == undisturbed
 
 
+@pytest.mark.usefixtures("without_report")
 def test_failed_trial_is_recorded_and_the_sweep_goes_on(parts: Parts, children: type[InThisProcess]) -> None:
     parts |= {"grid": {"lane_groups": [9, 1, 2, 4]}, "seeds": [0]}
     parts["base"] |= {"lanes": 4}
@@ -191,6 +199,7 @@ def test_failed_trial_is_recorded_and_the_sweep_goes_on(parts: Parts, children: 
     assert len(children.calls) == 1 + 3 + 1
 
 
+@pytest.mark.usefixtures("without_report")
 def test_pruned_trial_plays_no_further(parts: Parts, children: type[InThisProcess]) -> None:
     parts |= {"prune": {"after_states": [64], "keep": 0.5}, "trials": 3, "seeds": [3]}
     parts["base"] |= {"states": 128}
@@ -206,6 +215,7 @@ def test_pruned_trial_plays_no_further(parts: Parts, children: type[InThisProces
     assert study.trials[0].state.name == "COMPLETE"
 
 
+@pytest.mark.usefixtures("without_report")
 def test_stored_objective_of_zero_is_not_measured_again(
     parts: Parts, children: type[InThisProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +237,7 @@ def test_stored_objective_of_zero_is_not_measured_again(
     assert measured == [{"states": 64}, {"states": 128}, {"states": 128}]
 
 
+@pytest.mark.usefixtures("without_report")
 def test_training_that_hands_over_is_waited_for(parts: Parts, children: type[InThisProcess]) -> None:
     """Its next flow run dies, so it is started again."""
     parts |= {"trials": 1, "seeds": [0]}
@@ -243,6 +254,7 @@ def test_training_that_hands_over_is_waited_for(parts: Parts, children: type[InT
     assert [trial.state.name for trial in Study(found.study, check_sweep(parts)).trials] == ["COMPLETE"]
 
 
+@pytest.mark.usefixtures("without_report")
 def test_sweep_waits_for_a_training_that_a_worker_goes_on_with(
     parts: Parts, children: type[InThisProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +283,7 @@ def stop_always(flow: str, parameters: Mapping[str, Any]) -> None:
     raise StorageError("the disk is full")
 
 
+@pytest.mark.usefixtures("without_report")
 def test_sweep_has_one_writer(parts: Parts, children: type[InThisProcess], home: Path) -> None:
     def start_again(flow: str, parameters: Mapping[str, Any]) -> None:
         children.before = staticmethod(nothing)
@@ -287,6 +300,7 @@ def test_sweep_has_one_writer(parts: Parts, children: type[InThisProcess], home:
     assert f"sweep {parts['name']} is being trained by process {os.getpid()}" in error
 
 
+@pytest.mark.usefixtures("without_report")
 def test_killed_sweep_and_killed_trainings_change_nothing(
     parts: Parts,
     children: type[InThisProcess],
@@ -300,7 +314,7 @@ def test_killed_sweep_and_killed_trainings_change_nothing(
     If there are several, the Prefect server is killed, too, which ends the sweep with one line.
     """
     parts |= {"trials": TRIALS, "seeds": [0]}
-    parts["base"] |= {"states": 448}
+    parts["base"] |= {"states": 384}
     undisturbed = ranking(str(sweep(parts)), parts)
     parts["name"] = "killed"
     file = tmp_path / "sweep.yaml"
