@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import hydrated_context, serialize_context
 from prefect.deployments import run_deployment
 
+from flows.server.processes import exit_after_draining
 from storage.errors import StorageError, one_line
 from tasks.progress import progress
 
@@ -173,6 +174,8 @@ def _run_in_child(
             flow(**parameters)
         finally:
             progress.removeHandler(handler)
+    # Else Prefect would wait at the end of the process for a server that is gone.
+    exit_after_draining(0)
 
 
 @contextmanager

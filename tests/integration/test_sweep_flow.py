@@ -322,6 +322,7 @@ def test_killed_sweep_and_killed_trainings_change_nothing(
     command = [sys.executable, "-m", "flows.cli", "sweep", str(file)]
     environment = {**os.environ, "DQN_HOME": str(home), "PREFECT_HOME": str(prefect_home)}
     environment.pop("PREFECT_API_URL", None)
+    environment["PREFECT_CLIENT_MAX_RETRIES"] = "1"  # otherwise the client retries each request for a minute
 
     def training_below(process: subprocess.Popen[str], trial: int, cycle: int) -> psutil.Process:
         """The process of a training, once it has done some cycles."""
