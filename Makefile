@@ -1,7 +1,7 @@
 # make train          install the project and train on Breakout
 # make test           install the project and run the tests
-# make crash-test     an hour of kills, disk errors and damage; writes docs/reliability-results.md (`make test` runs a sample)
-# make operate-test   kill each process of `make serve`; takes minutes (`make test` kills only a flow process)
+# make crash-test     an hour of kills, disk errors and damage; writes docs/reliability-results.md
+# make operate-test   kill each process of `make serve`; takes twenty minutes
 # make cluster-test   kill servers and workers of a cluster; takes minutes and needs PostgreSQL (Debian: postgresql)
 # make bench          measure the speed on this machine; writes docs/performance.md
 # make check          formatting, lint, types and directions of imports
@@ -42,8 +42,9 @@ crash-test: $(READY)
 crash-kills crash-failures crash-overlap: export FIGURES := $(FIGURES)
 crash-kills crash-failures crash-overlap: export PYTEST_ADDOPTS := -m "not operate and not cluster"
 crash-kills: $(READY)
-	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 S3_FAULTS=0 CRASH_TRIALS=5 \
-		$(BIN)/python -m pytest tests/crash tests/storage tests/integration/test_sweep_flow.py --ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
+	CRASH_KILLS=200 CRASH_OPERATIONS=0 CRASH_REPEATS=20 CRASH_RESUMES=5 CORRUPTIONS=1000 RACES=50 S3_FAULTS=0 \
+		CRASH_TRIALS=5 $(BIN)/python -m pytest tests/crash tests/storage tests/integration/test_sweep_flow.py \
+		--ignore tests/crash/test_failures.py --timeout 86400 $(ARGS)
 crash-failures: $(READY)
 	CRASH_OPERATIONS=0 CRASH_SIZES=50 $(BIN)/python -m pytest tests/crash/test_failures.py --timeout 86400 $(ARGS)
 crash-overlap: $(READY)

@@ -25,7 +25,8 @@ from dqn.export.inference_spec import ExportedAgent
 from dqn.learning.networks import QNetwork
 from storage.errors import StorageError
 from storage.formats.agent_export import read_export
-from storage.tracking import CHECKPOINT_TAG, Tracking, model_name
+from storage.logged_models import CHECKPOINT_TAG, model_name, model_of
+from storage.tracking import Tracking
 from storage.urls import REGISTERED_MODEL, directory_of, is_local
 
 CHAMPION = "champion"
@@ -88,7 +89,7 @@ def share(tracking: Tracking, exported: ExportedAgent, network: QNetwork, folder
     game = exported.metadata.config.game
     cycle = exported.metadata.counters.cycle
     if run_id:
-        model_id = tracking.model_of(tracking.get_run(run_id), cycle, exported.checkpoint)
+        model_id = model_of(client, tracking.get_run(run_id), cycle, exported.checkpoint)
     else:
         name = model_name(exported.run_name, cycle)
         model_id = client.create_logged_model(tracking.experiment(game), name).model_id

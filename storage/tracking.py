@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sqlite3
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,17 +12,7 @@ from pathlib import Path
 
 import mlflow.exceptions
 import numpy as np
-from mlflow.entities import (
-    DatasetInput,
-    Experiment,
-    LifecycleStage,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-    ViewType,
-)
+from mlflow.entities import DatasetInput, Experiment, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,6 +21,7 @@ from dqn.envs.games import game_title
 from dqn.metrics import COUNTER_STATES, Curve, minutes_at_work, speed_metric
 from storage.errors import StorageError, UnreachableError
 from storage.lease import late
+from storage.logged_models import model_of
 from storage.provenance import made_with
 from storage.settings import Settings, without_password
 from storage.units.unit import CHECKPOINT, EVALUATION, Unit
@@ -40,7 +30,6 @@ from storage.urls import check_url
 MARK = "dqn.run"  # the tag of training runs and sweeps, by which they are found among other runs of the store
 FLOW_RUN = "prefect.flow_run_id"
 TARGET = "dqn.target"
-CHECKPOINT_TAG = "dqn.checkpoint"  # of models and their registered versions: the digest of the checkpoint
 WRITER = "dqn.writer"  # the number of the run's writer, a colon, and the writer
 
 _BATCH = 1000  # MLflow's limit for the metrics of one request
@@ -170,7 +159,7 @@ class Tracking:
         points = [Metric(name, value, unit.created_ms, step) for name, step, value in unit.metrics]
         points += [Metric(speed_metric(name), value, unit.created_ms, last) for name, value in unit.speed.items()]
         if unit.kind.name == EVALUATION.name:
-            model = self.model_of(self.get_run(run_id), unit.cycle, unit.inputs[CHECKPOINT.name])
+            model = model_of(self.client, self.get_run(run_id), unit.cycle, unit.inputs[CHECKPOINT.name])
             points = [Metric(point.key, point.value, point.timestamp, point.step, model) for point in points]
         new = [point for point in points if point.step not in self._steps(run_id, point.key)]
         for start in range(0, len(new), _BATCH):
@@ -178,27 +167,6 @@ class Tracking:
             self.client.log_batch(run_id, metrics=batch)
             for point in batch:
                 self._steps(run_id, point.key).add(point.step)
-
-    def model_of(self, run: Run, cycle: int, checkpoint: str) -> str:
-        """The id of the model in MLflow to which the evaluations of a checkpoint belong.
-
-        It is created when it is first asked for. Its params are those of the run. It has no files until it is shared.
-
-        Args:
-            run: the run of the checkpoint.
-            cycle: of the checkpoint.
-            checkpoint: digest of the checkpoint.
-        """
-        experiment, name = run.info.experiment_id, model_name(str(run.info.run_name), cycle)
-        found = self.client.search_logged_models(
-            [experiment], f"name = '{name}' and source_run_id = '{run.info.run_id}'"
-        )
-        model = next(iter(found), None) or self.client.create_logged_model(
-            experiment, name, run.info.run_id, {CHECKPOINT_TAG: checkpoint}, run.data.params
-        )
-        if model.status != LoggedModelStatus.READY:
-            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        return str(model.model_id)
 
     def _steps(self, run_id: str, name: str) -> set[int]:
         """Steps at which MLflow has a metric. Requested once, because only the writer of the run adds points."""
@@ -396,8 +364,3 @@ def _check_store(uri: str) -> None:
         raise UnreachableError(
             f"the MLflow server {uri} does not answer ({reason}); start it, or unset MLFLOW_TRACKING_URI"
         ) from None
-
-
-def model_name(run_name: str, cycle: int) -> str:
-    """The name in MLflow of the model that a checkpoint is, without the characters that MLflow refuses."""
-    return re.sub(r"[/:.%\"']", "-", f"{run_name}-{cycle:05d}")

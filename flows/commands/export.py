@@ -150,7 +150,7 @@ def _evaluations(agent: Agent) -> list[Evaluation]:
 
 def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
     if agent.run is None:
-        return _how_to_shareexported_of(agent, protocol)
+        return _how_to_share_exported(agent, protocol)
     command = f"dqn evaluate {agent.name} --checkpoint {agent.metadata.counters.cycle}"
     if protocol is None:
         return f"{agent.name} was not evaluated at cycle {agent.metadata.counters.cycle}; evaluate it with `{command}`"
@@ -164,7 +164,7 @@ def _how_to_evaluate(agent: Agent, protocol: str | None) -> str:
     return f"the champion was evaluated by another protocol; run `{command} {options}` first, or use --replace"
 
 
-def _how_to_shareexported_of(agent: Agent, protocol: str | None) -> str:
+def _how_to_share_exported(agent: Agent, protocol: str | None) -> str:
     """What an agent lacks of which only the files are known."""
     if protocol is None:
         return f"{agent.name} contains no evaluation, so it cannot be shared; evaluate its run, and export it again"

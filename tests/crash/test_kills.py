@@ -15,7 +15,7 @@ from trainer import CONFIG, FAILED, Fault
 
 from storage.units.unit import CHECKPOINT
 
-KILLS = int(os.environ.get("CRASH_KILLS", "3"))
+KILLS = int(os.environ.get("CRASH_KILLS", "5"))
 REPEATS = int(os.environ.get("CRASH_REPEATS", "1"))
 RACES = int(os.environ.get("RACES", "1"))
 KINDS = ("play", "sweep", "optimization", "checkpoint", "commit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -9,6 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 from benchmarks import agents
+from flows.parameters import requested_config
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
@@ -57,3 +59,15 @@ def test_notebook_has_a_chapter_for_each_entry_of_its_table() -> None:
     linked = [part.split(")")[0] for part in cells[0].source.split("](#")[1:]]
     assert len(linked) == 21
     assert [name for name in linked if name.replace("-", " ") not in headings | {"Q learning", "Q values"}] == []
+
+
+def test_options_of_the_exercises_exist() -> None:
+    table = nbformat.read(NOTEBOOK, 4).cells[-1].source
+    options = [option for line in table.splitlines() for option in re.findall(r"`(--[^`]+)`", line)]
+    assert len(options) == 20
+    for option in options:
+        fields = dict(setting.split("=", 1) for setting in re.findall(r"--set (\S+)", option))
+        fields |= {"game": found[0]} if (found := re.findall(r"--game (\S+)", option)) else {}
+        requested_config("fast", fields)
+        others = set(re.findall(r"--(\w+)", option)) - {"set", "game"}
+        assert others <= {"states", "resume", "seed", "preset"}

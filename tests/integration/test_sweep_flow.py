@@ -141,7 +141,6 @@ def test_sweep_trains_every_trial_with_every_seed_once(
         assert verify_run(run).problems == []
     directory = Path(found.artifacts.removeprefix("file://"))
     assert {path.name for path in directory.iterdir()} == {"report", "sweep.json", "trials.csv", "best.yaml", "writer"}
-    assert (directory / "report" / "report.html").stat().st_size > 40_000
     assert config_from_file(directory / "best.yaml")["td_lambda"] == best.params["td_lambda"]
     assert open_tracking().get_run(run_id).info.status == "FINISHED"
     before = ranking(run_id, parts)
@@ -151,6 +150,7 @@ def test_sweep_trains_every_trial_with_every_seed_once(
     assert str(sweep({**parts, "trials": 2})) == run_id
     assert len(children.calls) == 8
     assert ranking(run_id, {**parts, "trials": 2})[:1] == before
+    assert (directory / "report" / "report.html").stat().st_size > 50_000
 
 
 @pytest.mark.usefixtures("without_report")

@@ -157,8 +157,9 @@ def test_version_option_prints_the_version(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_help_takes_little_more_than_the_import_of_typer() -> None:
-    """That is less than half a second on most machines; both are measured, because other processes slow both down."""
-    assert min(processor_seconds(PRINT_HELP) for _ in range(3)) < 2 * processor_seconds("import sys, typer.rich_utils")
+    """Half a second is about 1.6 times the import. Other processes slow down both."""
+    pairs = [(processor_seconds(PRINT_HELP), processor_seconds("import sys, typer.rich_utils")) for _ in range(3)]
+    assert min(own for own, _ in pairs) < 1.6 * min(typer for _, typer in pairs)
 
 
 def processor_seconds(code: str) -> float:
