@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
 from dqn.config import TrainConfig
 from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH
@@ -95,28 +94,28 @@ class TutorialNetwork(QNetwork):
             *_group_norm(16, norm),
             nn.ReLU(inplace=True),
             nn.ZeroPad2d((0, 1, 1, 1)),
-            _convolution(16, 32, kernel=3, stride=2),  # 32 x 27 x 20
+            Convolution(16, 32, kernel_size=3, stride=2),  # 32 x 27 x 20
             *_group_norm(32, norm),
             nn.ReLU(inplace=True),
             nn.ZeroPad2d((1, 1, 1, 1)),
-            _convolution(32, 64, kernel=3, stride=1),  # 64 x 27 x 20
+            Convolution(32, 64, kernel_size=3, stride=1),  # 64 x 27 x 20
             *_group_norm(64, norm),
             nn.ReLU(inplace=True),
         )
         self.dense = nn.Sequential(
-            _linear(64 * 27 * 20, 1024),
+            Linear(64 * 27 * 20, 1024),
             *_layer_norm(1024, norm),
             nn.ReLU(inplace=True),
-            _linear(1024, 1024),
+            Linear(1024, 1024),
             *_layer_norm(1024, norm),
             nn.ReLU(inplace=True),
-            _linear(1024, 1024),
+            Linear(1024, 1024),
             *_layer_norm(1024, norm),
             nn.ReLU(inplace=True),
-            _linear(1024, 1024),
+            Linear(1024, 1024),
             *_layer_norm(1024, norm),
             nn.ReLU(inplace=True),
-            _linear(1024, actions),
+            Linear(1024, actions),
         )
         self.initialize(config.seed)
 
@@ -135,15 +134,15 @@ class NipsNetwork(QNetwork):
             _pixel_convolution(config, 16, kernel=8, stride=4),  # 16 x 25 x 19
             *_group_norm(16, norm),
             nn.ReLU(inplace=True),
-            _convolution(16, 32, kernel=4, stride=2),  # 32 x 11 x 8
+            Convolution(16, 32, kernel_size=4, stride=2),  # 32 x 11 x 8
             *_group_norm(32, norm),
             nn.ReLU(inplace=True),
         )
         self.dense = nn.Sequential(
-            _linear(32 * 11 * 8, 256),
+            Linear(32 * 11 * 8, 256),
             *_layer_norm(256, norm),
             nn.ReLU(inplace=True),
-            _linear(256, actions),
+            Linear(256, actions),
         )
         self.initialize(config.seed)
 
@@ -158,18 +157,18 @@ class NatureNetwork(QNetwork):
             _pixel_convolution(config, 32, kernel=8, stride=4),  # 32 x 25 x 19
             *_group_norm(32, norm),
             nn.ReLU(inplace=True),
-            _convolution(32, 64, kernel=4, stride=2),  # 64 x 11 x 8
+            Convolution(32, 64, kernel_size=4, stride=2),  # 64 x 11 x 8
             *_group_norm(64, norm),
             nn.ReLU(inplace=True),
-            _convolution(64, 64, kernel=3, stride=1),  # 64 x 9 x 6
+            Convolution(64, 64, kernel_size=3, stride=1),  # 64 x 9 x 6
             *_group_norm(64, norm),
             nn.ReLU(inplace=True),
         )
         self.dense = nn.Sequential(
-            _linear(64 * 9 * 6, 512),
+            Linear(64 * 9 * 6, 512),
             *_layer_norm(512, norm),
             nn.ReLU(inplace=True),
-            _linear(512, actions),
+            Linear(512, actions),
         )
         self.initialize(config.seed)
 
@@ -187,18 +186,18 @@ class SmallNetwork(QNetwork):
             _pixel_convolution(config, 16, kernel=3, stride=3),  # 16 x 35 x 26
             *_group_norm(16, norm),
             nn.ReLU(inplace=True),
-            _convolution(16, 32, kernel=3, stride=2),  # 32 x 17 x 12
+            Convolution(16, 32, kernel_size=3, stride=2),  # 32 x 17 x 12
             *_group_norm(32, norm),
             nn.ReLU(inplace=True),
-            _convolution(32, 64, kernel=3, stride=2),  # 64 x 8 x 5
+            Convolution(32, 64, kernel_size=3, stride=2),  # 64 x 8 x 5
             *_group_norm(64, norm),
             nn.ReLU(inplace=True),
         )
         self.dense = nn.Sequential(
-            _linear(64 * 8 * 5, 384),
+            Linear(64 * 8 * 5, 384),
             *_layer_norm(384, norm),
             nn.ReLU(inplace=True),
-            _linear(384, actions),
+            Linear(384, actions),
         )
         self.initialize(config.seed)
 
@@ -217,17 +216,17 @@ class ResidualNetwork(QNetwork):
             _pixel_convolution(config, 16, kernel=4, stride=2),  # 16 x 51 x 39
             MaxPool(3, stride=2, padding=1),  # 16 x 26 x 20
             ResidualBlock(16, norm),
-            _convolution(16, 32, kernel=3, stride=1, padding=1),  # 32 x 26 x 20
+            Convolution(16, 32, kernel_size=3, stride=1, padding=1),  # 32 x 26 x 20
             MaxPool(3, stride=2, padding=1),  # 32 x 13 x 10
             ResidualBlock(32, norm),
             *_group_norm(32, norm),
             nn.ReLU(inplace=True),
         )
         self.dense = nn.Sequential(
-            _linear(32 * 13 * 10, 256),
+            Linear(32 * 13 * 10, 256),
             *_layer_norm(256, norm),
             nn.ReLU(inplace=True),
-            _linear(256, actions),
+            Linear(256, actions),
         )
         self.initialize(config.seed)
 
@@ -246,7 +245,21 @@ def make_network(config: TrainConfig, actions: int) -> QNetwork:
     return NETWORKS[config.network](config, actions)
 
 
-class PixelConvolution(nn.Conv2d):
+class Convolution(nn.Conv2d):
+    """A convolution without initial weights; QNetwork.initialize draws them."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing, because torch would draw from its global generator."""
+
+
+class Linear(nn.Linear):
+    """A dense layer without initial weights; QNetwork.initialize draws them."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing, because torch would draw from its global generator."""
+
+
+class PixelConvolution(Convolution):
     """The first convolution, over pixels (N, C, height, width) uint8 which are stored channels last.
 
     Where the stride divides the kernel, it is computed as a convolution of stride 1 over blocks of stride by stride
@@ -286,10 +299,10 @@ class ResidualBlock(nn.Sequential):
         super().__init__(
             *_group_norm(channels, normalize),
             nn.ReLU(inplace=normalize),  # without normalization the ReLU reads the block's input, which is added below
-            _convolution(channels, channels, kernel=3, stride=1, padding=1),
+            Convolution(channels, channels, kernel_size=3, stride=1, padding=1),
             *_group_norm(channels, normalize),
             nn.ReLU(inplace=True),
-            _convolution(channels, channels, kernel=3, stride=1, padding=1),
+            Convolution(channels, channels, kernel_size=3, stride=1, padding=1),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -298,23 +311,10 @@ class ResidualBlock(nn.Sequential):
         return features + added
 
 
-# Layers come from `skip_init`, because torch's own initial weights are drawn from its global generator.
-
-
 def _pixel_convolution(config: TrainConfig, filters: int, kernel: int, stride: int) -> PixelConvolution:
     """The first convolution of a network, over the state's channels."""
-    layer: PixelConvolution = skip_init(PixelConvolution, config.state_channels, filters, kernel, stride)  # type: ignore[no-untyped-call]
+    layer = PixelConvolution(config.state_channels, filters, kernel, stride)
     layer.scale_input = config.scale_input
-    return layer
-
-
-def _convolution(channels: int, filters: int, kernel: int, stride: int, padding: int = 0) -> nn.Module:
-    layer: nn.Module = skip_init(nn.Conv2d, channels, filters, kernel, stride, padding)  # type: ignore[no-untyped-call]
-    return layer
-
-
-def _linear(inputs: int, outputs: int) -> nn.Module:
-    layer: nn.Module = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     return layer
 
 

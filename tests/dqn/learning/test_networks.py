@@ -163,8 +163,11 @@ def test_scaled_input_is_divided_by_255() -> None:
 def test_initial_weights_depend_only_on_the_seed(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws from the global generator have no effect."""
     # The tutorial's first dense layer has 35 million weights, which take seconds to draw.
-    monkeypatch.setattr(networks, "_linear", lambda inputs, outputs: nn.Linear(8, 8))
+    layer = networks.Linear
+    monkeypatch.setattr(networks, "Linear", lambda inputs, outputs: layer(8, 8))
+    generator = torch.get_rng_state()
     first = build(network=network, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), generator), "a network draws from the global generator"
     torch.rand(3)
     second, other = build(network=network, seed=5).state_dict(), build(network=network, seed=6).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
