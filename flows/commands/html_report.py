@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class Picture:
 
     @cached_property
     def png(self) -> bytes:
-        """The figure as a PNG file. It is drawn only once, because drawing takes long."""
+        """The figure as a PNG file. It is drawn only once, because drawing takes long; `Figure.savefig` draws twice."""
         file = io.BytesIO()
-        self.figure.savefig(file, format="png")
+        FigureCanvasAgg(self.figure).print_png(file)  # type: ignore[no-untyped-call]
         return file.getvalue()
 
     def data_url(self) -> str:
