@@ -67,7 +67,7 @@ def read_mapping(text: str, source: str, what: str) -> Any:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(str(error.problem or error.context).split())
         raise ValueError(f"{source}, line {mark.line + 1 if mark else 1}: {problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{source} is not YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if found is None:
         return CommentedMap()
@@ -77,9 +77,10 @@ def read_mapping(text: str, source: str, what: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` of a YAML file without the types of the YAML library."""
+    """`value` of a YAML file without the types of the YAML library. A name that is a list or a mapping becomes text."""
     if isinstance(value, Mapping):
-        return {plain(name): plain(part) for name, part in value.items()}
+        names = (name if isinstance(name, str | int | float) else str(name) for name in value)
+        return {plain(name): plain(part) for name, part in zip(names, value.values(), strict=True)}
     if isinstance(value, list):
         return [plain(part) for part in value]
     return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)

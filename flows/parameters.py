@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,8 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Target:
         """The inverse of `str`; the default target for any other text."""
-        name, _, value = text.partition("=")
-        return cls(**{name: int(value)}) if value.isdecimal() else cls(states=DEFAULT_STATES)
+        found = re.fullmatch(r"(states|cycles)=([1-9]\d{0,17})", text, re.ASCII)
+        return cls(**{found[1]: int(found[2])}) if found else cls(states=DEFAULT_STATES)
 
     def __str__(self) -> str:
         return f"states={self.states}" if self.states else f"cycles={self.cycles}"

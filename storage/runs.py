@@ -209,10 +209,12 @@ def open_tracking() -> Tracking:
 @lru_cache(maxsize=16)
 def _stored_run(tracking: Tracking, run_id: str) -> StoredRun:
     run = tracking.get_run(run_id)
-    settings, shards = tracking.settings, int(run.data.params.get("shards", 1))
+    settings, shards = tracking.settings, run.data.params.get("shards", "1")
+    if not shards.isdecimal() or not int(shards):
+        raise CorruptUnitError(f"run {run_id} has {shards!r} shards in MLflow, which is no number of shards")
     artifacts = open_store(tracking.artifacts_of(run), settings, run_id)
     replay = open_store(f"{settings.replay.rstrip('/')}/{run_id}", settings, run_id)
-    return StoredRun(run_id, str(run.info.run_name), settings, tracking, artifacts, replay, shards)
+    return StoredRun(run_id, str(run.info.run_name), settings, tracking, artifacts, replay, int(shards))
 
 
 def open_run(run_id: str) -> StoredRun:

@@ -9,6 +9,7 @@ from threading import Event, Lock
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
 
 from dqn.config import TrainConfig
 from dqn.envs.games import GameSettings, game_title
@@ -65,6 +66,8 @@ class Evaluation:
     steps: list[int]  # of each episode
     cut_off: int  # number of episodes that reached the time limit
 
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
     def summary(self) -> dict[str, float]:
         """Statistics of the scores: mean, median, sd, min and max.
 
@@ -98,9 +101,21 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Evaluation:
-        """The inverse of `as_dict`."""
-        protocol = Protocol(**{name: record[name] for name in ("game", "episodes", "epsilon", "seed")})
-        return cls(protocol, **{name: record[name] for name in ("scores", "steps", "cut_off")})
+        """The inverse of `as_dict`. Other entries of `record` are ignored.
+
+        Raises:
+            KeyError: an entry is missing.
+            ValueError: the entries are not those of an evaluation.
+        """
+        protocol = {name: record[name] for name in ("game", "episodes", "epsilon", "seed")}
+        results = {name: record[name] for name in ("scores", "steps", "cut_off")}
+        found = _EVALUATION.validate_python({"protocol": protocol, **results})
+        if not len(found.scores) == len(found.steps) == found.protocol.episodes:
+            raise ValueError(f"it has {len(found.scores)} scores of {found.protocol.episodes} episodes")
+        return found
+
+
+_EVALUATION = TypeAdapter(Evaluation)
 
 
 def evaluation_groups(protocol: Protocol, config: TrainConfig, threads: int) -> list[Callable[[], Lanes]]:

@@ -177,16 +177,21 @@ class Learner:
         """Copy weights and optimizer state from what `state_dict` of an equally configured learner returned.
 
         Raises:
-            ValueError: the weights have other names or shapes than those of the network.
+            ValueError: a tensor has another name or shape than that of the network.
         """
+        misfit = "the checkpoint's weights do not fit its configuration"
         try:
             self.average_network.load_state_dict(state.weights)
         except RuntimeError as error:
-            raise ValueError(f"the checkpoint's weights do not fit its configuration: {error}") from None
+            raise ValueError(f"{misfit}: {str(error).splitlines()[-1].strip()}") from None
         entries: dict[int, dict[str, Tensor]] = {}
         for key, tensor in state.optimizer.items():
-            index, name = key.split(".", 1)
+            index, _, name = key.partition(".")
+            if not index.isdecimal() or int(index) >= len(self._online_weights):
+                raise ValueError(f"{misfit}: there is no weight of number {index!r}")
             weight = self._online_weights[int(index)]
+            if tensor.ndim and tensor.shape != weight.shape:
+                raise ValueError(f"{misfit}: {key} is {tuple(tensor.shape)}, not {tuple(weight.shape)}")
             if name == TRAINED:
                 with torch.no_grad():
                     weight.copy_(tensor)

@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 
 from dqn import __version__
 from storage.environment import quiet_prefect, wants_traceback
+from storage.errors import as_line, one_line
 
 app = typer.Typer(
     name="dqn",
@@ -412,22 +413,20 @@ def _run() -> NoReturn:
     except TyperException as error:
         # Without a subcommand there is no message, because the help has been printed.
         if error.format_message():
-            _fail(error.format_message().replace("\n", " "), 2)
+            _fail(error.format_message(), 2)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except ValueError as error:
         _fail(str(error), 2)
     except Exception as error:
-        from storage.errors import one_line
-
         _fail(one_line(error), 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:
     if wants_traceback():
         raise
-    print(f"dqn: {message}", file=sys.stderr)
+    print(f"dqn: {as_line(message)}", file=sys.stderr)
     sys.exit(status)
 
 

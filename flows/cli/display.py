@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dqn.metrics import COUNTER_CYCLES, COUNTER_STATES, cycle_line
+from storage.errors import as_line
 from tasks.progress import progress
 
 PLAIN_SECONDS = 10.0
@@ -133,5 +134,5 @@ def _table(columns: Sequence[str], rows: list[list[str]], numbers: set[str]) -> 
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(as_line(cell)) for cell in row))
     return table

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from dqn.evaluation.evaluation import Evaluation
 from dqn.export.inference_spec import ExportedAgent, inference_spec, network_weights, plain_weights, untrained_network
 from dqn.metrics import SCORE_EPISODE, Curve
-from storage.errors import CorruptUnitError
+from storage.errors import CorruptUnitError, first_problem
 from storage.format_version import check_format
 from storage.formats.checkpoint import metadata_as_json, metadata_from_json
 
@@ -90,7 +90,7 @@ def read_export(directory: Path) -> ExportedAgent:
         RuntimeError,
         SafetensorError,
     ) as error:
-        raise CorruptUnitError(f"{directory} is not an agent of this version: {error}") from None
+        raise CorruptUnitError(f"{directory} is not an agent of this version: {first_problem(error)}") from None
 
 
 def _read_curves(path: Path) -> dict[str, Curve]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from dqn.evaluation.evaluation import Evaluation
-from storage.errors import CorruptUnitError
+from storage.errors import CorruptUnitError, first_problem
 from storage.format_version import check_format
 
 FILE = "evaluation.json"
@@ -31,4 +31,4 @@ def read_evaluation(directory: Path) -> Evaluation:
         check_format(record.get("format", 1), path, newest=FORMAT)
         return Evaluation.from_dict(record)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CorruptUnitError(f"{path} is not an evaluation of this version: {error}") from None
+        raise CorruptUnitError(f"{path} is not an evaluation of this version: {first_problem(error)}") from None

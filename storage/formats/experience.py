@@ -8,19 +8,22 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import psutil
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import LocalStore
 
 from dqn.envs.experience import Experience, Targets
-from storage.errors import CorruptUnitError
+from storage.errors import CorruptUnitError, StorageError
 
 EXPERIENCE_GROUP, TARGETS_GROUP = "experience.zarr", "targets.zarr"
 CHUNK_STATES = 500  # about 8 MB before compression
 
 # Errors of zarr for files that are damaged or have another format
 _PARSE_ERRORS = (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
+
+_SMALL_BYTES = 2**28
+_HIGHEST_COMPRESSION = 2_000  # of larger arrays; states of Breakout have about 50
 
 _TABLES = [field.name for field in fields(Experience) if field.name != "states"]
 _TARGETS = [field.name for field in fields(Targets)]
@@ -137,10 +140,6 @@ def _open(directory: Path) -> zarr.Group:
 
 def _read(group: zarr.Group, name: str) -> np.ndarray:
     with _readable(group, name) as array:
-        if array.nbytes > psutil.virtual_memory().total:
-            raise CorruptUnitError(
-                f"{group.store_path}/{name} has {array.nbytes:,} bytes, more than this machine's memory"
-            )
         return np.asarray(array[...])
 
 
@@ -161,9 +160,22 @@ def _readable(group: zarr.Group, name: str) -> Iterator[zarr.Array]:
         array = group.get(name)
         if not isinstance(array, zarr.Array):
             raise CorruptUnitError(f"{group.store_path} has no array {name}")
+        _check_size(group, name, array)
         yield array
     except _PARSE_ERRORS as error:
         raise CorruptUnitError(f"{group.store_path}/{name} cannot be read: {error}") from None
+    except MemoryError:
+        raise StorageError(f"{group.store_path}/{name} does not fit into memory") from None
+
+
+def _check_size(group: zarr.Group, name: str, array: zarr.Array) -> None:
+    """Refuse a small file that claims to be a huge array, before memory is allocated for it."""
+    assert isinstance(group.store, LocalStore)
+    sizes = [path.stat().st_size for path in (group.store.root / name).iterdir() if path.name != "zarr.json"]
+    if len(sizes) != array.nchunks:
+        raise ValueError(f"it has {len(sizes):,} of {array.nchunks:,} chunks")
+    if array.nbytes > max(_SMALL_BYTES, _HIGHEST_COMPRESSION * sum(sizes)):
+        raise ValueError(f"its shape is {array.shape}, but its files have only {sum(sizes):,} bytes")
 
 
 def _dimensions(group: zarr.Group, name: str, array: np.ndarray, count: int) -> tuple[int, ...]:

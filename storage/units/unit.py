@@ -234,6 +234,7 @@ def parse_manifest(text: bytes, directory: Path, address: str) -> tuple[Unit, di
             raise CorruptUnitError(f"{address} was changed after it was committed")
         if unit.created_ms <= 0:
             raise ValueError(f"it was made at {unit.created_ms}")
+        _ = unit.speed  # numbers
     except _PARSE_ERRORS as error:
         raise CorruptUnitError(f"{address} is not a manifest: {error or 'unreadable'}") from None
     return unit, manifest

@@ -108,8 +108,22 @@ def test_checkpoint_is_not_changed_by_restored_learner(toy_memory: MakeMemory) -
 def test_weights_of_another_network_are_refused() -> None:
     checkpoint = first_checkpoint(cpu_config(normalize=True), ["A", "B"])
     metadata = replace(checkpoint.metadata, config=cpu_config(normalize=False))
-    with pytest.raises(ValueError, match="do not fit its configuration"):
+    with pytest.raises(ValueError, match="do not fit its configuration") as raised:
         restore_learner(replace(checkpoint, metadata=metadata), CPU)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["99.exp_avg", "x.exp_avg", "exp_avg"])
+def test_optimizer_state_of_an_unknown_weight_is_refused(key: str) -> None:
+    checkpoint = first_checkpoint(cpu_config(), ["A", "B"])
+    with pytest.raises(ValueError, match="there is no weight of number"):
+        restore_learner(replace(checkpoint, optimizer={key: torch.zeros(2)}), CPU)
+
+
+def test_optimizer_state_of_another_shape_is_refused() -> None:
+    checkpoint = first_checkpoint(cpu_config(), ["A", "B"])
+    with pytest.raises(ValueError, match=r"0\.exp_avg is \(2,\), not"):
+        restore_learner(replace(checkpoint, optimizer={"0.exp_avg": torch.zeros(2)}), CPU)
 
 
 @pytest.mark.parametrize(

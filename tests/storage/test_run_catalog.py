@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,16 @@ def test_runs_are_listed_newest_first_with_their_state(home: Path, tiny: TrainCo
 
 def _started(run: StoredRun) -> float:
     return float(run.tracking.get_run(run.run_id).info.start_time / 1000)
+
+
+@pytest.mark.parametrize("shards", ["", "x", "0", "-1"])
+def test_run_with_a_damaged_param_hides_no_other(home: Path, tiny: TrainConfig, shards: str) -> None:
+    run = create_run(tiny, NAMES, "first", {})
+    create_run(tiny, NAMES, "second", {})
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("UPDATE params SET value = ? WHERE key = 'shards' AND run_uuid = ?", (shards, run.run_id))
+    storage.runs._stored_run.cache_clear()
+    assert [row["name"] for row in list_runs()] == ["second"]
 
 
 def test_empty_store_lists_no_runs(home: Path) -> None:

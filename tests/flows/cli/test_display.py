@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from dqn.metrics import COUNTER_CYCLES, COUNTER_STATES, LOSS_MEAN, SCHEDULE_EPSILON
-from flows.cli.display import Display
+from flows.cli.display import Display, print_table
 from tasks.progress import progress, report, report_cycle, stopped
 
 
@@ -20,6 +20,12 @@ def test_line_shows_what_is_played_while_the_network_is_trained(capsys: pytest.C
         report_cycle(summary)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "cycle 4 | 400 states | epsilon 1.000 | mean score - | loss 0.5000 | collect-episodes 50 %"
+
+
+def test_cells_of_a_table_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name in MLflow can be anything."""
+    print_table(["name", "id"], [["[red]x[/red]", "a\x1b[2Jb\nc"]], set())
+    assert capsys.readouterr().out.split() == ["name", "id", "[red]x[/red]", r"a\x1b[2Jb", "c"]
 
 
 def test_wait_for_a_lease_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -278,6 +279,11 @@ NONSENSE: list[bytes | dict[str, object]] = [
     {"shape": [-1, 2, 4]},
     {"shape": None},
     {"shape": [2**44, 2, 4]},
+    {"shape": [2**26, 2, 4]},  # 2 GB, which would be zeros, because chunks are missing
+    {
+        "shape": [2**26, 2, 4],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**26, 2, 4]}},
+    },
     {"data_type": "float17"},
     {"data_type": "string"},
     {"codecs": []},
@@ -293,8 +299,13 @@ NONSENSE: list[bytes | dict[str, object]] = [
 def test_foreign_metadata_of_an_array_is_corrupt(written: Path, metadata: bytes | dict[str, object]) -> None:
     path = written / TARGETS_GROUP / "q_values" / "zarr.json"
     path.write_bytes(metadata) if isinstance(metadata, bytes) else edited(path, **metadata)
-    with pytest.raises(CorruptUnitError, match="q_values"):
-        read_targets(written)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptUnitError, match="q_values"):
+            read_targets(written)
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Experience)])
