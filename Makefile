@@ -5,6 +5,7 @@
 # make cluster-test   kill servers and workers of a cluster; takes minutes and needs PostgreSQL (Debian: postgresql)
 # make fuzz           read 109,200 changed files, variables and tags; takes an hour
 # make bench          measure the speed on this machine; writes docs/performance.md
+# make reproduce      make every published table again from raw results, and play every published evaluation again
 # make check          formatting, lint, types and directions of imports
 # make serve          a Prefect server, an MLflow server and a worker, until Ctrl-C
 # make ui             the MLflow UI for the runs
@@ -19,7 +20,7 @@ FIGURES := $(CURDIR)/build/figures
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test operate-test cluster-test crash-test fuzz crash-kills crash-failures crash-overlap bench check serve ui lock clean
+.PHONY: train test operate-test cluster-test crash-test fuzz crash-kills crash-failures crash-overlap bench reproduce check serve ui lock clean
 
 train: $(READY)
 	$(BIN)/dqn train $(ARGS)
@@ -57,6 +58,9 @@ fuzz: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+reproduce: $(READY)
+	$(BIN)/python -m benchmarks.reproduce
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -67,12 +67,16 @@ def row(rates: Rates, network: str) -> Row:
     )
 
 
-def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure an untrained network, store the rates in `results`, and yield their row."""
+def measure(results: dict[str, Any]) -> None:
+    """Measure an untrained network, and store the rates in `results`."""
     config = resolve(make_config())
     learner = Learner(config, len(action_names(config.game)), prepare(config))
-    rates = results["evaluation"] = bench_evaluation(learner, Protocol(config.game, EPISODES, 1.0))
-    yield row(rates, "untrained, epsilon 1")
+    results["evaluation"] = bench_evaluation(learner, Protocol(config.game, EPISODES, 1.0))
+
+
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """The row of the rates in `results`."""
+    yield row(results["evaluation"], "untrained, epsilon 1")
 
 
 def main() -> None:

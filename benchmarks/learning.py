@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.report import HERE, machine, replace_table
+from benchmarks import report
+from benchmarks.report import DOCS, HERE, Table, machine, read_results, results_file, write_results
 from dqn.envs.games import game_title
 from dqn.evaluation.evaluation import interquartile_mean
 from dqn.evaluation.human_scores import human_normalized
@@ -34,7 +35,7 @@ from flows.sweeps.study import Study
 from storage.runs import StoredRun, open_tracking
 from storage.sweeps import StoredSweep
 
-DOCS, RESULTS = HERE.parent / "docs", HERE / "results" / "learning.json"
+NAME = "learning"
 DQN = [sys.executable, "-m", "flows.cli"]
 POINTS = 200  # stored points of a curve
 STUDIES = {path.stem: read_sweep(path) for path in sorted((HERE / "studies").glob("*.yaml"))}
@@ -53,12 +54,18 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=HERE.parent / "dqn-home", help="the directory of the runs")
     given = parser.parse_args()
     os.environ["DQN_HOME"] = str(given.home.absolute())
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = read_results(NAME) if results_file(NAME).exists() else {}
     for name in given.names:
         for key, record in run_study(name, STUDIES[name], results):
             results[key] = record
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            write_results(NAME, results)
     publish(results)
+
+
+def publish(results: dict[str, Any]) -> None:
+    """Write the tables and draw the figures."""
+    report.write(tables(results))
+    draw(results)
 
 
 def run_study(name: str, study: Sweep, results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -128,14 +135,15 @@ def curves(run_id: str) -> dict[str, list[float]]:
     return {name: np.round(values, 3).tolist() for name, values in columns.items()}
 
 
-def publish(results: dict[str, Any]) -> None:
-    """Write the tables and draw the figures."""
-    replace_table(DOCS / "scores.md", "python -m benchmarks.learning, commands", list(commands(results)))
-    replace_table(DOCS / "scores.md", "python -m benchmarks.learning", list(table(results)))
-    replace_table(
-        DOCS / "results.md", "python -m benchmarks.learning, seeds and games together", list(summary(results))
-    )
-    draw(results)
+def tables(results: dict[str, Any]) -> list[Table]:
+    """The tables of scores, from the raw results."""
+    where = "; ".join(dict.fromkeys(record["machine"] for record in results.values()))
+    command = "python -m benchmarks.learning"
+    return [
+        Table(DOCS / "scores.md", f"{command}, commands", where, list(commands(results))),
+        Table(DOCS / "scores.md", command, where, list(table(results))),
+        Table(DOCS / "results.md", f"{command}, seeds and games together", where, list(summary(results))),
+    ]
 
 
 def commands(results: dict[str, Any]) -> Iterator[str]:

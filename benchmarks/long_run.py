@@ -8,15 +8,18 @@ MLflow are real. It writes `benchmarks/results/long_run.json` and a table in `do
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from benchmarks.report import Table
+
+NAME = "long_run"
 CYCLES, SAMPLE_CYCLES = 3_000, 500
 STATES = 1_024  # of a cycle
 METRICS = 45  # of a cycle, about as many as a real one has
@@ -37,15 +40,22 @@ def main() -> None:
         }
         os.environ.pop("PREFECT_API_URL", None)
         samples = measure(home, cycles)
-    from benchmarks import report
+    from benchmarks import report  # imports torch, which the settings above must precede
 
-    result = {"machine": report.machine(), "cycles": cycles, "samples": samples}
-    (report.HERE / "results" / "long_run.json").write_text(json.dumps(result, indent=1) + "\n")
-    table = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    table += [f"| {' | '.join(f'{sample[column]:,.0f}' for column in COLUMNS)} |" for sample in samples]
-    page = report.HERE.parent / "docs" / "prefect-server.md"
-    report.replace_table(page, "python -m benchmarks.long_run", table)
-    print("\n".join(table))
+    results = {"machine": report.machine(), "cycles": cycles, "samples": samples}
+    report.write_results(NAME, results)
+    (table,) = tables(results)
+    report.write([table])
+    print("\n".join(table.lines))
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """The table of the page, from the raw results."""
+    from benchmarks.report import DOCS, Table
+
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(f'{sample[column]:,.0f}' for column in COLUMNS)} |" for sample in results["samples"]]
+    return [Table(DOCS / "prefect-server.md", "python -m benchmarks.long_run", results["machine"], lines)]
 
 
 def measure(home: Path, cycles: int) -> list[dict[str, float]]:

@@ -9,7 +9,6 @@ this project's epsilon. The minutes are those of the training alone. Writes a ro
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import Any
 
@@ -22,8 +21,8 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-from benchmarks.learning import RESULTS, publish
-from benchmarks.report import machine
+from benchmarks.learning import NAME, publish
+from benchmarks.report import machine, read_results, write_results
 from dqn.evaluation.evaluation import Evaluation, Protocol
 
 ZOO: dict[str, Any] = {
@@ -71,7 +70,7 @@ def main() -> None:
     curve = Curve(given.minutes)
     model.learn(ZOO_STATES, callback=curve)
     evaluation = evaluate(model, Protocol(given.game, given.episodes, 0.01))
-    results = json.loads(RESULTS.read_text())
+    results = read_results(NAME)
     results["stable-baselines3"] = {
         "study": "Stable-Baselines3",
         "seed": 0,
@@ -83,7 +82,7 @@ def main() -> None:
         "curves": curve.columns,
         "evaluations": [evaluation.as_dict()],
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(NAME, results)
     publish(results)
 
 

@@ -159,9 +159,21 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def measure(results: dict[str, Any]) -> None:
+    """Measure trainings, and store the results in `results`."""
+    results["cycle"] = bench_cycle()
+    large, small = (bench_memory(states) for states in (LARGE_STATES, SMALL_STATES))
+    results["memory"] = {"large": large, "small": small}
+    results["growth"] = bench_growth()
+    with training("--cycles", "2") as (process, home):
+        wait(process)
+        results["command seconds"] = bench_commands(home)
+    results["help seconds"] = bench_help()
+
+
 def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure trainings, store the results in `results`, and yield a row for each."""
-    cycle = results["cycle"] = bench_cycle()
+    """A row for each of the results."""
+    cycle, memory, growth = results["cycle"], results["memory"], results["growth"]
     share = 1 - cycle["bare loop"] / cycle["training"]
     yield Row(
         "Prefect, zarr, MLflow, manifests and fsync in a cycle of 4,096 states",
@@ -170,32 +182,25 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
         "5 %",
     )
     yield Row("`dqn train`, time until the first frame", f"{cycle['first frame']:.1f} s", "", "15 s")
-    large, small = (bench_memory(states) for states in (LARGE_STATES, SMALL_STATES))
-    results["memory"] = {"large": large, "small": small}
     states_bytes = Experience.empty(1, 1, 4).states.nbytes * LARGE_STATES
     yield Row(
         f"memory with {LARGE_STATES:,} states, all processes",
-        f"{large['bytes'] / 1e9:.1f} GB",
+        f"{memory['large']['bytes'] / 1e9:.1f} GB",
         f"replay memory of {states_bytes / 1e9:.1f} GB",
         f"{(1.3 * states_bytes + 2.5e9) / 1e9:.1f} GB",
     )
     yield Row(
         f"seconds per state, {LARGE_STATES:,} states in replay memory",
-        f"{large['seconds'] / small['seconds'] - 1:+.0%}",
+        f"{memory['large']['seconds'] / memory['small']['seconds'] - 1:+.0%}",
         f"{SMALL_STATES:,} states",
         "10 %",
     )
-    growth = results["growth"] = bench_growth()
     yield Row(
         f"seconds of a cycle, cycles {LATE[0]} to {LATE[1]}, fake play",
         f"{growth['late'] / growth['early'] - 1:+.0%}",
         f"cycles {EARLY[0]} to {EARLY[1]}: {growth['early']:.3f} s",
         "10 %",
     )
-    with training("--cycles", "2") as (process, home):
-        wait(process)
-        commands = results["command seconds"] = bench_commands(home)
-    for command, used in commands.items():
+    for command, used in results.get("command seconds", {}).items():
         yield Row(f"`{command.replace('{out}/', '')}`, processor time", f"{used:.1f} s", "", f"{COMMANDS[command]} s")
-    seconds = results["help seconds"] = bench_help()
-    yield Row("`dqn --help`", f"{seconds:.2f} s", "", "0.5 s")
+    yield Row("`dqn --help`", f"{results['help seconds']:.2f} s", "", "0.5 s")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.report import PAGE, Row
+from benchmarks.report import DOCS, Row
 from benchmarks.speed import LEARNING_RATE, PlainLoop
 from dqn.config import TrainConfig, make_config
 from dqn.hardware import prepare, resolve
@@ -16,7 +16,7 @@ from dqn.learning.learner import Learner
 from dqn.plots.figures import new_figure
 
 STATES, STEPS, LAST = 1_024, 120, 30
-PICTURE = PAGE.parent / "precision.png"
+PICTURE = DOCS / "precision.png"
 
 
 def fixed_data(config: TrainConfig, actions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -56,8 +56,9 @@ def bench_precision(preset: str) -> dict[str, list[float]]:
     return found
 
 
-def draw(curves: dict[str, dict[str, list[float]]]) -> None:
+def draw(results: dict[str, Any]) -> None:
     """Draw the curves of the presets side by side."""
+    curves: dict[str, dict[str, list[float]]] = results["losses"]
     figure = new_figure(10, 4.2, "Loss of a training on fixed data, by precision")
     for axes, (preset, found) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         for style, (name, values) in zip((":", "-", "--"), found.items(), strict=False):
@@ -70,11 +71,14 @@ def draw(curves: dict[str, dict[str, list[float]]]) -> None:
     figure.savefig(PICTURE, dpi=100)
 
 
+def measure(results: dict[str, Any]) -> None:
+    """Measure the losses, and store them in `results`."""
+    results["losses"] = {preset: bench_precision(preset) for preset in ("fast", "tutorial")}
+
+
 def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure the losses, draw them, store them in `results`, and yield a row for each preset."""
-    curves = results["losses"] = {preset: bench_precision(preset) for preset in ("fast", "tutorial")}
-    draw(curves)
-    for preset, found in curves.items():
+    """A row for the losses of each preset in `results`."""
+    for preset, found in results["losses"].items():
         final = {name: float(np.mean(values[-LAST:])) for name, values in found.items()}
         spread = float(np.std(found["plain float32 loop"][-LAST:]))
         name = list(final)[-1]
@@ -87,5 +91,7 @@ def rows(results: dict[str, Any]) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    for row in rows({}):
+    measured: dict[str, Any] = {}
+    measure(measured)
+    for row in rows(measured):
         print(row)

@@ -1,17 +1,18 @@
-"""Writes results: `benchmarks/results/speed.json` and tables in pages of the documentation."""
+"""Results in `benchmarks/results`, and the tables in pages of the documentation that are made from them."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 HERE = Path(__file__).resolve().parent
-PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results" / "speed.json"
+DOCS = HERE.parent / "docs"
 END = "<!-- end -->\n"
 
 
@@ -27,21 +28,48 @@ class Row(NamedTuple):
         return f"| {' | '.join(self)} |"
 
 
-def write(results: dict[str, Any], rows: list[Row]) -> None:
-    """Write the raw results and the table."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    table = [str(Row("measurement", "result", "compared with", "target")), "|---|---|---|---|", *map(str, rows)]
-    replace_table(PAGE, "make bench", table)
+class Table(NamedTuple):
+    """A table of a page, between the comment that names the command which measures it and the next end."""
+
+    page: Path
+    command: str
+    machine: str  # where it was measured
+    lines: list[str]
+
+    def placed(self, text: str) -> str:
+        """The text of the page with this table."""
+        start = f"<!-- measured by {self.command} -->\n"
+        before, _, rest = text.partition(start)
+        after = rest.partition(END)[2]
+        lines = "\n".join(self.lines)
+        return f"{before}{start}\nOn {self.machine}.\n\n{lines}\n\n{END}{after}"
+
+    def is_current(self) -> bool:
+        """Whether the page has the table."""
+        text = self.page.read_text()
+        return self.placed(text) == text
 
 
-def replace_table(page: Path, command: str, table: list[str]) -> None:
-    """Replace the table in `page` that a comment marks as measured by `command`."""
-    start = f"<!-- measured by {command} -->\n"
-    before, _, rest = page.read_text().partition(start)
-    after = rest.partition(END)[2]
-    lines = "\n".join(table)
-    page.write_text(f"{before}{start}\nOn {machine()}.\n\n{lines}\n\n{END}{after}")
+def write(tables: Iterable[Table]) -> None:
+    """Write tables into their pages."""
+    for table in tables:
+        table.page.write_text(table.placed(table.page.read_text()))
+
+
+def results_file(name: str) -> Path:
+    """The file of the raw results of a script."""
+    return HERE / "results" / f"{name}.json"
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """The raw results of a script."""
+    found: dict[str, Any] = json.loads(results_file(name).read_text())
+    return found
+
+
+def write_results(name: str, results: dict[str, Any]) -> None:
+    """Write the raw results of a script."""
+    results_file(name).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def machine() -> str:

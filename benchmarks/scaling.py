@@ -24,11 +24,12 @@ from typing import Any
 
 import psutil
 
-from benchmarks.report import HERE, machine, replace_table
+from benchmarks import report
+from benchmarks.report import DOCS, Table
 from flows.server.processes import answers, start_server, stop_server, wait_for_server
 from storage.formats.experience import read_experiences
 
-PAGE, RESULTS = HERE.parent / "docs" / "scaling.md", HERE / "results" / "scaling.json"
+NAME = "scaling"
 ROUNDS, CYCLES, WARM_CYCLES = 3, 6, 2
 STATES, SHARDS = 8_192, 2
 FIELDS = {"replay_states": STATES, "threads": 1, "lane_groups": 1, "max_epochs": 0.01, "keep_cycles": CYCLES}
@@ -47,25 +48,28 @@ def main() -> None:
         speeds, memory = measure(Path(home), environment)
         tasks = [each for run in (Path(home) / "replay").glob("*") for each in task_seconds(run)]
         reading = read_speed(next((Path(home) / "replay").glob("*")))
-    medians = {count: statistics.median(found) for count, found in speeds.items()}
-    results = {"machine": machine(), "states a cycle": STATES, "shards": SHARDS, "memory": memory}
+    results = {"machine": report.machine(), "states a cycle": STATES, "shards": SHARDS, "memory": memory}
     results |= {"task seconds": tasks, "bytes read a CPU second": reading}
     results |= {f"{count} workers": found for count, found in speeds.items()}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    report.write_results(NAME, results)
+    (table,) = tables(results)
+    report.write([table])
+    print("\n".join(table.lines))
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """The table of the page, from the raw results."""
+    one, two = (statistics.median(results[f"{count} workers"]) for count in (1, 2))
+    tasks, reading = statistics.median(results["task seconds"]), results["bytes read a CPU second"]
     rows = [
-        ["play with one worker of one core", f"{medians[1]:,.0f} states/s", ""],
-        [
-            "play with two workers",
-            f"{medians[2]:,.0f} states/s",
-            f"{medians[2] / medians[1]:.2f} times; target: 1.7 times",
-        ],
-        ["from the end of a shard to the start of the next on a worker", f"{statistics.median(tasks):.3f} s", ""],
+        ["play with one worker of one core", f"{one:,.0f} states/s", ""],
+        ["play with two workers", f"{two:,.0f} states/s", f"{two / one:.2f} times; target: 1.7 times"],
+        ["from the end of a shard to the start of the next on a worker", f"{tasks:.3f} s", ""],
         ["states read from zarr", f"{reading / 1e9:.2f} GB per second of one core", ""],
-        *([f"memory of an idle {name}", f"{size / 1e6:.0f} MB", ""] for name, size in memory.items()),
+        *([f"memory of an idle {name}", f"{size / 1e6:.0f} MB", ""] for name, size in results["memory"].items()),
     ]
-    table = ["| measurement | result | comparison |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    replace_table(PAGE, "python -m benchmarks.scaling", table)
-    print("\n".join(table))
+    lines = ["| measurement | result | comparison |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [Table(DOCS / "scaling.md", "python -m benchmarks.scaling", results["machine"], lines)]
 
 
 def measure(home: Path, environment: dict[str, str]) -> tuple[dict[int, list[float]], dict[str, float]]:

@@ -204,34 +204,42 @@ class PlainLoop:
         return loss.item()
 
 
-def rows(results: dict[str, Any]) -> Iterator[Row]:
-    """Measure play, sweep and optimization, store the rates in `results`, and yield a row for each."""
-    config = resolve(make_config())
-    for network in (config.network, "tutorial"):
-        rates = results[f"play {network}"] = bench_play(network)
-        both = 1 / (1 / rates["emulator"] + 1 / rates["network"])
-        yield Row(
-            f"play, network `{network}`, including seeding and zarr",
-            f"{rates['play']:,.0f} states/s",
-            f"{rates['play'] / rates['emulator']:.0%} of the emulator alone ({rates['emulator']:,.0f}), "
-            f"{rates['play'] / both:.0%} of emulator and network in turn",
-            "75 % of the emulator" if network == config.network else "2,500 states/s, or 90 % of both in turn",
-        )
+def measure(results: dict[str, Any]) -> None:
+    """Measure play, sweep and optimization, and store the rates in `results`."""
+    for network in (make_config().network, "tutorial"):
+        results[f"play {network}"] = bench_play(network)
     for states in (4_096, 200_000):
-        rates = results[f"sweep {states}"] = bench_sweep(states)
-        slowest = min(rates, key=lambda name: rates[name])
-        yield Row(
-            f"sweep of {states:,} states",
-            f"{rates[slowest] / 1e6:,.0f} M states/s",
-            f"`{slowest}`, the slowest",
-            "50 M",
-        )
+        results[f"sweep {states}"] = bench_sweep(states)
     for preset in ("fast", "tutorial"):
-        rates = results[f"optimize {preset}"] = bench_optimize(preset)
-        yield Row(
-            f"optimize, preset `{preset}`, {resolve(make_config(preset)).precision}",
-            f"{rates['learner']:,.0f} states/s",
-            f"{rates['learner'] / rates['plain']:.1f} times a plain float32 loop ({rates['plain']:,.0f}); "
-            f"{rates['operations'] / rates['operations at best']:.0%} of the peak of a matrix product",
-            "3 times" if preset == "fast" else "4 times",
-        )
+        results[f"optimize {preset}"] = bench_optimize(preset)
+
+
+def rows(results: dict[str, Any]) -> Iterator[Row]:
+    """A row for each of the rates in `results`."""
+    for name, rates in results.items():
+        part, _, what = name.partition(" ")
+        if part == "play":
+            both = 1 / (1 / rates["emulator"] + 1 / rates["network"])
+            yield Row(
+                f"play, network `{what}`, including seeding and zarr",
+                f"{rates['play']:,.0f} states/s",
+                f"{rates['play'] / rates['emulator']:.0%} of the emulator alone ({rates['emulator']:,.0f}), "
+                f"{rates['play'] / both:.0%} of emulator and network in turn",
+                "2,500 states/s, or 90 % of both in turn" if what == "tutorial" else "75 % of the emulator",
+            )
+        elif part == "sweep":
+            slowest = min(rates, key=lambda operator: rates[operator])
+            yield Row(
+                f"sweep of {int(what):,} states",
+                f"{rates[slowest] / 1e6:,.0f} M states/s",
+                f"`{slowest}`, the slowest",
+                "50 M",
+            )
+        elif part == "optimize":
+            yield Row(
+                f"optimize, preset `{what}`, {results['precision']}",
+                f"{rates['learner']:,.0f} states/s",
+                f"{rates['learner'] / rates['plain']:.1f} times a plain float32 loop ({rates['plain']:,.0f}); "
+                f"{rates['operations'] / rates['operations at best']:.0%} of the peak of a matrix product",
+                "3 times" if what == "fast" else "4 times",
+            )
