@@ -164,16 +164,17 @@ def _deploy(environment: dict[str, str]) -> None:
 
 
 def _print_addresses(settings: Settings) -> None:
-    print(
-        f"Prefect UI: {settings.prefect_address}\n"
-        f"MLflow UI:  {runs_page(settings.mlflow_address)}\n"
-        "in another terminal:\n"
-        f"  source {CHECKOUT / '.venv/bin/activate'}\n"
-        f"  export PREFECT_API_URL={settings.prefect_address}/api\n"
-        "  prefect deployment run dqn/train -p preset=fast -p states=200000 --watch\n"
+    activate = Path(sys.prefix) / "bin" / "activate"  # an image has none
+    lines = [
+        f"Prefect UI: {settings.prefect_address}",
+        f"MLflow UI:  {runs_page(settings.mlflow_address)}",
+        "in another terminal:",
+        *([f"  source {activate}"] if activate.exists() else []),
+        f"  export PREFECT_API_URL={settings.prefect_address}/api",
+        "  prefect deployment run dqn/train -p preset=fast -p states=200000 --watch",
         "Ctrl-C stops everything; continue a stopped training with: prefect flow-run retry ID",
-        flush=True,
-    )
+    ]
+    print("\n".join(lines), flush=True)
 
 
 def _supervise(services: dict[str, Service], settings: Settings) -> None:
