@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 
-import matplotlib.pyplot as plt
 import optuna
-from matplotlib.figure import Figure
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
 from dqn.config_file import as_file
 from dqn.envs.games import game_title
 from dqn.metrics import SCORE_EPISODE
 from dqn.plots.curve_figures import RUN_COLORS, group_comparison
-from dqn.plots.figures import BLUE, new_figure, plain
 from flows.commands.html_report import Picture, Report, Table
 from flows.sweeps.definition import Sweep
+from flows.sweeps.field_figures import importance_figure, objective_by_field, parallel_coordinates
 from flows.sweeps.results import TrialResult, columns, results, row, short
 from flows.sweeps.study import Study
 from storage.sweeps import StoredSweep
 
 BEST = "best.yaml"  # the artifact with the configuration of the winner
 FEWEST = 8  # trials from which on the importance of a field means something
-BETTER = 0.25  # share of the trials whose fields are compared with those of all trials
 
 
 def log_report(stored: StoredSweep, study: Study) -> str:
@@ -95,8 +90,7 @@ def _report(stored: StoredSweep, study: Study, found: list[TrialResult]) -> Repo
         "is the 95 % bootstrap interval of the interquartile mean over the seeds; with few seeds it is a hint only."
     )
     report.add("Trials", text, [Table(columns(study), [row(study, each) for each in found])])
-    text = "How much each field distinguishes the best quarter of the trials from all (PED-ANOVA), and what was tried."
-    report.add("Fields", text, _field_pictures(study))
+    report.add("Fields", "Which fields matter, and what was tried.", _field_pictures(study))
     text = f"The {len(RUN_COLORS)} best trials."
     report.add("Curves", text, _curves(stored, study, found))
     return report
@@ -105,41 +99,23 @@ def _report(stored: StoredSweep, study: Study, found: list[TrialResult]) -> Repo
 def _field_pictures(study: Study) -> list[Picture]:
     tried = optuna.create_study(direction="maximize")
     tried.add_trials([trial for trial in study.trials if trial.state == TrialState.COMPLETE])
-    pictures = []
     varied = [name for name in study.sweep.fields if len({str(trial.params[name]) for trial in tried.trials}) > 1]
-    if len(tried.trials) >= FEWEST and varied:
-        importances = get_param_importances(
-            tried, evaluator=PedAnovaImportanceEvaluator(target_quantile=BETTER), params=varied
+    if not varied:
+        return []
+    objective, caption = (
+        study.sweep.objective,
+        "Each dot is a complete trial. A bar is the mean of the trials of a value.",
+    )
+    pictures = [Picture("objective-by-field", objective_by_field(tried, varied, objective), caption)]
+    if len(tried.trials) >= FEWEST:
+        caption = (
+            "The share of the differences between trials that each field explains (fANOVA, Hutter and others 2014)."
         )
-        caption = "The shares of all fields add up to 1."
-        pictures.append(Picture("importances", _importance_figure(importances), caption))
-    if len(tried.trials) > 1 and varied:
+        pictures.append(Picture("importances", importance_figure(tried, varied), caption))
+    if len(varied) > 1:
         caption = "Each line is a complete trial; its color is the objective."
-        pictures.append(Picture("parallel-coordinates", _parallel_coordinates(tried, varied, study.sweep), caption))
+        pictures.append(Picture("parallel-coordinates", parallel_coordinates(tried, varied, objective), caption))
     return pictures
-
-
-def _importance_figure(importances: dict[str, float]) -> Figure:
-    figure = new_figure(8, 1.2 + 0.4 * len(importances), "Importance of the fields")
-    axes = plain(figure.subplots(), "share")
-    names = list(importances)[::-1]
-    axes.barh(names, [importances[name] for name in names], color=BLUE)
-    axes.set_xlim(0, 1)
-    return figure
-
-
-def _parallel_coordinates(tried: optuna.Study, names: list[str], sweep: Sweep) -> Figure:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna marks the function as experimental
-        axes = optuna.visualization.matplotlib.plot_parallel_coordinate(tried, names, target_name=sweep.objective)
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    plt.close(figure)
-    figure.set_size_inches(10, 4.5)
-    figure.set_dpi(120)
-    figure.subplots_adjust(left=0.08, bottom=0.25)  # for the names of the fields, which Optuna writes aslant
-    axes.set_title("")
-    return figure
 
 
 def _curves(stored: StoredSweep, study: Study, found: list[TrialResult]) -> list[Picture]:
