@@ -379,7 +379,7 @@ def ui(
     port: Annotated[int | None, typer.Option(help="Port of the UI.", show_default="DQN_MLFLOW_PORT, or 5000")] = None,
 ) -> None:
     """Serve the MLflow UI until Ctrl-C."""
-    from flows.server.processes import run_mlflow_ui
+    from flows.server.mlflow_server import run_mlflow_ui
 
     _interrupt_on_signals()
     run_mlflow_ui(port)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any, NoReturn
 
-from storage.environment import MLFLOW_ALLOWED_HOSTS, PREFECT_SERVER_PASSWORD, server_environment
+from storage.environment import MLFLOW_ALLOWED_HOSTS, MLFLOW_PASSWORD, MLFLOW_USER, PREFECT_SERVER_PASSWORD
 from storage.errors import StorageError
 from storage.settings import Settings, without_password
 
@@ -47,61 +45,6 @@ def exit_after_draining(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def run_mlflow_ui(port: int | None) -> None:
-    """Serve the MLflow UI until interrupted, on `port` or else on the port in the settings.
-
-    Raises:
-        ValueError: the port is out of range or in use.
-        StorageError: the server did not start.
-    """
-    settings = Settings.from_environment()
-    if port is not None:
-        settings = settings.model_copy(update={"mlflow_port": port})
-    check_port(settings.host, settings.mlflow_port, "--port")
-    check_exposure(settings)
-    # A file, because the server blocks when a pipe that is not read is full.
-    with tempfile.TemporaryFile() as log_file:
-        server = start_server(mlflow_command(settings), server_environment(settings.home), log_file)
-        try:
-            wait_for_server(lambda: answers(f"{settings.mlflow_address}/health"), "MLflow", server, log_file)
-            print(f"MLflow UI: {runs_page(settings.mlflow_address)} (Ctrl-C stops it)", flush=True)
-            server.wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            stop_server(server)
-
-
-def runs_page(address: str) -> str:
-    """The page of the MLflow server at `address` that lists the runs of the game which was trained last.
-
-    Without a run it is the list of experiments. The address itself would show MLflow's view for language models.
-    """
-    view = "workflowType=machine_learning"
-    request = urllib.request.Request(
-        f"{address}/api/2.0/mlflow/experiments/search",
-        data=b'{"max_results": 1000}',
-        headers={"Content-Type": "application/json"},
-    )
-    found: list[dict[str, str]] = []
-    with suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=5) as response:
-        found = json.load(response).get("experiments", [])
-    games = [experiment for experiment in found if experiment["name"] != "Default"]
-    if not games:
-        return f"{address}/#/experiments?{view}"
-    newest = max(games, key=lambda experiment: int(experiment.get("last_update_time", 0)))
-    return f"{address}/#/experiments/{newest['experiment_id']}/runs?{view}"
-
-
-def mlflow_command(settings: Settings) -> list[str]:
-    """The command that serves the MLflow store of `settings`."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
-    command += ["--default-artifact-root", settings.artifacts("").as_uri(), "--workers", "1"]
-    # Without a log line per request.
-    command += ["--uvicorn-opts", "--log-level warning"]
-    return [*command, "--host", settings.host, "--port", str(settings.mlflow_port)]
-
-
 def check_exposure(settings: Settings) -> None:
     """Raise a ValueError if the servers would be reachable from other machines without access control."""
     if settings.is_loopback:
@@ -110,6 +53,8 @@ def check_exposure(settings: Settings) -> None:
         raise ValueError(f"DQN_HOST is {settings.host}; it must be one address of this machine, not all of them")
     needed = {
         PREFECT_SERVER_PASSWORD: "user:password that Prefect requires",
+        MLFLOW_USER: "user that MLflow requires",
+        MLFLOW_PASSWORD: "its password, of at least 12 characters",
         MLFLOW_ALLOWED_HOSTS: "host names that browsers may use, such as trainer.lan:5000",
     }
     missing = [f"{name} ({what})" for name, what in needed.items() if not os.environ.get(name)]

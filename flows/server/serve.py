@@ -18,12 +18,11 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
+from flows.server.mlflow_server import mlflow_command, mlflow_environment, runs_page
 from flows.server.processes import (
     answers,
     check_exposure,
     check_port,
-    mlflow_command,
-    runs_page,
     start_server,
     stop_server,
     wait_for_server,
@@ -126,7 +125,8 @@ def _services(settings: Settings) -> dict[str, Service]:
         log = logs / f"{name.lower()}.log"
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
-        services[name] = Service(name, command, environment, log.open("wb+"))
+        own = mlflow_environment(settings) if name == "MLflow" else {}
+        services[name] = Service(name, command, environment | own, log.open("wb+"))
     return services
 
 

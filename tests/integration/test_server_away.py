@@ -11,7 +11,7 @@ import pytest
 from served import Server, free_port
 
 import flows.train
-from flows.server.processes import mlflow_command
+from flows.server.mlflow_server import mlflow_command
 from flows.train import train
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run
