@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ def ending(how: str) -> None:
         raise StorageError("the disk is full")
     if how.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[how])
-        signal.pause()
+        while True:  # signal.pause() would not end if another thread received the signal
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
