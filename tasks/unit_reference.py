@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prefect.runtime import flow_run, task_run
@@ -18,14 +17,18 @@ from tasks.process_cache import CACHE
 logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)  # not a line for each of thousands of tasks
 
 
-@dataclass(frozen=True)
 class UnitReference:
-    """A committed unit, with its newest value of every metric."""
+    """A committed unit, with its newest value of every metric.
 
-    kind: UnitKind
-    cycle: int
-    digest: str
-    metrics: dict[str, float]
+    It is no dataclass. Of a dataclass Prefect records the address of each field too, and draws an edge to any task that
+    gets another object which is later stored there.
+    """
+
+    def __init__(self, kind: UnitKind, cycle: int, digest: str, metrics: dict[str, float]) -> None:
+        self.kind = kind
+        self.cycle = cycle
+        self.digest = digest
+        self.metrics = metrics
 
     @classmethod
     def of(cls, unit: Unit) -> UnitReference:

@@ -6,10 +6,15 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRunResult
+from prefect.context import FlowRunContext
+from prefect.states import Completed
+from prefect.utilities.engine import link_state_to_task_run_result
 
 from flows.train import train
 from storage.runs import open_tracking
 from storage.tracking import FLOW_RUN
+from storage.units.unit import EXPERIENCE
+from tasks.unit_reference import UnitReference
 
 
 def cycle_edges(cycle: int) -> set[tuple[str, str]]:
@@ -52,3 +57,11 @@ def test_task_runs_are_linked_by_their_units(small: dict[str, object], overlap: 
         for cycle, shard in ((1, 0), (1, 1), (2, 0), (2, 1)):
             expected |= edges_between(f"collect-episodes-{cycle:05d}-{shard}", f"collect-episodes-{cycle + 1:05d}")
     assert edges == expected
+
+
+def test_edges_come_from_references_and_not_from_their_parts() -> None:
+    """Prefect finds a part by its address, at which another object may be by then."""
+    with FlowRunContext.model_construct(run_results={}) as context:
+        reference = UnitReference(EXPERIENCE, 300, "digest", {"score": 1.0})
+        link_state_to_task_run_result(Completed(), reference)
+        assert list(context.run_results) == [id(reference)]
