@@ -77,10 +77,9 @@ def read_mapping(text: str, source: str, what: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` of a YAML file without the types of the YAML library. A name that is a list or a mapping becomes text."""
+    """`value` of a YAML file without the types of the YAML library. A name that is a mapping becomes text."""
     if isinstance(value, Mapping):
-        names = (name if isinstance(name, str | int | float) else str(name) for name in value)
-        return {plain(name): plain(part) for name, part in zip(names, value.values(), strict=True)}
+        return {str(name) if isinstance(name, Mapping) else plain(name): plain(value[name]) for name in value}
     if isinstance(value, list):
         return [plain(part) for part in value]
     return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic_core import ValidationError
-
 _MOST_CHARACTERS = 2_000  # of a message; names and values of a file may be longer
 
 
@@ -35,6 +33,8 @@ def as_line(text: str) -> str:
 
 def first_problem(error: Exception) -> str:
     """The message of an error; of pydantic's only the first problem, after the field that has it."""
+    from pydantic_core import ValidationError  # imported here, because `dqn --help` does not need it
+
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]

@@ -32,7 +32,8 @@ def run_mlflow_ui(port: int | None) -> None:
     check_exposure(settings)
     # A file, because the server blocks when a pipe that is not read is full.
     with tempfile.TemporaryFile() as log_file:
-        server = start_server(mlflow_command(settings), mlflow_environment(settings), log_file)
+        environment = server_environment(settings.home) | prepare_password(settings)
+        server = start_server(mlflow_command(settings), environment, log_file)
         try:
             wait_for_server(lambda: answers(f"{settings.mlflow_address}/health"), "MLflow", server, log_file)
             print(f"MLflow UI: {runs_page(settings.mlflow_address)} (Ctrl-C stops it)", flush=True)
@@ -93,21 +94,21 @@ def mlflow_command(settings: Settings) -> list[str]:
     return [*command, "--host", settings.host, "--port", str(settings.mlflow_port)]
 
 
-def mlflow_environment(settings: Settings) -> dict[str, str]:
-    """The environment of the MLflow server.
+def prepare_password(settings: Settings) -> dict[str, str]:
+    """Prepare the MLflow server of `settings` to require the password, and return its variables; none without one.
 
-    MLflow stores its users in a database. It is made anew here, so that the password is always that of the environment.
+    MLflow stores users in a database. Each start makes a new one, so that the password is that of the environment.
     """
-    environment = server_environment(settings.home)
     if not has_password():
-        return environment
-    users, config = settings.home / "mlflow-users.db", settings.home / "mlflow-auth.ini"
+        return {}
+    stem = settings.home / f"mlflow-{settings.mlflow_port}"  # several servers can have one home
+    users, config = stem.with_suffix(".users.db"), stem.with_suffix(".auth.ini")
     users.unlink(missing_ok=True)
     users.touch(0o600)
     config.write_text(f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{users}\n")
-    return environment | {
+    return {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_AUTH_ADMIN_USERNAME": environment[MLFLOW_USER],
-        "MLFLOW_AUTH_ADMIN_PASSWORD": environment[MLFLOW_PASSWORD],
+        "MLFLOW_AUTH_ADMIN_USERNAME": os.environ[MLFLOW_USER],
+        "MLFLOW_AUTH_ADMIN_PASSWORD": os.environ[MLFLOW_PASSWORD],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
     }

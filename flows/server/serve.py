@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from flows.server.mlflow_server import mlflow_command, mlflow_environment, runs_page
+from flows.server.mlflow_server import mlflow_command, prepare_password, runs_page
 from flows.server.processes import (
     answers,
     check_exposure,
@@ -125,7 +125,7 @@ def _services(settings: Settings) -> dict[str, Service]:
         log = logs / f"{name.lower()}.log"
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
-        own = mlflow_environment(settings) if name == "MLflow" else {}
+        own = prepare_password(settings) if name == "MLflow" else {}
         services[name] = Service(name, command, environment | own, log.open("wb+"))
     return services
 

@@ -102,19 +102,15 @@ def _field_pictures(study: Study) -> list[Picture]:
     varied = [name for name in study.sweep.fields if len({str(trial.params[name]) for trial in tried.trials}) > 1]
     if not varied:
         return []
-    objective, caption = (
-        study.sweep.objective,
-        "Each dot is a complete trial. A bar is the mean of the trials of a value.",
-    )
-    pictures = [Picture("objective-by-field", objective_by_field(tried, varied, objective), caption)]
+    objective = study.sweep.objective
+    text = "Each dot is a complete trial. A bar is the mean of the trials of a value."
+    pictures = [Picture("objective-by-field", objective_by_field(tried, varied, objective), text)]
     if len(tried.trials) >= FEWEST:
-        caption = (
-            "The share of the differences between trials that each field explains (fANOVA, Hutter and others 2014)."
-        )
-        pictures.append(Picture("importances", importance_figure(tried, varied), caption))
+        text = "The share of the differences between trials that each field explains (fANOVA, Hutter and others 2014)."
+        pictures.append(Picture("importances", importance_figure(tried, varied), text))
     if len(varied) > 1:
-        caption = "Each line is a complete trial; its color is the objective."
-        pictures.append(Picture("parallel-coordinates", parallel_coordinates(tried, varied, objective), caption))
+        text = "Each line is a complete trial; its color is the objective."
+        pictures.append(Picture("parallel-coordinates", parallel_coordinates(tried, varied, objective), text))
     return pictures
 
 

@@ -35,6 +35,18 @@ def test_changed_number_is_found(tmp_path: Path) -> None:
     assert not finding.is_same and "DIFFERS" in finding.text
 
 
+@pytest.mark.parametrize(("is_same", "status"), [(True, 0), (False, 1)])
+def test_exit_status_says_whether_all_is_the_same(
+    is_same: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tables are; what is found of the agents is given."""
+    monkeypatch.setattr(reproduce, "check_agent", lambda directory: reproduce.Finding(directory.name, is_same))
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == status
+    assert len(capsys.readouterr().out.splitlines()) == len(TABLES) + len(agents.directories())
+
+
 @pytest.mark.parametrize(
     ("added", "processor", "is_same", "says"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server.mlflow_server import has_password, mlflow_command, mlflow_environment
+from flows.server.mlflow_server import has_password, mlflow_command, prepare_password
 from flows.server.processes import check_exposure
 from storage.environment import MLFLOW_ALLOWED_HOSTS, MLFLOW_PASSWORD, MLFLOW_USER, PREFECT_SERVER_PASSWORD
 from storage.settings import Settings
@@ -37,15 +37,15 @@ def test_server_has_no_password_unless_one_is_set(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     assert not has_password()
     assert "--app-name" not in mlflow_command(settings)
-    assert not {name for name in mlflow_environment(settings) if name.startswith("MLFLOW_AUTH")}
+    assert prepare_password(settings) == {}
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("login")
 def test_password_is_that_of_the_environment_and_in_no_file(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
-    (tmp_path / "mlflow-users.db").write_text("users with other passwords")
-    first, second = mlflow_environment(settings), mlflow_environment(settings)
+    (tmp_path / "mlflow-5000.users.db").write_text("users with other passwords")
+    first, second = prepare_password(settings), prepare_password(settings)
     assert first["MLFLOW_AUTH_ADMIN_USERNAME"] == "trainer" and first["MLFLOW_AUTH_ADMIN_PASSWORD"] == PASSWORD
     assert first["MLFLOW_FLASK_SERVER_SECRET_KEY"] != second["MLFLOW_FLASK_SERVER_SECRET_KEY"]
     command = mlflow_command(settings)
@@ -56,6 +56,14 @@ def test_password_is_that_of_the_environment_and_in_no_file(tmp_path: Path) -> N
     users = Path(config["mlflow"]["database_uri"].removeprefix("sqlite:///"))
     assert users.read_bytes() == b"" and users.stat().st_mode & 0o777 == 0o600
     assert PASSWORD not in Path(first["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+
+
+@pytest.mark.usefixtures("login")
+def test_second_server_of_a_home_leaves_the_users_of_the_first(tmp_path: Path) -> None:
+    prepare_password(Settings(home=tmp_path, mlflow_port=5001))
+    (tmp_path / "mlflow-5001.users.db").write_text("users of the first")
+    prepare_password(Settings(home=tmp_path, mlflow_port=5002))
+    assert (tmp_path / "mlflow-5001.users.db").read_text() == "users of the first"
 
 
 @pytest.mark.parametrize(
