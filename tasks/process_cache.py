@@ -117,6 +117,10 @@ class ProcessCache:
     targets: Shelf[Targets] = field(default_factory=Shelf)
     processes: Processes | None = None
 
+    def __reduce__(self) -> str:
+        """A task that is sent to a worker uses the cache of the worker's process."""
+        return "CACHE"
+
     def knows(self, digest: str) -> bool:
         """Whether the content of the unit with this digest is cached, so that its files need not be read."""
         if digest in self.experience or digest in self.targets:

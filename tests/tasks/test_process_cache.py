@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 from pipeline import run_cycles
@@ -105,6 +108,17 @@ def test_games_are_closed_when_the_cache_is_cleared(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(lanes, "close", lambda number=number: closed.append(number))
     process_cache.clear()
     assert closed == [0, 1] and CACHE.lanes[0].unit is None
+
+
+@pytest.mark.parametrize("task", [collect_episodes, update_q_values, optimize])
+def test_task_that_was_sent_to_a_worker_uses_the_cache_of_its_process(task: Any) -> None:
+    """Dask sends a task with everything that it refers to, because Prefect wraps its function."""
+    CACHE.learner.put(SimpleNamespace(digest="its unit"), Lock())  # type: ignore[arg-type]
+    try:
+        received = pickle.loads(cloudpickle.dumps(task.with_options(retries=2)))
+    finally:
+        CACHE.clear()
+    assert received.fn.__globals__["CACHE"] is CACHE
 
 
 def test_slot_drops_a_value_of_another_unit() -> None:
