@@ -1,11 +1,11 @@
 # make train          install the project and train on Breakout
 # make test           install the project and run the tests
 # make crash-test     an hour of kills, disk errors and damage; writes docs/reliability-results.md
-# make operate-test   kill each process of `make serve`; takes twenty minutes
-# make cluster-test   kill servers and workers of a cluster; takes minutes and needs PostgreSQL (Debian: postgresql)
+# make operate-test   kill each process of `make serve`; takes half an hour
+# make cluster-test   kill servers and workers of a cluster; takes half an hour and needs PostgreSQL
 # make fuzz           read 109,200 changed files, variables and tags; takes an hour
 # make bench          measure the speed on this machine; writes docs/performance.md
-# make reproduce      make every published table again from raw results, and play every published evaluation again
+# make reproduce      compare every published table with its raw results, and play the evaluation of each agent again
 # make check          formatting, lint, types and directions of imports
 # make serve          a Prefect server, an MLflow server and a worker, until Ctrl-C
 # make ui             the MLflow UI for the runs

@@ -222,7 +222,8 @@ def index(agents: Path = AGENTS) -> str:
     )
     return f"""# Trained agents
 
-Each directory is one agent, as `dqn export` writes it. Every command that takes a run takes such a directory, too:
+Each directory is one agent, as `dqn export` writes it. `play`, `record`, `evaluate`, `inspect`, `export`,
+`share` and `config` take one in place of a run:
 
 ```sh
 dqn play agents/breakout

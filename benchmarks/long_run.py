@@ -34,6 +34,7 @@ def main() -> None:
         home = Path(directory)
         os.environ |= {
             "DQN_HOME": str(home),
+            "DQN_FLOW_RUN_CYCLES": "1000",
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",

@@ -312,6 +312,11 @@ class TrainConfig(BaseModel):
         first = sum(len(self.groups(before)) for before in range(shard))
         return range(first, first + len(self.groups(shard)))
 
+    def for_another_machine(self) -> TrainConfig:
+        """The configuration before `dqn.hardware.resolve` chose values for one machine."""
+        chosen = ("device", "precision", "compiled", "overlap", "threads", "lane_groups")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in chosen})
+
     def scheduled(self, states: int) -> dict[str, float]:
         """Value of every schedule after `states` states, by field name."""
         values = {name: getattr(self, name) for name in type(self).model_fields}

@@ -80,7 +80,7 @@ def open_runner() -> Iterator[TaskRunner]:
     try:
         client = connect(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
-        raise _unreachable(address, error) from None
+        raise _unreachable(address, _first_line(error)) from None
     with client:
         try:
             yield DaskRunner(client, address)
@@ -104,7 +104,7 @@ def check_cluster(address: str) -> None:
     try:
         socket.create_connection((url.hostname or "", url.port or 0), timeout=CONNECT_SECONDS).close()
     except OSError as error:
-        raise _unreachable(address, error) from None
+        raise _unreachable(address, _first_line(error)) from None
 
 
 def arguments_by_shard(arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -265,8 +265,8 @@ class DaskRunner:
             return [future.result() for future in futures]
         except distributed.KilledWorker as error:
             raise ConnectionError(f"the workers that ran a task died; Dask gave it up: {_first_line(error)}") from None
-        except (CancelledError, CommClosedError) as error:
-            raise _unreachable(self._address, error) from None
+        except (CancelledError, CommClosedError):
+            raise _unreachable(self._address, "the connection was lost") from None
 
     def _await_workers(self, resource: str) -> None:
         while not self._workers(resource):
@@ -301,10 +301,9 @@ def check_run(run_id: str) -> dict[str, str]:
     return versions()
 
 
-def _unreachable(address: str, error: BaseException) -> ConnectionError:
+def _unreachable(address: str, reason: str) -> ConnectionError:
     return ConnectionError(
-        f"the Dask scheduler {address} does not answer ({_first_line(error)}); start it with `dask scheduler`, "
-        "or unset DQN_CLUSTER"
+        f"the Dask scheduler {address} does not answer ({reason}); start it with `dask scheduler`, or unset DQN_CLUSTER"
     )
 
 

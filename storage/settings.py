@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         description="Number of training flow runs that the worker runs at the same time.",
     )
     flow_run_cycles: int = Field(
-        default=1_000,
+        default=1_500,
         ge=1,
         le=_MANY,
         validation_alias="DQN_FLOW_RUN_CYCLES",

@@ -6,7 +6,8 @@ import gymnasium
 
 from dqn import Agent
 
-agent, env = Agent.load(sys.argv[1]), gymnasium.make("ale_py:ALE/Breakout-v5")
+agent = Agent.load(sys.argv[1])
+env = gymnasium.make(f"ale_py:{agent.metadata.config.game}")
 (observation, info), score, over = env.reset(), 0.0, False
 while not over:
     observation, reward, terminated, truncated, info = env.step(agent.act(observation))

@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -18,6 +18,9 @@ from dqn import __version__
 from storage.environment import quiet_prefect, wants_traceback
 from storage.errors import as_line, one_line
 
+if TYPE_CHECKING:
+    from dqn.config import Preset, TrainConfig
+
 app = typer.Typer(
     name="dqn",
     no_args_is_help=True,
@@ -25,7 +28,9 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Id or name of a run, or latest.", show_default=False)]
-Checkpoint = Annotated[str, typer.Option(help="latest, best, or the number of a cycle.")]
+Checkpoint = Annotated[
+    str, typer.Option(help="latest, best (the highest mean of its evaluations), or the number of a cycle.")
+]
 Epsilon = Annotated[
     float | None, typer.Option(help="Probability of a random action.", show_default="the run's evaluation_epsilon")
 ]
@@ -74,18 +79,22 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", show_default="0")] = None,
     shards: Annotated[
         int | None,
-        typer.Option(help="Number of parts of the lanes, each with tasks of its own.", show_default="1"),
+        typer.Option(help="Number of parts into which the games are split, for a cluster.", show_default="1"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run in MLflow.")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Resume this run: its id or name, or latest.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read fields of the configuration from this file.")
+        Path | None, typer.Option(metavar="FILE", help="YAML file with fields, as `dqn config` prints it.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set any other field of the configuration."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Set a field, such as lanes=32. Can be repeated; `dqn config --preset fast` lists the fields.",
+        ),
     ] = None,
     tags: Annotated[
         list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="Tag the new run in MLflow.")
@@ -136,23 +145,39 @@ def sweep(
 @app.command()
 def config(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Id or name of a run, or latest.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="Id or name of a run, latest, or a directory of dqn export.", show_default=False
+        ),
     ] = None,
     preset: Annotated[Literal["fast", "tutorial"] | None, typer.Option(help="Print this recipe instead.")] = None,
 ) -> None:
     """Print the configuration of a run or a recipe, as a file for `dqn train --config`."""
-    from dqn.config import make_config
     from dqn.config_file import as_file
 
     if (run is None) == (preset is None):
         raise ValueError("give a run, such as `dqn config latest`, or a recipe, such as `dqn config --preset fast`")
+    found, name = _configuration(run, preset)
+    print(as_file(found, f"{name}, for `dqn train --config FILE`."), end="")
+
+
+def _configuration(run: str | None, preset: Preset | None) -> tuple[TrainConfig, str]:
+    """The configuration of the preset or the run, and what to call it."""
     if preset:
-        print(as_file(make_config(preset), f"The preset {preset}, for `dqn train --config FILE`."), end="")
-        return
+        from dqn.config import make_config
+
+        return make_config(preset), f"The preset {preset}"
+    from flows.commands.agents import is_directory
+
+    if is_directory(str(run)):
+        from storage.formats.agent_export import read_export
+
+        agent = read_export(Path(str(run)))
+        return agent.metadata.config.for_another_machine(), f"The agent {agent.run_name}"
     from storage.runs import open_run, open_tracking
 
     stored = open_run(open_tracking().find_run(str(run)).info.run_id)
-    print(as_file(stored.config, f"The run {stored.name}, for `dqn train --config FILE`."), end="")
+    return stored.config, f"The run {stored.name}"
 
 
 @app.command()
@@ -252,7 +277,7 @@ def play(
 @app.command()
 def export(
     run: Agent,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A directory that does not exist yet.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new or empty directory.")],
     checkpoint: Checkpoint = "latest",
 ) -> None:
     """Write a checkpoint's weights as safetensors, with a JSON configuration and a model card."""
@@ -303,7 +328,7 @@ def inspect(
     ] = None,
     channel: Annotated[int, typer.Option(help="Input channel of the weights of later convolutions.")] = 0,
 ) -> None:
-    """Make a report with pictures of a cycle's play, sweep and network.
+    """Make a report with pictures of a cycle's play, backward sweep and network.
 
     For a directory, the agent plays a short cycle.
     """
@@ -315,7 +340,12 @@ def inspect(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Runs of one game.", show_default=False)],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN ...", help="Two to eight runs of one game; up to 100 with --group.", show_default=False
+        ),
+    ],
     group: Annotated[
         str | None,
         typer.Option(metavar="FIELD", help="Draw one line for each value of this field, with a band over the seeds."),
@@ -352,7 +382,7 @@ def verify(
     replay: Annotated[bool, typer.Option("--replay", help="Replay the stored actions and compare frames.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check everything that is stored of a run, and print its digest."""
+    """Check everything that is stored of a run, and print a digest of the whole run."""
     from flows.cli.display import Display
     from flows.commands.verify import verify_run
     from storage.runs import open_run, open_tracking

@@ -133,7 +133,10 @@ def test_training_resumes_locally_after_the_scheduler_dies(
     cluster.kill("first")
     assert trainer.wait(300) == 1
     error = cluster.output("trainer").strip().splitlines()[-1]
-    assert error.startswith("dqn: the Dask scheduler tcp://127.0.0.1:") and "does not answer" in error
+    assert (
+        error.startswith("dqn: the Dask scheduler tcp://127.0.0.1:")
+        and "does not answer (the connection was lost)" in error
+    )
     cluster.start_scheduler()
     resumed = subprocess.run(
         [*DQN, "train", "--resume", run, "--cycles", str(CYCLES)], env=cluster.environment, capture_output=True

@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 
 from benchmarks import agents
 from dqn.config import make_config
+from dqn.config_file import read_fields
 from dqn.evaluation.evaluation import Evaluation, Protocol
+from flows import cli
 from flows.commands.agents import Agent, open_agent
 from storage.formats.agent_export import read_export
 
@@ -28,6 +30,17 @@ def test_published_agent_has_its_published_scores(directory: Path) -> None:
     assert files == {"README.md", "config.json", "weights.safetensors", "training.json", "episode.gif"}
     assert (directory / "weights.safetensors").stat().st_size <= agents.MOST_BYTES
     assert (directory / "episode.gif").stat().st_size <= 3_000_000
+
+
+def test_configuration_of_an_agent_is_that_of_its_training_on_any_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["dqn", "config", "agents/pong"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    config = make_config("fast", read_fields(capsys.readouterr().out, "pong.yaml").fields)
+    assert (config.game, config.td_lambda, config.batch_size) == ("ALE/Pong-v5", 0.8, 64)
+    assert (config.device, config.precision, config.threads) == ("auto", "auto", 0)
 
 
 def check_scores(directory: Path) -> None:
