@@ -211,7 +211,7 @@ class TrainConfig(BaseModel):
     overlap: Literal["auto", "yes", "no"] = Field(
         "auto",
         description="Play the next cycle while the network is trained on this one. The network that plays is then one "
-        "cycle older. auto does not overlap, because nothing was gained by it where it was measured.",
+        "cycle older. auto does not overlap: it is faster only on a cluster whose optimizer is a worker of its own.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Number of CPU threads; 0 means one for each core.")
     lane_groups: int = Field(

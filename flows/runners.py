@@ -118,7 +118,7 @@ class LocalRunner:
     """This process: one task after the other, and beside them what was started."""
 
     def __init__(self) -> None:
-        self._started: list[PrefectFuture[UnitReference]] = []
+        self._started: list[PrefectFuture[UnitReference]] = []  # and not waited for yet
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
         """`config` with every `auto` decided for this machine."""
@@ -134,8 +134,15 @@ class LocalRunner:
 
     def start(self, task: Task[..., UnitReference], *arguments: Any) -> Callable[[], list[UnitReference]]:
         """Run the task for one shard after the other in the one thread of the flow's task runner."""
-        self._started = futures = [task.submit(*each) for each in arguments_by_shard(arguments)]
-        return lambda: [future.result() for future in futures]
+        futures = [task.submit(*each) for each in arguments_by_shard(arguments)]
+        self._started += futures
+
+        def results() -> list[UnitReference]:
+            found = [future.result() for future in futures]
+            self._started = [future for future in self._started if future not in futures]
+            return found
+
+        return results
 
     def stop(self) -> None:
         """Stop what was started and is not done, and wait until it has stopped."""
@@ -230,6 +237,7 @@ class DaskRunner:
             wait_for=[near] if near is not None else None,
             return_type="state",
             resources={resource: 1},
+            fifo_timeout="0 ms",  # otherwise tasks that are submitted soon after each other run in any order
             pure=False,
         )
 

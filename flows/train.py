@@ -208,11 +208,11 @@ def run_cycles(run: StoredRun, runner: TaskRunner) -> bool:
     last = counters.cycle + run.settings.flow_run_cycles
     while fraction < 1 and checkpoint.cycle < last:
         experience = ahead() if ahead else runner.map(collect_episodes, run.run_id, player, shards, since)
+        targets = runner.start(update_q_values, run.run_id, experience)  # first, because a worker keeps the order
         ahead = None
         if run.config.overlap == "yes" and not _is_last_cycle(run, target, checkpoint.cycle + 1, last):
             ahead = runner.start(collect_episodes, run.run_id, checkpoint, shards, tuple(experience))
-        targets = runner.map(update_q_values, run.run_id, experience)
-        checkpoint = runner.run(optimize, run.run_id, checkpoint, experience, targets)
+        checkpoint = runner.run(optimize, run.run_id, checkpoint, experience, targets())
         player, since = checkpoint, ()
 
         publish_and_prune(run, checkpoint)

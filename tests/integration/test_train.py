@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 
 import tasks.collect_episodes
 import tasks.optimize
+from flows.runners import LocalRunner
 from flows.train import train
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.units.unit import CHECKPOINT, EXPERIENCE, TARGETS
@@ -152,6 +153,21 @@ def test_play_ahead_stops_when_the_training_fails(small: dict[str, object], monk
     assert cut_short.is_set()
     run = open_run(open_tracking().find_run("stopped").info.run_id)
     assert run.cycles(EXPERIENCE) == [1] and not run.is_held()
+
+
+def test_sweep_does_not_wait_for_the_play_of_the_next_cycle(
+    small: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collector runs its tasks in the order in which they are started."""
+    started, start = [], LocalRunner.start
+
+    def watched(self: LocalRunner, task: Any, *arguments: Any) -> Any:
+        started.append(task.name)
+        return start(self, task, *arguments)
+
+    monkeypatch.setattr(LocalRunner, "start", watched)
+    train(cycles=3, name="in-order", overrides={**small, "overlap": "yes"})
+    assert started == ["update-q-values", "collect-episodes"] * 2 + ["update-q-values"]
 
 
 def test_full_memory_ends_the_training_in_one_line(small: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
