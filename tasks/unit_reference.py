@@ -30,6 +30,12 @@ class UnitReference:
         self.digest = digest
         self.metrics = metrics
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, UnitReference) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @classmethod
     def of(cls, unit: Unit) -> UnitReference:
         """The reference of a committed unit."""
