@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from served import Server, free_port
 
-import flows.train
+from flows.runners import LocalRunner
 from flows.server.mlflow_server import mlflow_command
 from flows.train import train
 from storage.errors import StorageError
 from storage.runs import StoredRun, open_run
 from storage.settings import Settings
-from tasks.unit_reference import UnitReference
+from tasks.update_q_values import update_q_values
 
 CONFIG = {"network": "small", "lanes": 2, "replay_states": 64, "batch_size": 16, "threads": 2}
 
@@ -47,14 +47,14 @@ def undisturbed(server: Server, prefect_server: None) -> StoredRun:
 def before_sweep(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None]]:
     """Actions by cycle; each runs between play and sweep."""
     actions: dict[int, Callable[[], None]] = {}
-    sweep = flows.train.update_q_values
+    start = LocalRunner.start
 
-    def watched(run_id: str, experience: UnitReference) -> Any:
-        if experience.cycle in actions:
+    def watched(self: LocalRunner, task: Any, *arguments: Any) -> Any:
+        if task is update_q_values and (experience := arguments[1][0]).cycle in actions:
             actions.pop(experience.cycle)()
-        return sweep(run_id, experience)
+        return start(self, task, *arguments)
 
-    monkeypatch.setattr(flows.train, "update_q_values", watched)
+    monkeypatch.setattr(LocalRunner, "start", watched)
     return actions
 
 
