@@ -113,7 +113,9 @@ def test_games_are_closed_when_the_cache_is_cleared(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("task", [collect_episodes, update_q_values, optimize])
 def test_task_that_was_sent_to_a_worker_uses_the_cache_of_its_process(task: Any) -> None:
     """Dask sends a task with everything that it refers to, because Prefect wraps its function."""
-    CACHE.learner.put(SimpleNamespace(digest="its unit"), Lock())  # type: ignore[arg-type]
+    unit: Any = SimpleNamespace(digest="its unit")
+    learner: Any = Lock()  # cannot be pickled, as the processes of an optimizer cannot
+    CACHE.learner.put(unit, learner)
     try:
         received = pickle.loads(cloudpickle.dumps(task.with_options(retries=2)))
     finally:
