@@ -145,6 +145,18 @@ def requested_config(
     return resolved(config)
 
 
+def learning_rate_note(config: TrainConfig, target: Target | None) -> str:
+    """A line about a learning rate that does not reach its end before the training does; empty if it does."""
+    rate, states = config.learning_rate, target.states if target else 0
+    if not states or rate.start == rate.end or states >= rate.states:
+        return ""
+    wanted = rate.model_copy(update={"states": states})
+    return (
+        f"the learning rate falls over {rate.states:,} states, and this training has {states:,}; "
+        f"to let it end with the training: --set learning_rate={wanted}"
+    )
+
+
 def check_resume(preset: str | None, settings: dict[str, Any], name: str | None) -> None:
     """Raise a ValueError if a parameter is given that is fixed when a run starts."""
     fixed = [*settings, *(["preset"] if preset else []), *(["name"] if name else [])]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import typer
 
-from flows.parameters import Target, check_resume, requested_config, requested_settings
+from flows.parameters import Target, check_resume, learning_rate_note, requested_config, requested_settings
 from flows.server.embedded import start_embedded_prefect_server
 from flows.server.processes import prefect_unreachable
 from storage.environment import PREFECT_API_URL
@@ -62,7 +62,7 @@ def _check(parameters: Mapping[str, Any]) -> str | None:
     Returns:
         The id of the run to resume, if any.
     """
-    Target.of(parameters["states"], parameters["cycles"])
+    target = Target.of(parameters["states"], parameters["cycles"])
     preset, resume = parameters["preset"], parameters["resume"]
     settings = requested_settings(*(parameters[name] for name in ("config", "game", "seed", "overrides")))
     if resume:
@@ -74,10 +74,12 @@ def _check(parameters: Mapping[str, Any]) -> str | None:
         from flows.runners import check_cluster
 
         # Unresolved: whether its device exists is checked on the worker that optimizes.
-        requested_config(preset, settings, resolved=lambda config: config)
+        config = requested_config(preset, settings, resolved=lambda config: config)
         check_cluster(cluster)
     else:
-        requested_config(preset, settings)
+        config = requested_config(preset, settings)
+    if note := learning_rate_note(config, target):
+        print(note, file=sys.stderr)
     return None
 
 
