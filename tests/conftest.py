@@ -3,14 +3,17 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
-from storage.environment import NO_TELEMETRY
+from storage.environment import NO_TELEMETRY, PREFECT_API_URL
 
 # The tests use no external server, no network and no settings of the user.
 os.environ.update(NO_TELEMETRY)
@@ -111,7 +114,7 @@ def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_run(shared_home: Path, prefect_server: None) -> str:
+def trained_run(shared_home: Path, prefect_server: str) -> str:
     """The id of a run of four short cycles of Breakout with two evaluations, for tests that only read it."""
     from flows.train import train
 
@@ -147,16 +150,22 @@ def damageable_run(home: Path, trained_run: str) -> Iterator[str]:
         copy.rename(directory)
 
 
-def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """The database `name`, which the first process of the session makes, and the others wait for."""
+@contextmanager
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A path for what the processes of the test session share; one process at a time is in the block."""
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
-    made = directory / f"{name}.db"
     with (directory / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory / name
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The database `name`, which the first process of the session makes, and the others wait for."""
+    with shared(tmp_path_factory, f"{name}.db") as made:
         if not made.exists():
-            making = directory / f"{name}-making.db"
+            making = made.with_name(f"{name}-making.db")
             make(making)
             with closing(sqlite3.connect(making)) as source, closing(sqlite3.connect(made)) as target:
                 source.backup(target)
@@ -198,18 +207,41 @@ def prefect_home(prefect_database: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def prefect_server(prefect_database: Path) -> Iterator[None]:
-    """Prefect's embedded server with a database of its own, for the whole test session."""
-    from prefect.testing import utilities
+def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a Prefect server that all processes of the test session share: that of a single training.
 
-    def directory_with_database() -> str:
-        directory = tempfile.mkdtemp()
-        shutil.copy(prefect_database, Path(directory, "prefect-test.db"))
-        return directory
+    Flows of this process find it; processes that a test starts need the address in PREFECT_API_URL. The first process
+    that needs the server starts it, and it ends with the last one.
+    """
+    from prefect.context import refresh_global_settings_context
 
+    with shared(tmp_path_factory, "prefect-server") as address:
+        if not address.exists():
+            address.write_text(start_prefect_server(prefect_database))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utilities, "mkdtemp", directory_with_database)
-        for service in ("EVENT_PERSISTER", "TRIGGERS"):  # as for the server of a single training
-            patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
-        with utilities.prefect_test_harness(server_startup_timeout=120):
-            yield
+        patch.setenv(PREFECT_API_URL, address.read_text())
+        refresh_global_settings_context()
+    yield address.read_text()
+    refresh_global_settings_context()
+
+
+def start_prefect_server(database: Path) -> str:
+    """Start a Prefect server that ends with the test session, and return the address of its API."""
+    from flows.server.embedded import embedded_server_command
+    from flows.server.processes import answers
+    from storage.environment import embedded_server_environment
+
+    home = Path(tempfile.mkdtemp(dir=database.parent))
+    shutil.copy(database, home / "prefect.db")
+    environment = {**embedded_server_environment(), "PREFECT_HOME": str(home)}
+    port = free_port()
+    session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    script = '"$@" & server=$!; (while kill -0 "$0"; do sleep 1; done; kill "$server") &'
+    command = ["sh", "-c", script, str(session), *embedded_server_command(port)]
+    with (home / "log").open("w") as log:
+        subprocess.run(command, env=environment, stdout=log, stderr=log, start_new_session=True, check=True)
+    deadline = time.monotonic() + 120
+    while not answers(f"http://127.0.0.1:{port}/api/health"):
+        assert time.monotonic() < deadline, (home / "log").read_text()
+        time.sleep(0.2)
+    return f"http://127.0.0.1:{port}/api"

@@ -45,11 +45,8 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     api = f"http://127.0.0.1:{port}/api"
-    application = [str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", *application, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--log-level", "error", "--lifespan", "on"]
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
-    server = start_server(command, {**embedded_server_environment(), **settings}, None)
+    server = start_server(embedded_server_command(port), {**embedded_server_environment(), **settings}, None)
     atexit.register(stop_server, server)
     guard = ["sh", "-c", 'read -r line; kill "$0"', str(server.pid)]
     _guards.append(subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
@@ -58,6 +55,13 @@ def start_embedded_prefect_server(meanwhile: Callable[[], None] = lambda: None) 
     os.environ[PREFECT_API_URL] = api
     os.environ.setdefault("PREFECT_UI_URL", "")  # it serves no UI
     prefect.context.refresh_global_settings_context()
+
+
+def embedded_server_command(port: int) -> list[str]:
+    """The command line of a Prefect server on `port` of the loopback interface."""
+    application = [str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", *application, "--host", "127.0.0.1"]
+    return [*command, "--port", str(port), "--log-level", "error", "--lifespan", "on"]
 
 
 def _check_answers(address: str) -> None:

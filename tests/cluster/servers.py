@@ -12,20 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from socket import create_server
 
 import pytest
+from ports import free_port
 from s3_server import BUCKET, S3Server
 
 from flows.server.processes import answers, start_server, stop_server, wait_for_server
 
 START_SECONDS = 180
-
-
-def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 class PostgreSQL:

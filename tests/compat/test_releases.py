@@ -101,7 +101,7 @@ def test_newest_cycle_is_inspected(release: SimpleNamespace) -> None:
     assert "cycle 3" in report.read_text()
 
 
-def test_resumed_run_has_the_weights_of_its_release(release: SimpleNamespace, name: str, prefect_server: None) -> None:
+def test_resumed_run_has_the_weights_of_its_release(release: SimpleNamespace, name: str, prefect_server: str) -> None:
     """Equal to within rounding: another processor may add in another order."""
     train(resume=name, cycles=5)
     run = stored(name)

@@ -51,7 +51,9 @@ def test_disk_error_ends_in_one_line_and_corrupts_nothing(
 def test_full_disk_stops_the_run_and_space_resumes_it(run: CrashRun, reference: Outcome, figure: Figure) -> None:
     failed = 0
     count = int(os.environ.get("CRASH_SIZES", "1"))
-    for mebibytes in np.linspace(20, 5, count) if count > 1 else [12]:
+    run.reset()
+    stored = sum(path.stat().st_size for path in run.home.rglob("*") if path.is_file()) / 2**20
+    for mebibytes in stored + (np.linspace(25, 0.5, count) if count > 1 else np.array([6])):
         with small_disk(run, mebibytes):
             child = run.start()
             status = child.join()

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -131,7 +132,10 @@ def test_run_resumes_from_mlflow_data_alone(run: CrashRun, reference: Outcome, f
         for directory in ("replay", "staging", "locks"):
             shutil.rmtree(run.home / directory, ignore_errors=True)  # the first phases precede some of them
         assert not (run.home / "replay").exists()
-        assert run.finish() == reference
+        # A kill that comes after the commit of the last checkpoint leaves nothing to play again.
+        done = any(unit.kind == CHECKPOINT and unit.cycle == run.cycles for unit in run.units())
+        files = {name for name in reference.files if not (done and name.startswith("replay/"))}
+        assert run.finish() == replace(reference, files=frozenset(files)), phases[phase]
     test = f"a kill at the beginning of {len(tested)} phases, then everything but MLflow's files deleted"
     figure(13, test, f"{len(tested)} of {len(tested)} digests equal the undisturbed run's")
 

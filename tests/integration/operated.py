@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import psutil
-from served import free_port
+from ports import free_port
 
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings

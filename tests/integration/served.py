@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 from flows.server.processes import answers, start_server, stop_server, wait_for_server
 from storage.environment import server_environment
 from storage.settings import Settings
-
-
-def free_port() -> int:
-    """A free port of the loopback interface."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 class Server:

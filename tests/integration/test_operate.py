@@ -34,7 +34,7 @@ def status(name: str) -> str:
 
 
 def test_queue_runs_two_trainings_and_resumes_a_cancelled_one(
-    operated: Operated, prefect_server: None, shared_home: Path
+    operated: Operated, prefect_server: str, shared_home: Path
 ) -> None:
     """Two trainings run at once and a third one waits. One is cancelled and then resumed; the results do not change."""
     one = operated.run("dqn/train", cycles=FLOW_RUN_CYCLES, name="one", overrides=FIELDS)
@@ -60,7 +60,7 @@ def test_queue_runs_two_trainings_and_resumes_a_cancelled_one(
 
 
 def test_killed_flow_process_is_retried_with_equal_result(
-    operated: Operated, prefect_server: None, shared_home: Path
+    operated: Operated, prefect_server: str, shared_home: Path
 ) -> None:
     """The retried flow run gives the checkpoint and the metrics of an undisturbed run."""
     flow_run = operated.run("dqn/train", cycles=FLOW_RUN_CYCLES, name="killed", overrides=FIELDS)

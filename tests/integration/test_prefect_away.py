@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Server, free_port
+from ports import free_port
+from served import Server
 
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings

@@ -99,7 +99,7 @@ def test_nightly_evaluation_is_scheduled_when_activated(operated: Operated) -> N
 
 
 def test_flow_run_of_the_deployment_trains_as_the_command(
-    operated: Operated, prefect_server: None, shared_home: Path
+    operated: Operated, prefect_server: str, shared_home: Path
 ) -> None:
     flow_run = operated.run("dqn/train", cycles=CYCLES, name="deployed", overrides=FIELDS)
     with pytest.MonkeyPatch.context() as patch:

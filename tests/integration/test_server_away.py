@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Server, free_port
+from ports import free_port
+from served import Server
 
 from flows.runners import LocalRunner
 from flows.server.mlflow_server import mlflow_command
@@ -39,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> I
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: Server, prefect_server: None) -> StoredRun:
+def undisturbed(server: Server, prefect_server: str) -> StoredRun:
     return open_run(train(cycles=4, name="undisturbed", overrides=CONFIG))
 
 

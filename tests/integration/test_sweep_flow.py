@@ -313,6 +313,7 @@ def test_killed_sweep_and_killed_trainings_change_nothing(
     home: Path,
     tmp_path: Path,
     prefect_home: Path,
+    prefect_server: str,
     figure: Callable[[int, str, str], None],
 ) -> None:
     """Of every trial the training is killed, and then the sweep, which is started again.
@@ -327,8 +328,8 @@ def test_killed_sweep_and_killed_trainings_change_nothing(
     file.write_text(json.dumps(parts))
     command = [sys.executable, "-m", "flows.cli", "sweep", str(file)]
     environment = {**os.environ, "DQN_HOME": str(home), "PREFECT_HOME": str(prefect_home)}
-    if TRIALS > 1:  # then the sweep's own Prefect server is killed, too
-        environment.pop("PREFECT_API_URL", None)
+    if TRIALS == 1:  # otherwise the sweep has a Prefect server of its own, which is killed, too
+        environment["PREFECT_API_URL"] = prefect_server
     environment["PREFECT_CLIENT_MAX_RETRIES"] = "1"  # otherwise the client retries each request for a minute
 
     def training_below(process: subprocess.Popen[str], trial: int, cycle: int) -> psutil.Process:
@@ -344,7 +345,7 @@ def test_killed_sweep_and_killed_trainings_change_nothing(
                     for each in psutil.Process(process.pid).children(recursive=True)
                     if "spawn_main" in " ".join(each.cmdline())
                 )
-            time.sleep(0.05)
+            time.sleep(0.2)
         raise AssertionError(f"trial {trial} did not reach cycle {cycle}")
 
     def start() -> subprocess.Popen[str]:

@@ -121,7 +121,7 @@ def test_command_names_an_unreachable_mlflow_server(
 
 
 def test_train_reports_parameters_that_the_flow_refuses(
-    prefect_server: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prefect checks the length of a name; its error has the reason after the first line."""
     assert run(monkeypatch, "train", "--name", "n" * 201) == 2
