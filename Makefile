@@ -1,6 +1,6 @@
 # make train          install the project and train on Breakout
 # make test           install the project and run the tests
-# make crash-test     an hour of kills, disk errors and damage; writes docs/reliability-results.md
+# make crash-test     an hour and a half of kills, disk errors and damage; writes docs/reliability-results.md
 # make operate-test   kill each process of `make serve`; takes half an hour
 # make cluster-test   kill servers and workers of a cluster; takes half an hour and needs PostgreSQL
 # make fuzz           read 109,200 changed files, variables and tags; takes an hour
