@@ -234,6 +234,7 @@ def start_prefect_server(database: Path) -> str:
     home = Path(tempfile.mkdtemp(dir=database.parent))
     shutil.copy(database, home / "prefect.db")
     environment = {**embedded_server_environment(), "PREFECT_HOME": str(home)}
+    environment["PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE"] = "1"  # tests read them at once
     port = free_port()
     session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     script = '"$@" & server=$!; (while kill -0 "$0"; do sleep 1; done; kill "$server") &'

@@ -50,7 +50,7 @@ def test_exit_status_says_whether_all_is_the_same(
 @pytest.mark.parametrize(
     ("added", "processor", "is_same", "says"),
     [
-        (0.0, "as published", True, "the same 30 scores"),
+        (0.0, "as published", True, "the same 100 scores"),
         (1.0, "another", True, "in the range of chance"),
         (1.0, "as published", False, "DIFFERS"),
         (100.0, "another", False, "DIFFERS"),
