@@ -57,7 +57,7 @@ def run_training(parameters: Mapping[str, Any], received_signals: list[int]) -> 
 
 
 def _check(parameters: Mapping[str, Any]) -> str | None:
-    """Check the parameters before a server is started; the flow checks them again.
+    """Check the parameters before a server is started, and print what may be unexpected; the flow checks them again.
 
     Returns:
         The id of the run to resume, if any.

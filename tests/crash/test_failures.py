@@ -53,7 +53,8 @@ def test_full_disk_stops_the_run_and_space_resumes_it(run: CrashRun, reference: 
     count = int(os.environ.get("CRASH_SIZES", "1"))
     run.reset()
     stored = sum(path.stat().st_size for path in run.home.rglob("*") if path.is_file()) / 2**20
-    for mebibytes in stored + (np.linspace(25, 0.5, count) if count > 1 else np.array([6])):
+    for free in np.linspace(25, 0.5, count) if count > 1 else [6]:
+        mebibytes = stored + free
         with small_disk(run, mebibytes):
             child = run.start()
             status = child.join()

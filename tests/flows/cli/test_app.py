@@ -124,9 +124,12 @@ def test_train_reports_parameters_that_the_flow_refuses(
     prefect_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prefect checks the length of a name; its error has the reason after the first line."""
-    assert run(monkeypatch, "train", "--name", "n" * 201) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dqn: ")]
-    assert error == ["dqn: name: String should have at most 200 characters"]
+    assert run(monkeypatch, "train", "--states", "100", "--name", "n" * 201) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("to let it end with the training: --set learning_rate=0.0005:1e-05:100")
+    assert [line for line in lines if line.startswith("dqn: ")] == [
+        "dqn: name: String should have at most 200 characters"
+    ]
 
 
 def test_invalid_parameters_gives_the_reasons_in_one_line() -> None:
