@@ -67,6 +67,11 @@ class TrainConfig(BaseModel):
         False,
         description="A state is the last 4 frames, newest first, instead of one frame and its motion trace.",
     )
+    frame_pooling: bool = Field(
+        False,
+        description="A frame is the maximum of the emulator's last two frames, so that sprites that flicker are in "
+        "every state. Only for games with an id ALE/….",
+    )
     full_action_set: bool = Field(
         False, description="Use all 18 actions of the console instead of the actions of the game."
     )

@@ -26,6 +26,8 @@ OTHER_NAMES = {
     "full_action_space": "full_action_set",
     "frame_stacking": "frame_stack",
     "framestack": "frame_stack",
+    "maxpool": "frame_pooling",
+    "max_pool": "frame_pooling",
     "max_num_frames_per_episode": "episode_frames_limit",
     "max_frames": "episode_frames_limit",
     "noops": "noop_max",

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dqn.config import DEFAULT_STATES, FieldError, TrainConfig, make_config
 from dqn.config_file import read_fields, without_format
-from dqn.envs.games import check_game, game_names
+from dqn.envs.games import GameSettings, game_names
 from dqn.hardware import resolve
 
 Count = Annotated[int, Field(ge=1)]
@@ -141,7 +141,7 @@ def requested_config(
         ValueError: a field is unknown or has an invalid value.
     """
     config = make_config(preset or "fast", settings)
-    check_game(config.game)
+    GameSettings.of(config)  # raises a ValueError
     return resolved(config)
 
 

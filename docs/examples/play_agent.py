@@ -2,12 +2,10 @@
 
 import sys
 
-import gymnasium
-
 from dqn import Agent
 
 agent = Agent.load(sys.argv[1])
-env = gymnasium.make(f"ale_py:{agent.metadata.config.game}")
+env = agent.make_env()
 (observation, info), score, over = env.reset(), 0.0, False
 while not over:
     observation, reward, terminated, truncated, info = env.step(agent.act(observation))

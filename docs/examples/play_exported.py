@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 how = json.loads(Path(sys.argv[1], "config.json").read_text())["play"]
 network = torch.nn.Sequential(*(getattr(torch.nn, kind)(**options) for kind, options in how["layers"]))
 network.load_state_dict(load_file(Path(sys.argv[1], "weights.safetensors")))
-env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make(**how["game"]))
+env = gymnasium.make(**how["game"])
+env = gymnasium.wrappers.MaxAndSkipObservation(env, how["max_and_skip"]) if how["max_and_skip"] else env
+env = gymnasium.wrappers.RecordEpisodeStatistics(env)
 (screen, info), frames, trace = env.reset(), [], 0.0
 while "episode" not in info:
     frame = torch.nn.functional.interpolate(torch.tensor(screen[None, None]).float(), **how["resize"])[0, 0].round()

@@ -10,8 +10,9 @@ import gymnasium
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import MaxAndSkipObservation
 
-from dqn.envs.games import GameSettings, make_game
+from dqn.envs.games import FRAME_SKIP, GameSettings, make_game
 from dqn.envs.observations import STATE_HEIGHT, STATE_WIDTH, small_frames
 
 
@@ -21,7 +22,7 @@ def open_games(settings: GameSettings, lanes: int, threads: int) -> Games:
     Games with an id `ALE/…` use ale-py's vector environment. ale-py registers none for the other games, such as
     those with a random frame skip, which use gymnasium's on one thread.
     """
-    if settings.game.startswith("ALE/"):
+    if settings.native:
         return NativeGames(settings, lanes, threads)
     return GymnasiumGames(settings, lanes)
 
@@ -35,9 +36,16 @@ def open_screens(settings: GameSettings) -> Any:
         An environment with observations (210, 160, 3) uint8, or for an id `ALE/…` a vector environment of one
         game, whose observations have leading axes of size 1.
     """
-    if settings.game.startswith("ALE/"):
-        return _make_native(settings, 1, num_threads=1, img_height=210, img_width=160, grayscale=False)
+    if settings.native:
+        return _make_native(settings, 1, num_threads=1, img_height=210, img_width=160, grayscale=False, maxpool=False)
     return _make_single(settings, "rgb")
+
+
+def open_env(settings: GameSettings) -> gymnasium.Env[Any, Any]:
+    """Open one game as a plain environment with gray screens (height, width) uint8, as `Player` takes them."""
+    if settings.frame_pooling:
+        return MaxAndSkipObservation(_make_single(settings, "grayscale", frameskip=1), FRAME_SKIP)
+    return _make_single(settings, "grayscale")
 
 
 def _make_native(settings: GameSettings, lanes: int, **options: Any) -> Any:
@@ -50,7 +58,6 @@ def _make_native(settings: GameSettings, lanes: int, **options: Any) -> Any:
         full_action_space=settings.full_action_set,
         autoreset_mode=AutoresetMode.SAME_STEP,
         stack_num=1,
-        maxpool=False,
         noop_max=0,
         reward_clipping=False,
         use_fire_reset=False,
@@ -58,13 +65,14 @@ def _make_native(settings: GameSettings, lanes: int, **options: Any) -> Any:
     )
 
 
-def _make_single(settings: GameSettings, obs_type: str) -> gymnasium.Env[Any, Any]:
+def _make_single(settings: GameSettings, obs_type: str, **options: Any) -> gymnasium.Env[Any, Any]:
     """An environment of one game."""
     return make_game(
         settings.game,
         obs_type=obs_type,
         max_num_frames_per_episode=settings.frames_limit,
         full_action_space=settings.full_action_set,
+        **options,
     )
 
 
@@ -111,7 +119,12 @@ class NativeGames(Games):
 
     def __init__(self, settings: GameSettings, lanes: int, threads: int) -> None:
         self.env = _make_native(
-            settings, lanes, num_threads=min(threads, lanes), img_height=STATE_HEIGHT, img_width=STATE_WIDTH
+            settings,
+            lanes,
+            num_threads=min(threads, lanes),
+            img_height=STATE_HEIGHT,
+            img_width=STATE_WIDTH,
+            maxpool=settings.frame_pooling,
         )
         self._started = False
 

@@ -13,6 +13,8 @@ import gymnasium
 
 from dqn.config import TrainConfig, nearest
 
+FRAME_SKIP = 4  # emulator frames of a step in a game with an id ALE/…
+
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
@@ -22,7 +24,7 @@ class GameSettings:
     """Settings of a game. Together with the actions taken, they determine every state and reward.
 
     Raises:
-        ValueError: `game` is not the id of an Atari game.
+        ValueError: `game` is not the id of an Atari game, or has no `frame_pooling`.
     """
 
     game: str  # gymnasium id
@@ -31,9 +33,17 @@ class GameSettings:
     full_action_set: bool = False  # use all 18 actions of the console
     noop_max: int = 0  # each episode starts with 0 to `noop_max` no-op actions
     stacked_frames: int = 0  # number of frames in a state; 0 means one frame and its motion trace
+    frame_pooling: bool = False  # a frame is the maximum of the emulator's last two
 
     def __post_init__(self) -> None:
         check_game(self.game)
+        if self.frame_pooling and not self.native:
+            raise ValueError(f"{self.game} has no frame_pooling; use a game with an id ALE/…")
+
+    @property
+    def native(self) -> bool:
+        """Whether ale-py has a vector environment of the game."""
+        return self.game.startswith("ALE/")
 
     @classmethod
     def of(cls, config: TrainConfig, game: str | None = None, seed: int | None = None) -> GameSettings:
@@ -45,6 +55,7 @@ class GameSettings:
             full_action_set=config.full_action_set,
             noop_max=config.noop_max,
             stacked_frames=config.state_channels if config.frame_stack else 0,
+            frame_pooling=config.frame_pooling,
         )
 
 

@@ -90,4 +90,4 @@ class Player:
                 "game, (height, width, 3) or (height, width) uint8, as gymnasium.make yields it"
             )
         gray = emulator_gray(screen) if color else screen
-        return area_frames(gray[None]) if self._settings.game.startswith("ALE/") else small_frames(gray[None])
+        return area_frames(gray[None]) if self._settings.native else small_frames(gray[None])

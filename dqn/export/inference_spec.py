@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dqn.checkpoint import CheckpointMetadata
+from dqn.envs.games import FRAME_SKIP, GameSettings
 from dqn.envs.observations import MOTION_THRESHOLD, STATE_HEIGHT, STATE_WIDTH, TRACE_DECAY
 from dqn.evaluation.evaluation import Evaluation
 from dqn.learning.networks import QNetwork, ResidualBlock, make_network
@@ -52,12 +53,13 @@ def inference_spec(metadata: CheckpointMetadata, network: QNetwork) -> dict[str,
         network: with the architecture of the agent.
 
     Returns:
-        Among others `game`, the arguments of gymnasium.make. `layers` describes the layers of a torch.nn.Sequential
-        for the weights of `plain_weights`; its input is states (N, C, 105, 80) times `pixel_scale`. `adds` has for
-        each layer the number of the layer whose input is added to its output, or None.
+        Among others `game`, the arguments of gymnasium.make, and `max_and_skip`: if it is not 0, the environment is
+        wrapped in gymnasium.wrappers.MaxAndSkipObservation with this number of frames. `layers` describes the layers
+        of a torch.nn.Sequential for the weights of `plain_weights`; its input is states (N, C, 105, 80) times
+        `pixel_scale`. `adds` has for each layer the number of the layer whose input is added to its output, or None.
     """
     config = metadata.config
-    native = config.game.startswith("ALE/")
+    native, pooling = GameSettings.of(config).native, config.frame_pooling
     layers, adds = _flat_layers(network)
     return {
         "game": {
@@ -65,7 +67,9 @@ def inference_spec(metadata: CheckpointMetadata, network: QNetwork) -> dict[str,
             "obs_type": "grayscale",
             "max_num_frames_per_episode": config.episode_frames_limit,
             "full_action_space": config.full_action_set,
+            **({"frameskip": 1} if pooling else {}),
         },
+        "max_and_skip": FRAME_SKIP if pooling else 0,
         "noop_max": config.noop_max,
         "resize": {
             "size": (STATE_HEIGHT, STATE_WIDTH),

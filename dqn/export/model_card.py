@@ -61,6 +61,9 @@ on this game only.
 
 
 def _state(config: TrainConfig) -> str:
+    if config.frame_pooling:
+        frames = "Each frame is the maximum of the last two of the emulator."
+        return f"{_state(config.model_copy(update={'frame_pooling': False}))} {frames}"
     if config.frame_stack:
         count = config.state_channels
         return f"the last {count} gray frames, newest first; at the start of an episode, all are its first frame."

@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 from torch import Tensor
 
 from dqn.checkpoint import Checkpoint, CheckpointMetadata, restore_learner
-from dqn.envs.games import action_names, check_game
+from dqn.envs.backends import open_env
+from dqn.envs.games import GameSettings, action_names
 from dqn.evaluation.evaluation import Protocol
 from dqn.evaluation.player import Player
 from dqn.export.inference_spec import ExportedAgent
@@ -52,11 +54,11 @@ class Agent:
         return _exported_agent(str(directory), read_export(Path(directory)), None)
 
     def act(self, observation: np.ndarray) -> int:
-        """The action for the next observation of an episode in an environment of `gymnasium.make`.
+        """The action for the next observation of an episode, in `make_env()` or an environment of `gymnasium.make`.
 
         The agent remembers the screens of the episode, so it must get every observation, in order. Call `new_episode`
         after each episode. The actions are those that `dqn play` and an evaluation of one episode choose for the same
-        screens.
+        screens. An agent with `frame_pooling` takes the maximum of the last two screens, as `make_env()` yields it.
 
         Args:
             observation: (height, width, 3) uint8 in color, or (height, width) uint8 in gray.
@@ -65,6 +67,10 @@ class Agent:
             ValueError: it is no screen of a game.
         """
         return self._player.act(observation)
+
+    def make_env(self) -> gymnasium.Env[Any, Any]:
+        """A new environment of the agent's game, with gray screens as observations."""
+        return open_env(GameSettings.of(self.metadata.config))
 
     def new_episode(self, seed: int | None = None, epsilon: float | None = None) -> None:
         """Begin another episode.
@@ -92,7 +98,7 @@ class Agent:
         """
         own = Protocol.of(self.metadata.config)
         if game and game != own.game:
-            check_game(game)
+            GameSettings.of(self.metadata.config, game)  # raises a ValueError
             actions = tuple(action_names(game, self.metadata.config.full_action_set))
             if actions != self.metadata.action_names:
                 raise ValueError(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dqn.config import DEFAULT_STATES, FieldError, TrainConfig, make_config, nearest
 from dqn.config_file import line_of, plain, read_mapping, without_format
-from dqn.envs.games import check_game
+from dqn.envs.games import GameSettings
 from dqn.schedules import LinearSchedule
 from flows.parameters import Seed
 
@@ -253,7 +253,7 @@ def _check_base(sweep: Sweep) -> None:
     if "states" in sweep.base and "cycles" in sweep.base:
         raise _Problem(("base", "cycles"), "give states or cycles, not both")
     try:
-        check_game(sweep.config({}).game)
+        GameSettings.of(sweep.config({}))
     except FieldError as error:
         raise _Problem(("base", error.field), str(error)) from None
     except ValueError as error:

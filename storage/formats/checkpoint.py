@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from dqn.checkpoint import Checkpoint, CheckpointMetadata, Counters, histories_as_arrays, histories_from_arrays
-from dqn.envs.games import check_game
+from dqn.envs.games import GameSettings
 from storage.errors import CorruptUnitError
 from storage.format_version import check_format
 
@@ -60,7 +60,7 @@ def metadata_from_json(text: dict[str, Any], path: Path) -> CheckpointMetadata:
         if isinstance(found["config"], dict):
             found["config"] = {**FIELDS_OF_RELEASE_0_1, **found["config"]}
         metadata = _metadata.validate_python(found)
-        check_game(metadata.config.game)  # it becomes part of file names
+        GameSettings.of(metadata.config)  # checks the game, which becomes part of file names
         return metadata
     except ValidationError as error:
         first = error.errors()[0]

@@ -71,9 +71,9 @@ def test_example_estimates_the_q_values_of_the_agent(
 
 
 def test_example_is_short_and_independent() -> None:
-    """It has at most twenty lines and imports nothing from this package."""
+    """It has at most 22 lines and imports nothing from this package."""
     lines = [line for line in EXAMPLE.read_text().splitlines()[1:] if line]
-    assert len(lines) <= 20
+    assert len(lines) <= 22
     assert {line.split()[1].partition(".")[0] for line in lines if line.startswith(("import ", "from "))} == {
         "json",
         "sys",
@@ -92,15 +92,15 @@ def test_agent_example_plays_as_the_agent_is_evaluated(
     protocol = agent.protocol(1, seed=0)
     expected, _ = play_evaluation(agent.learner, protocol, 1)
     seed = int(episode_seeds(game_settings(protocol, agent.metadata.config).seed, np.zeros(1, np.int64))[0])
-    make = gymnasium.make
+    make_env = Agent.make_env
 
-    def make_seeded(game: str) -> gymnasium.Env:
-        env = make(game, max_num_frames_per_episode=agent.metadata.config.episode_frames_limit)
+    def make_seeded(self: Agent) -> gymnasium.Env:
+        env = make_env(self)
         env.unwrapped.ale.setInt("random_seed", seed)
         env.unwrapped.load_game()
         return env
 
-    monkeypatch.setattr(gymnasium, "make", make_seeded)
+    monkeypatch.setattr(Agent, "make_env", make_seeded)
     monkeypatch.setattr(sys, "argv", [str(AGENT_EXAMPLE), str(directory)])
     runpy.run_path(str(AGENT_EXAMPLE))
     assert capsys.readouterr().out == f"an episode with a score of {expected.scores[0]:g}\n"

@@ -22,6 +22,7 @@ SMALL = {"lanes": 4, "lane_groups": 2, "replay_states": 96, "batch_size": 32, "t
 OPTIONS = {
     "network": "small",
     "frame_stack": True,
+    "frame_pooling": True,
     "noop_max": 30,
     "midgame_lanes": 2,
     "full_action_set": True,

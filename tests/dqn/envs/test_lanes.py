@@ -157,6 +157,11 @@ def test_game_settings_refuse_unknown_game() -> None:
         GameSettings("Chess-v1")
 
 
+def test_frames_of_games_without_a_vector_environment_are_not_pooled() -> None:
+    with pytest.raises(ValueError, match="Breakout-v0 has no frame_pooling; use a game with an id ALE/…"):
+        GameSettings("Breakout-v0", frame_pooling=True)
+
+
 @pytest.mark.parametrize(
     ("game", "title"),
     [

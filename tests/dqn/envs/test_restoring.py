@@ -21,21 +21,27 @@ from dqn.randomness import noop_starts
 
 
 @pytest.mark.parametrize(
-    ("game", "frames_limit", "ends"),
+    ("game", "settings", "ends"),
     [
-        ("ALE/Breakout-v5", 108_000, "terminated"),
-        ("ALE/Breakout-v5", 300, "truncated"),
-        ("Breakout-v0", 108_000, "terminated"),
-        ("Breakout-v0", 300, "truncated"),
-        ("ALE/Pong-v5", 400, "truncated"),
+        ("ALE/Breakout-v5", {}, "terminated"),
+        ("ALE/Breakout-v5", {"frames_limit": 300}, "truncated"),
+        ("Breakout-v0", {}, "terminated"),
+        ("Breakout-v0", {"frames_limit": 300}, "truncated"),
+        ("ALE/Pong-v5", {"frames_limit": 400}, "truncated"),
+        ("ALE/Breakout-v5", {"frame_pooling": True}, "terminated"),
+        ("ALE/SpaceInvaders-v5", {"frame_pooling": True, "frames_limit": 400}, "truncated"),
     ],
 )
 def test_restored_lanes_have_same_state_and_future(
-    game: str, frames_limit: int, ends: str, open_lanes: Callable[..., Lanes], seeded_after: Callable[[int], None]
+    game: str,
+    settings: dict[str, Any],
+    ends: str,
+    open_lanes: Callable[..., Lanes],
+    seeded_after: Callable[[int], None],
 ) -> None:
     seeded_after(250)
     histories, states, happened = first_histories(3), 0, 0
-    played = open_lanes(game, histories, frames_limit=frames_limit)
+    played = open_lanes(game, histories, **settings)
     for cycle_steps in (130, 1, 170, *[60] * 10):
         experience = play_at_random(played, cycle_steps, states)
         histories, _ = advance(histories, experience, states)
@@ -47,7 +53,7 @@ def test_restored_lanes_have_same_state_and_future(
             break
     else:
         pytest.fail("the required events did not occur")
-    restored = open_lanes(game, histories, frames_limit=frames_limit)
+    restored = open_lanes(game, histories, **settings)
     assert restored.episodes.tolist() == [history.episode for history in histories]
     assert_same_future(played, restored, 120)
 

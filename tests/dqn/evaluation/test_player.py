@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dqn.config import make_config
-from dqn.envs.backends import open_games
+from dqn.envs.backends import open_env, open_games
 from dqn.envs.games import GameSettings, make_game
 from dqn.envs.observations import area_frames, emulator_gray
 from dqn.evaluation.evaluation import Protocol, game_settings
@@ -46,6 +46,27 @@ def test_area_frames_equal_those_of_the_vector_environment(game: str) -> None:
         screen, *_ = env.step(action)
     games.env.close()
     env.close()
+
+
+@pytest.mark.parametrize("game", ["ALE/SpaceInvaders-v5", "ALE/Pooyan-v5"])
+def test_pooled_frames_are_the_maximum_of_two_screens(game: str) -> None:
+    """In Space Invaders a shot is drawn in every second frame only, so single frames differ from the maxima."""
+    settings = GameSettings(game, frame_pooling=True)
+    games, env, screens = open_games(settings, 1, 1), open_env(settings), make_game(game, obs_type="grayscale")
+    frames, _ = games.reset(np.ones(1, bool), np.array([123]))
+    pooled, screen, draws, differ = seeded(env, 123), seeded(screens, 123), np.random.default_rng(0), 0
+    for _ in range(150):
+        assert np.array_equal(area_frames(pooled[None]), frames)
+        assert (pooled >= screen).all()
+        differ += int((pooled != screen).any())
+        action = draws.integers(env.action_space.n)
+        frames, _, terminated, *_ = games.step(np.array([action]))
+        if terminated[0]:
+            break
+        pooled, screen = env.step(action)[0], screens.step(action)[0]
+    assert differ > 10
+    for each in (games.env, env, screens):
+        each.close()
 
 
 @pytest.mark.parametrize("fields", [{}, {"frame_stack": True, "noop_max": 30}, {"game": "Breakout-v0"}])

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import get_args
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from dqn.checkpoint import CheckpointMetadata, Counters
 from dqn.config import TrainConfig, make_config
+from dqn.envs.backends import open_env
+from dqn.envs.games import GameSettings
 from dqn.evaluation.evaluation import Evaluation, Protocol
 from dqn.export.inference_spec import ExportedAgent, inference_spec, network_weights, plain_weights
 from dqn.export.model_card import model_card
@@ -41,6 +44,24 @@ def test_inference_spec_rebuilds_same_network(network: str, normalize: bool) -> 
     back = network_weights(plain, original)
     assert back.keys() == original.state_dict().keys()
     assert all(torch.equal(back[name], weight) for name, weight in original.state_dict().items())
+
+
+def test_environment_of_a_spec_pools_frames() -> None:
+    """It yields the screens that the agent was trained on: the maximum of two frames of the emulator."""
+    config = make_config("fast", {"frame_pooling": True, "game": "ALE/SpaceInvaders-v5"})
+    metadata = CheckpointMetadata(config, ACTIONS)
+    spec = json.loads(json.dumps(inference_spec(metadata, make_network(config, 4))))
+    made = gymnasium.wrappers.MaxAndSkipObservation(gymnasium.make(**spec["game"]), spec["max_and_skip"])
+    expected = open_env(GameSettings.of(config))
+    for step in range(60):
+        (screen, *_), (other, *_) = [(env.step(step % 6) if step else env.reset(seed=5)) for env in (made, expected)]
+        assert np.array_equal(screen, other)
+    made.close()
+    expected.close()
+    assert "the maximum of the last two" in model_card(ExportedAgent("0123", "first", "abc", metadata, {}, None))
+    assert (
+        inference_spec(CheckpointMetadata(make_config("fast"), ACTIONS), make_network(config, 4))["max_and_skip"] == 0
+    )
 
 
 def test_model_card_has_protocol_scores_and_loading() -> None:
