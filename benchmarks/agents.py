@@ -31,6 +31,7 @@ from flows.commands.agents import Agent, open_agent
 from flows.commands.export import exported_of
 from flows.commands.record import record_video
 from storage.formats.agent_export import CARD, CONFIG, WEIGHTS, read_export, write_export
+from storage.run_tags import PRESET
 from tasks.play_evaluation import play_evaluation
 
 AGENTS = Path(__file__).resolve().parents[1] / "agents"
@@ -250,7 +251,7 @@ def main() -> None:
     agent = open_agent(options.run, options.checkpoint)
     if agent.run is None:
         parser.error(f"{options.run} is not a run")
-    preset = agent.run.tracking.get_run(agent.run.run_id).data.tags.get("dqn.preset", "fast")
+    preset = agent.run.tracking.get_run(agent.run.run_id).data.tags.get(PRESET, "fast")
     print(publish(agent, AGENTS, preset))
     (AGENTS / CARD).write_text(index())
 

@@ -28,10 +28,10 @@ from flows.sweeps.status import SweepStatus
 from flows.sweeps.study import Study
 from flows.train import HANDED_OVER, train_to_the_end
 from storage.errors import StorageError
+from storage.run_tags import FLOW_RUN
 from storage.runs import StoredRun
 from storage.selection import evaluated_states
 from storage.sweeps import StoredSweep, open_sweep
-from storage.tracking import FLOW_RUN
 
 ATTEMPTS = 3  # how often a training whose process dies is started
 RELEASE_SECONDS = 60  # a killed sweep's trainings end themselves within about a second

@@ -35,9 +35,9 @@ from flows.runners import TaskRunner, open_runner
 from storage.publication import prune_old_cycles, publish, publish_waiting, resume_run
 from storage.run_catalog import run_of_flow
 from storage.run_page import describe, link_units, system_metrics
+from storage.run_tags import FLOW_RUN, PRESET, TARGET
 from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.selection import evaluated_states
-from storage.tracking import FLOW_RUN, TARGET
 from storage.units.unit import CHECKPOINT
 from tasks.collect_episodes import collect_episodes, next_play
 from tasks.evaluate import evaluate
@@ -283,7 +283,7 @@ def _started(
     config = requested_config(preset, settings, runner.resolve)
     all_tags = {
         **tags,
-        "dqn.preset": preset or "fast",
+        PRESET: preset or "fast",
         TARGET: str(target or Target(states=DEFAULT_STATES)),
         **({FLOW_RUN: str(flow_run.id)} if flow_run.id else {}),
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
 from storage.errors import StorageError
+from storage.run_rows import RunRow
+from storage.run_tags import PRESET
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.sweeps import mark_dead_sweeps
 
@@ -56,29 +57,19 @@ def mark_dead_runs() -> list[StoredRun]:
     return marked
 
 
-def list_runs() -> list[dict[str, Any]]:
-    """One row for each run, newest first. Runs and sweeps whose writer died are marked as killed."""
+def runs_in_mlflow() -> list[RunRow]:
+    """All training runs, newest first. Runs and sweeps whose writer died are marked as killed."""
     tracking, rows = open_tracking(), []
     mark_dead_runs()
     mark_dead_sweeps()
     for run in tracking.runs():
-        status = run.info.status
         try:
-            stored = open_run(run.info.run_id)
+            open_run(run.info.run_id)
         except StorageError as error:
             _log.warning("%s", error)
             continue
-        started = time.localtime(run.info.start_time / 1000)
-        rows.append(
-            {
-                "name": stored.name,
-                "id": stored.run_id,
-                "game": run.data.params.get("game", ""),
-                "preset": run.data.tags.get("dqn.preset", ""),
-                "status": status.lower(),
-                "states": int(run.data.metrics.get(COUNTER_STATES, 0)),
-                "score": run.data.metrics.get(SCORE_MEAN_100),
-                "started": time.strftime("%Y-%m-%d %H:%M", started),
-            }
-        )
+        info, data = run.info, run.data
+        counts = data.metrics.get(COUNTER_STATES), data.metrics.get(SCORE_MEAN_100)
+        name, game, preset = str(info.run_name), data.params.get("game"), data.tags.get(PRESET)
+        rows.append(RunRow.of(name, info.run_id, game, preset, info.status, *counts, info.start_time))
     return rows

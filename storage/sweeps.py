@@ -13,13 +13,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from dqn.metrics import SWEEP_OBJECTIVE
 from storage.lease import is_leased, leased
 from storage.run_lock import is_held, one_writer
+from storage.run_tags import SEED, TRIAL
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.settings import Settings
 from storage.tracking import Tracking
 from storage.units.open_store import open_store
 from storage.units.store import UnitStore
-
-TRIAL, SEED = "dqn.trial", "dqn.seed"  # tags of a training of a sweep
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,10 @@ from storage.errors import StorageError, UnreachableError
 from storage.lease import late
 from storage.logged_models import model_of
 from storage.provenance import made_with
+from storage.run_tags import FLOW_RUN, MARK, WRITER
 from storage.settings import Settings, without_password
 from storage.units.unit import CHECKPOINT, EVALUATION, Unit
 from storage.urls import check_url
-
-MARK = "dqn.run"  # the tag of training runs and sweeps, by which they are found among other runs of the store
-FLOW_RUN = "prefect.flow_run_id"
-TARGET = "dqn.target"
-WRITER = "dqn.writer"  # the number of the run's writer, a colon, and the writer
 
 _BATCH = 1000  # MLflow's limit for the metrics of one request
 

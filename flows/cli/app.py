@@ -183,11 +183,11 @@ def _configuration(run: str | None, preset: Preset | None) -> tuple[TrainConfig,
 @app.command()
 def runs(as_json: AsJson = False) -> None:
     """List the runs, newest first."""
-    from storage.run_catalog import list_runs
+    from storage.run_list import list_runs
 
     rows = list_runs()
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([row._asdict() for row in rows], indent=1))
         return
     from flows.cli.display import print_table
 
@@ -198,14 +198,14 @@ def runs(as_json: AsJson = False) -> None:
         ["name", "id", "game", "preset", "status", "states", "mean score", "started"],
         [
             [
-                row["name"],
-                row["id"][:8],
-                row["game"],
-                row["preset"],
-                row["status"],
-                f"{row['states']:,}",
-                "-" if row["score"] is None else f"{row['score']:.2f}",
-                row["started"],
+                row.name,
+                row.id[:8],
+                row.game,
+                row.preset,
+                row.status,
+                f"{row.states:,}",
+                "-" if row.score is None else f"{row.score:.2f}",
+                row.started,
             ]
             for row in rows
         ],

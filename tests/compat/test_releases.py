@@ -28,7 +28,7 @@ from flows.commands.verify import verify_run
 from flows.train import train
 from storage.formats.agent_export import read_export
 from storage.formats.evaluation import read_evaluation
-from storage.run_catalog import list_runs
+from storage.run_list import list_runs
 from storage.runs import StoredRun, open_run, open_tracking
 from storage.selection import find_checkpoint
 from storage.units.unit import CHECKPOINT, EVALUATION
@@ -66,10 +66,10 @@ def stored(name: str) -> StoredRun:
 
 
 def test_runs_are_listed(release: SimpleNamespace) -> None:
-    rows = {row["name"]: row for row in list_runs()}
+    rows = {row.name: row for row in list_runs()}
     assert set(rows) == {"plain", "sharded"}
     for name, row in rows.items():
-        assert (row["status"], row["states"]) == ("finished", release.expected[name]["states"])
+        assert (row.status, row.states) == ("finished", release.expected[name]["states"])
 
 
 def test_run_is_verified(release: SimpleNamespace, name: str) -> None:

@@ -28,7 +28,7 @@ import tasks.optimize
 from flows.train import publish_and_prune, requested_config
 from storage.errors import StorageError
 from storage.publication import publish_waiting, resume_run
-from storage.run_catalog import list_runs
+from storage.run_list import list_runs
 from storage.runs import create_run, open_run
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes, next_play
@@ -72,7 +72,7 @@ def create(home: str, changes: dict[str, int], send: Send) -> None:
 def statuses(home: str, send: Send) -> None:
     """Send the status of every run, as `dqn runs` shows it."""
     os.environ["DQN_HOME"] = home
-    send([row["status"] for row in list_runs()])
+    send([row.status for row in list_runs()])
 
 
 def train(home: str, run_id: str, cycles: int, evaluates: bool, fault: Fault, send: Send) -> None:

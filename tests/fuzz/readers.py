@@ -33,7 +33,7 @@ from storage.formats.agent_export import read_export, write_export
 from storage.formats.checkpoint import read_checkpoint, write_checkpoint
 from storage.formats.evaluation import read_evaluation, write_evaluation
 from storage.formats.experience import read_experience, read_targets, write_experience, write_targets
-from storage.run_catalog import list_runs
+from storage.run_list import list_runs
 from storage.runs import create_run, open_run, open_tracking
 from storage.settings import Settings
 from storage.units.local_store import LocalUnitStore
@@ -229,10 +229,10 @@ def alter_store(directory: Path, draws: random.Random) -> None:
 def read_store(directory: Path) -> None:
     runs._stored_run.cache_clear()
     for row in list_runs():
-        run = open_run(row["id"])
+        run = open_run(row.id)
         found = run.tracking.get_run(run.run_id)
         Target.parse(found.data.tags.get("dqn.target", "")).fraction(10, 1)
-        open_tracking().find_run(row["name"])
+        open_tracking().find_run(row.name)
         read_checkpoint(run.newest_checkpoint().directory)
 
 

@@ -118,8 +118,11 @@ def test_commands_for_a_directory_import_no_mlflow() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_list_of_runs_imports_no_torch() -> None:
-    code = "import sys, storage.run_catalog, flows.cli.display; sys.exit('torch' in sys.modules)"
+def test_list_of_runs_imports_neither_torch_nor_mlflow() -> None:
+    code = (
+        "import sys, storage.run_list, flows.cli.display; storage.run_list.list_runs();"
+        "sys.exit(bool({'torch', 'mlflow', 'sqlalchemy'} & set(sys.modules)))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

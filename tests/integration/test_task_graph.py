@@ -11,8 +11,8 @@ from prefect.states import Completed
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from flows.train import train
+from storage.run_tags import FLOW_RUN
 from storage.runs import open_tracking
-from storage.tracking import FLOW_RUN
 from storage.units.unit import EXPERIENCE
 from tasks.unit_reference import UnitReference
 

@@ -29,8 +29,8 @@ import storage.units.store
 from storage.errors import StorageError
 from storage.formats import checkpoint  # noqa: F401 - it imports torch, which takes seconds
 from storage.publication import publish
+from storage.run_tags import WRITER
 from storage.runs import StoredRun, open_run
-from storage.tracking import WRITER
 from storage.units.unit import CHECKPOINT
 
 BUSY = threading.RLock()  # the main thread has it, unless it sleeps between two cycles

@@ -31,7 +31,7 @@ import storage.runs
 from dqn.config import TrainConfig
 from storage.errors import StorageError
 from storage.lease import RECORD, Writer, recorded_writer
-from storage.run_catalog import list_runs
+from storage.run_list import list_runs
 from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.tracking import WRITER
 from storage.units.local_store import LocalUnitStore
@@ -357,7 +357,7 @@ def test_run_that_another_home_trains_is_not_marked_killed(machines: Machines) -
     assert run.was_written_here()
     with machines.training("second") as (_, says):
         assert says() == "writing"
-        assert [row["status"] for row in list_runs()] == ["running"]
+        assert [row.status for row in list_runs()] == ["running"]
 
 
 # ---------------------------------------------------------------- damage and outages

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from dqn.config import TrainConfig, make_config
 from dqn.metrics import Metric
 from storage.formats.checkpoint import write_checkpoint
 from storage.publication import publish, resume_run
-from storage.run_catalog import list_runs
+from storage.run_catalog import runs_in_mlflow
+from storage.run_list import list_runs
+from storage.run_rows import read_rows
 from storage.runs import StoredRun, create_run, open_run, open_tracking
 from storage.units.unit import CHECKPOINT, TARGETS
 
@@ -127,12 +130,12 @@ def test_runs_are_listed_newest_first_with_their_state(home: Path, tiny: TrainCo
     publish(first, first.unit(CHECKPOINT, 1))
     first.tracking.set_status(first.run_id, "FINISHED")
     rows = list_runs()
-    assert [row["name"] for row in rows] == ["second", "first"]
+    assert [row.name for row in rows] == ["second", "first"]
     row = rows[1]
-    assert (row["id"], row["game"], row["preset"]) == (first.run_id, tiny.game, "tutorial")
-    assert (row["status"], row["states"], row["score"]) == ("finished", 60, 1.5)
-    assert row["started"] == time.strftime("%Y-%m-%d %H:%M", time.localtime(_started(first)))
-    assert (rows[0]["states"], rows[0]["score"], rows[0]["preset"]) == (0, None, "")
+    assert (row.id, row.game, row.preset) == (first.run_id, tiny.game, "tutorial")
+    assert (row.status, row.states, row.score) == ("finished", 60, 1.5)
+    assert row.started == time.strftime("%Y-%m-%d %H:%M", time.localtime(_started(first)))
+    assert (rows[0].states, rows[0].score, rows[0].preset) == (0, None, "")
 
 
 def _started(run: StoredRun) -> float:
@@ -142,11 +145,12 @@ def _started(run: StoredRun) -> float:
 @pytest.mark.parametrize("shards", ["", "x", "0", "-1"])
 def test_run_with_a_damaged_param_hides_no_other(home: Path, tiny: TrainConfig, shards: str) -> None:
     run = create_run(tiny, NAMES, "first", {})
-    create_run(tiny, NAMES, "second", {})
+    for each in (run, create_run(tiny, NAMES, "second", {})):
+        each.tracking.set_status(each.run_id, "FINISHED")
     with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
         database.execute("UPDATE params SET value = ? WHERE key = 'shards' AND run_uuid = ?", (shards, run.run_id))
     storage.runs._stored_run.cache_clear()
-    assert [row["name"] for row in list_runs()] == ["second"]
+    assert [row.name for row in list_runs()] == ["second"]
 
 
 def test_empty_store_lists_no_runs(home: Path) -> None:
@@ -159,7 +163,7 @@ def test_run_of_a_dead_writer_is_marked_as_killed(home: Path, tiny: TrainConfig)
         hears()
     with another_process(lambda say: train(alive, say)) as (_, hears):
         hears()
-        assert {row["name"]: row["status"] for row in list_runs()} == {"dead": "killed", "alive": "running"}
+        assert {row.name: row.status for row in list_runs()} == {"dead": "killed", "alive": "running"}
         statuses = {run.info.run_name: run.info.status for run in open_tracking().runs()}
         assert statuses == {"dead": "KILLED", "alive": "RUNNING"}
 
@@ -168,7 +172,7 @@ def test_run_of_a_dead_writer_is_marked_as_killed(home: Path, tiny: TrainConfig)
 def test_ended_run_keeps_its_status(home: Path, tiny: TrainConfig, status: str) -> None:
     run = create_run(tiny, NAMES, None, {})
     run.tracking.set_status(run.run_id, status)
-    assert [row["status"] for row in list_runs()] == [status.lower()]
+    assert [row.status for row in list_runs()] == [status.lower()]
     assert run.tracking.get_run(run.run_id).info.status == status
 
 
@@ -198,7 +202,35 @@ def test_run_returns_its_checkpoints(
 def test_run_of_another_machine_is_not_marked(home: Path, tiny: TrainConfig) -> None:
     run = create_run(tiny, NAMES, "elsewhere", {})
     run.settings.lock(run.run_id).unlink()
-    assert [row["status"] for row in list_runs()] == ["running"]
+    assert [row.status for row in list_runs()] == ["running"]
     with run.writing():
         pass
-    assert [row["status"] for row in list_runs()] == ["killed"]
+    assert [row.status for row in list_runs()] == ["killed"]
+
+
+def test_both_ways_to_list_runs_agree(home: Path, tiny: TrainConfig) -> None:
+    """One reads the database, the other one asks MLflow."""
+    for number, status in enumerate(("FINISHED", "FAILED", "RUNNING")):
+        run = create_run(tiny, NAMES, f"run {number}", {"dqn.preset": "tutorial"} if number else {})
+        with run.commit(CHECKPOINT, 1, {}) as draft:
+            score = [Metric("score/mean_100", 60, math.nan if number == 1 else 1.5)] if number else []
+            draft.metrics += [Metric("counter/states", 60 + number, 60 + number), *score]
+        publish(run, run.unit(CHECKPOINT, 1))
+        run.tracking.set_status(run.run_id, status)
+    create_run(tiny, NAMES, "deleted", {}).tracking.delete_run(open_tracking().find_run("deleted").info.run_id)
+    run.settings.lock(run.run_id).unlink()  # as if another machine trained it
+    rows = read_rows(home / "mlflow.db", run.settings)
+    assert rows is not None and [row.name for row in rows] == ["run 2", "run 1", "run 0"]
+    found = runs_in_mlflow()
+    assert [row._replace(score=None) for row in rows] == [row._replace(score=None) for row in found]
+    assert [row.score for row in rows] == [1.5, None, None]
+
+
+def test_other_tables_are_left_to_mlflow(home: Path, tiny: TrainConfig) -> None:
+    run = create_run(tiny, NAMES, "first", {})
+    run.tracking.set_status(run.run_id, "FINISHED")
+    assert read_rows(home / "mlflow.db", run.settings) == list_runs()
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("ALTER TABLE latest_metrics RENAME TO others")
+    assert read_rows(home / "mlflow.db", run.settings) is None
+    assert read_rows(home / "none.db", run.settings) == []

@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 from dqn.config import TrainConfig, make_config
 from dqn.metrics import Metric
 from storage.errors import StorageError
+from storage.run_tags import FLOW_RUN, MARK, WRITER
 from storage.settings import Settings
-from storage.tracking import FLOW_RUN, MARK, WRITER, Tracking
+from storage.tracking import Tracking
 from storage.units.unit import TARGETS, Unit
 
 
