@@ -44,7 +44,7 @@ EVALUATIONS = {
     "ALE/Breakout-v5": ("--episodes 100", "--episodes 30 --game Breakout-v0"),
     "Breakout-v0": ("--episodes 30",),
 }
-OTHER_GAMES = ("pong", "spaceinvaders", "seaquest", "qbert", "beamrider", "enduro")
+OTHER_GAMES = ("pong", "qbert")
 
 
 def main() -> None:

@@ -55,7 +55,9 @@ class RunRow(NamedTuple):
     ) -> RunRow:
         """A row from the values of MLflow."""
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(start_ms / 1000))
-        return cls(name, run_id, game or "", preset or "", status.lower(), int(states or 0), score and float(score), started)
+        return cls(
+            name, run_id, game or "", preset or "", status.lower(), int(states or 0), score and float(score), started
+        )
 
 
 def read_rows(path: Path, settings: Settings) -> list[RunRow] | None:
