@@ -288,9 +288,10 @@ class DaskRunner:
             return
         self._missing_since = self._missing_since or time.monotonic()
         if time.monotonic() - self._missing_since > WORKER_SECONDS:
+            here = " --host 127.0.0.1" if "//127.0.0.1:" in self._address else ""
             raise ConnectionError(
                 f"no worker of the cluster {self._address} offers the resource {resource}; start one: "
-                f"dask worker {self._address} --nthreads 1 --resources {resource}=1"
+                f"dask worker {self._address}{here} --nthreads 1 --resources {resource}=1"
             )
 
     def _workers(self, resource: str) -> set[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from flows.server.processes import answers
 
 SECONDS = 300  # time limit of every wait, enough for a slow machine
+NO_PAGES = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
 DQN = (sys.executable, "-m", "flows.cli")
 
 
@@ -35,8 +36,9 @@ def free_port() -> int:
 class Cluster:
     """A Prefect server, a Dask scheduler and Dask workers, each with a log in the directory `logs`."""
 
-    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, logs: Path, environment: Mapping[str, str], protocol: str = "tcp") -> None:
         self.logs = logs
+        self.protocol = protocol
         self.prefect, self.scheduler = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.environment = {
             **os.environ,
@@ -50,7 +52,12 @@ class Cluster:
     @property
     def settings(self) -> dict[str, str]:
         """The environment of a training on this cluster."""
-        return {**self.environment, "DQN_CLUSTER": f"tcp://{self.scheduler}"}
+        return {**self.environment, "DQN_CLUSTER": self.address}
+
+    @property
+    def address(self) -> str:
+        """The address of the Dask scheduler."""
+        return f"{self.protocol}://{self.scheduler}"
 
     def start(self, name: str, *command: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         with (self.logs / f"{name}.log").open("ab") as log:
@@ -68,13 +75,13 @@ class Cluster:
 
     def start_scheduler(self) -> None:
         host, _, port = self.scheduler.partition(":")
-        command = [sys.executable, "-m", "dask", "scheduler", "--host", host, "--port", port, "--no-dashboard"]
-        self.start("scheduler", *command)
+        command = [sys.executable, "-m", "dask", "scheduler", "--host", host, "--port", port, *NO_PAGES]
+        self.start("scheduler", *command, "--protocol", self.protocol)
 
     def start_worker(self, name: str, resource: str, environment: Mapping[str, str] | None = None, *more: str) -> None:
-        options = ["--nthreads", "1", "--resources", f"{resource}=1", "--name", name, "--no-dashboard"]
-        options += ["--local-directory", str(self.logs / name), "--memory-limit", "0"]
-        command = [sys.executable, "-m", "dask", "worker", f"tcp://{self.scheduler}", *options, *more]
+        options = ["--nthreads", "1", "--resources", f"{resource}=1", "--name", name, "--host", "127.0.0.1"]
+        options += ["--local-directory", str(self.logs / name), "--memory-limit", "0", *NO_PAGES]
+        command = [sys.executable, "-m", "dask", "worker", self.address, *options, *more]
         self.start(name, *command, environment=environment)
 
     def output(self, name: str) -> str:

@@ -46,7 +46,7 @@ def cluster(dask: Cluster) -> Iterator[Cluster]:
     yield dask
     for name in set(dask.running) - {"prefect", "scheduler"}:
         dask.kill(name)
-    with Client(f"tcp://{dask.scheduler}") as client:
+    with Client(dask.address) as client:
         wait_until(lambda: not client.scheduler_info()["workers"], "the scheduler removes the dead workers")
 
 
@@ -116,7 +116,7 @@ def test_dead_worker_and_s3_outage_keep_the_digest(
         servers.s3.judge = lambda method, path: PASS
     assert restored.is_set()
     assert digest(run, machine("reader")) == undisturbed_digest
-    with Client(f"tcp://{cluster.scheduler}") as client:
+    with Client(cluster.address) as client:
         assert {worker["id"] for worker in client.scheduler_info()["workers"].values()} == {"first", "third"}
     assert not list(tmp_path.glob("*/replay"))  # only S3 stores experience
 
