@@ -22,10 +22,11 @@ import numpy as np
 from matplotlib.ticker import EngFormatter
 
 from benchmarks import report
+from benchmarks.published_scores import DOPAMINE
 from benchmarks.report import DOCS, HERE, Table, machine, read_results, results_file, write_results
 from dqn.envs.games import game_title
 from dqn.evaluation.evaluation import interquartile_mean
-from dqn.evaluation.human_scores import human_normalized
+from dqn.evaluation.human_scores import SCORES, human_normalized
 from dqn.metrics import COUNTER_STATES, SCORE_MEAN_100
 from dqn.plots.curve_figures import RUN_COLORS
 from dqn.plots.figures import new_figure
@@ -37,6 +38,7 @@ from storage.sweeps import StoredSweep
 
 NAME = "learning"
 DQN = [sys.executable, "-m", "flows.cli"]
+MILLION = 1_005_000  # states of a training that ends with the cycle after the millionth state
 POINTS = 200  # stored points of a curve
 STUDIES = {path.stem: read_sweep(path) for path in sorted((HERE / "studies").glob("*.yaml"))}
 # Options of `dqn evaluate` for the last checkpoints, one for each protocol.
@@ -143,6 +145,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
         Table(DOCS / "scores.md", f"{command}, commands", where, list(commands(results))),
         Table(DOCS / "scores.md", command, where, list(table(results))),
         Table(DOCS / "results.md", f"{command}, seeds and games together", where, list(summary(results))),
+        Table(DOCS / "comparisons.md", f"{command}, games", where, list(games(results))),
     ]
 
 
@@ -166,6 +169,21 @@ def table(results: dict[str, Any]) -> Iterator[str]:
                 f"| {found['episodes']} of {found['game']}, epsilon {found['epsilon']:g} "
                 f"| {found['mean']:.1f} ({found['mean_low']:.1f} to {found['mean_high']:.1f}) "
                 f"| {found['sd']:.1f}; {found['max']:.0f}; {'-' if human is None else f'{human:.2f}'} |"
+            )
+
+
+def games(results: dict[str, Any]) -> Iterator[str]:
+    """The lines of the table of all games after a million states, beside published scores."""
+    yield "| game | evaluation (95 % interval) | training score | Dopamine's DQN | Dopamine's IQN | random; human |"
+    yield "|---|---|---|---|---|---|"
+    for title, (dqn_score, iqn_score) in DOPAMINE.items():
+        found = [results.get(f"{name}-seed0") for name in (f"{title.lower()}-million", title.lower())]
+        for record in (each for each in found if each and each["states"] < MILLION):
+            mean, low, high = (record["evaluations"][0][figure] for figure in ("mean", "mean_low", "mean_high"))
+            random, human = SCORES[title]
+            yield (
+                f"| {title} | {mean:,.1f} ({low:,.1f} to {high:,.1f}) "
+                f"| {record['curves']['score'][-1]:,.1f} | {dqn_score:,} | {iqn_score:,} | {random:,}; {human:,} |"
             )
 
 

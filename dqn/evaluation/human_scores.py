@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dqn.envs.games import game_title
 
-# title: (random, human)
-_SCORES = {
+# Title of a game: (random, human)
+SCORES = {
     "Alien": (227.8, 7127.7),
     "Amidar": (5.8, 1719.5),
     "Assault": (222.4, 742.0),
@@ -72,7 +72,7 @@ _SCORES = {
 
 def human_normalized(game: str, score: float) -> float | None:
     """(score - random) / (human - random), or None if no scores are published for `game`."""
-    if game_title(game) not in _SCORES:
+    if game_title(game) not in SCORES:
         return None
-    random, human = _SCORES[game_title(game)]
+    random, human = SCORES[game_title(game)]
     return (score - random) / (human - random)
