@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is not None, reason="torch's CUDA build has a CUDA device of its own; see benchmarks/gpu"
+)
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("fast", {}),
