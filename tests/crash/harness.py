@@ -192,7 +192,7 @@ class CrashRun:
 def empty_store() -> Path:
     """An MLflow store without runs, which each run gets a copy of, because creating its tables takes seconds."""
     home = Path(tempfile.mkdtemp())
-    child = start("statuses", str(home))
+    child = start("create_store", str(home))
     assert child.join() == 0
     return home / "mlflow.db"
 

@@ -29,7 +29,7 @@ from flows.train import publish_and_prune, requested_config
 from storage.errors import StorageError
 from storage.publication import publish_waiting, resume_run
 from storage.run_list import list_runs
-from storage.runs import create_run, open_run
+from storage.runs import create_run, open_run, open_tracking
 from tasks import process_cache
 from tasks.collect_episodes import collect_episodes, next_play
 from tasks.evaluate import evaluate
@@ -67,6 +67,12 @@ def create(home: str, changes: dict[str, int], send: Send) -> None:
     os.environ["DQN_HOME"] = home
     config = requested_config("fast", CONFIG | changes)
     send(create_run(config, dqn.envs.games.action_names(config.game), "crash", {}).run_id)
+
+
+def create_store(home: str, send: Send) -> None:
+    """Create the tables of MLflow in `home`."""
+    os.environ["DQN_HOME"] = home
+    open_tracking()
 
 
 def statuses(home: str, send: Send) -> None:
