@@ -118,14 +118,6 @@ def test_commands_for_a_directory_import_no_mlflow() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_list_of_runs_imports_neither_torch_nor_mlflow() -> None:
-    code = (
-        "import sys, storage.run_list, flows.cli.display; storage.run_list.list_runs();"
-        "sys.exit(bool({'torch', 'mlflow', 'sqlalchemy'} & set(sys.modules)))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_export_holds_the_checkpoint_and_detects_changes(agent: Agent, directory: Path) -> None:
     exported = read_export(directory)
     assert (exported.run_id, exported.checkpoint, exported.metadata) == (

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -224,6 +226,20 @@ def test_both_ways_to_list_runs_agree(home: Path, tiny: TrainConfig) -> None:
     found = runs_in_mlflow()
     assert [row._replace(score=None) for row in rows] == [row._replace(score=None) for row in found]
     assert [row.score for row in rows] == [1.5, None, None]
+
+
+def test_list_of_runs_imports_neither_torch_nor_mlflow(home: Path, tiny: TrainConfig) -> None:
+    """Their imports take seconds."""
+    run = create_run(tiny, NAMES, "first", {})
+    run.tracking.set_status(run.run_id, "FINISHED")
+    code = """
+import sys
+import flows.cli.display
+from storage.run_list import list_runs
+(row,) = list_runs()
+sys.exit(bool({"torch", "mlflow", "sqlalchemy"} & set(sys.modules)))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_other_tables_are_left_to_mlflow(home: Path, tiny: TrainConfig) -> None:
