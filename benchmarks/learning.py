@@ -86,6 +86,9 @@ def record_of(run: StoredRun, study: str, seed: int, command: str) -> dict[str, 
     """The states, minutes, curves and evaluations of one run."""
     found = run.tracking.get_run(run.run_id)
     game = found.data.params["game"]
+    protocols = EVALUATIONS.get(game, ("--episodes 30",))
+    if found.data.params.get("frame_pooling") == "True":  # which other games than ALE/… do not have
+        protocols = protocols[:1]
     return {
         "study": study,
         "seed": seed,
@@ -98,7 +101,7 @@ def record_of(run: StoredRun, study: str, seed: int, command: str) -> dict[str, 
         "curves": curves(run.run_id),
         "evaluations": [
             json.loads(dqn("evaluate", run.run_id, "--json", *shlex.split(each)))
-            for each in EVALUATIONS.get(game, ("--episodes 30",))
+            for each in protocols
         ],
     }
 
