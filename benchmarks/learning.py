@@ -99,10 +99,7 @@ def record_of(run: StoredRun, study: str, seed: int, command: str) -> dict[str, 
         "revision": found.data.tags.get("mlflow.source.git.commit", ""),
         "game": game,
         "curves": curves(run.run_id),
-        "evaluations": [
-            json.loads(dqn("evaluate", run.run_id, "--json", *shlex.split(each)))
-            for each in protocols
-        ],
+        "evaluations": [json.loads(dqn("evaluate", run.run_id, "--json", *shlex.split(each))) for each in protocols],
     }
 
 
