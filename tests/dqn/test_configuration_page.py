@@ -57,7 +57,10 @@ CHOICES = {
     "l2": ("Regularization.", NOT_TRIED),
     "dropout": ("Regularization.", NOT_TRIED),
     "frame_stack": ("States of stacked frames, as in published DQN results.", NOT_TRIED),
-    "frame_pooling": ("Games with sprites that flicker, as in published DQN results.", "studies `battlezone`, `spaceinvaders`"),
+    "frame_pooling": (
+        "Games with sprites that flicker, as in published DQN results.",
+        "studies `battlezone`, `spaceinvaders`",
+    ),
     "full_action_set": ("One set of actions for all games.", NOT_TRIED),
     "noop_max": ("Random starts of episodes, as in published DQN results.", NOT_TRIED),
     "midgame_lanes": ("Starts from saved states, an exercise of the tutorial.", NOT_TRIED),
