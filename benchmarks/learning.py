@@ -38,7 +38,7 @@ from storage.sweeps import StoredSweep
 
 NAME = "learning"
 DQN = [sys.executable, "-m", "flows.cli"]
-MILLION = 1_005_000  # states of a training that ends with the cycle after the millionth state
+MILLION = "--set learning_rate=5e-4:1e-5:1000000"  # in the command of every study of the table of games
 POINTS = 200  # stored points of a curve
 STUDIES = {path.stem: read_sweep(path) for path in sorted((HERE / "studies").glob("*.yaml"))}
 # Options of `dqn evaluate` for the last checkpoints, one for each protocol.
@@ -174,15 +174,16 @@ def table(results: dict[str, Any]) -> Iterator[str]:
 
 def games(results: dict[str, Any]) -> Iterator[str]:
     """The lines of the table of all games after a million states, beside published scores."""
-    yield "| game | evaluation (95 % interval) | training score | Dopamine's DQN | Dopamine's IQN | random; human |"
+    yield "| game, study | evaluation (95 % interval) | training score | Dopamine's DQN | its IQN | random; human |"
     yield "|---|---|---|---|---|---|"
     for title, (dqn_score, iqn_score) in DOPAMINE.items():
-        found = [results.get(f"{name}-seed0") for name in (f"{title.lower()}-million", title.lower())]
-        for record in (each for each in found if each and each["states"] < MILLION):
+        for record in (each for each in results.values() if game_title(each["game"]) == title):
+            if MILLION not in record["command"]:
+                continue
             mean, low, high = (record["evaluations"][0][figure] for figure in ("mean", "mean_low", "mean_high"))
             random, human = SCORES[title]
             yield (
-                f"| {title} | {mean:,.1f} ({low:,.1f} to {high:,.1f}) "
+                f"| {title}, {record['study']} | {mean:,.1f} ({low:,.1f} to {high:,.1f}) "
                 f"| {record['curves']['score'][-1]:,.1f} | {dqn_score:,} | {iqn_score:,} | {random:,}; {human:,} |"
             )
 

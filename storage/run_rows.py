@@ -65,10 +65,10 @@ def read_rows(path: Path, settings: Settings) -> list[RunRow] | None:
 
     Args:
         path: of the database.
-        settings: of the installation that is asked.
+        settings: of the installation whose locks are tested.
 
     Returns:
-        None if MLflow must be asked: the tables or values are others than expected, or the writer of a run may be dead.
+        None if MLflow must list the runs: the tables or values are not as expected, or a writer may be dead.
     """
     if not path.exists():
         return []

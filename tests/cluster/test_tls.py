@@ -1,4 +1,4 @@
-"""A cluster whose members know each other by a certificate trains as one without, and admits nobody else."""
+"""A cluster whose members have a certificate trains like one without, and refuses all other connections."""
 
 from __future__ import annotations
 
@@ -129,12 +129,14 @@ def test_client_without_our_certificate_runs_no_code(cluster: Cluster, tmp_path:
         Client(cluster.address, security=security(*certificate(tmp_path, "stranger")), timeout=10)
 
 
-def test_worker_without_our_certificate_gets_no_task(cluster: Cluster, tmp_path: Path) -> None:
-    stranger = {**cluster.environment, **environment(*certificate(tmp_path, "stranger"))}
-    cluster.start_worker("stranger", "collector", stranger, "--death-timeout", "20")
+def test_worker_without_our_certificate_gets_no_task(cluster: Cluster, tmp_path: Path, ours: tuple[str, str]) -> None:
+    """The worker trusts the scheduler, but the scheduler does not trust the worker."""
+    wait_until(lambda: all(name in cluster.output("scheduler") for name in ("first", "second", "third")), "the workers")
+    theirs = {**environment(*certificate(tmp_path, "stranger")), f"{TLS}__CA_FILE": ours[0]}
+    cluster.start_worker("stranger", "collector", {**cluster.environment, **theirs}, "--death-timeout", "20")
     try:
         cluster.running["stranger"].wait(120)
     finally:
         cluster.kill("stranger")
-    scheduler = cluster.output("scheduler")
-    assert "first" in scheduler and "stranger" not in scheduler
+    assert "unknown ca" in cluster.output("stranger")
+    assert "stranger" not in cluster.output("scheduler")

@@ -32,8 +32,8 @@ from dqn.config import TrainConfig
 from storage.errors import StorageError
 from storage.lease import RECORD, Writer, recorded_writer
 from storage.run_list import list_runs
+from storage.run_tags import WRITER
 from storage.runs import StoredRun, create_run, open_run, open_tracking
-from storage.tracking import WRITER
 from storage.units.local_store import LocalUnitStore
 from storage.units.unit import CHECKPOINT, EVALUATION, TARGETS
 

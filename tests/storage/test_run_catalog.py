@@ -211,7 +211,7 @@ def test_run_of_another_machine_is_not_marked(home: Path, tiny: TrainConfig) -> 
 
 
 def test_both_ways_to_list_runs_agree(home: Path, tiny: TrainConfig) -> None:
-    """One reads the database, the other one asks MLflow."""
+    """One reads the database itself, the other one requests the runs from MLflow."""
     for number, status in enumerate(("FINISHED", "FAILED", "RUNNING")):
         run = create_run(tiny, NAMES, f"run {number}", {"dqn.preset": "tutorial"} if number else {})
         with run.commit(CHECKPOINT, 1, {}) as draft:
